@@ -1,0 +1,21 @@
+//! leaktrace: which code holds the memory of a running process, is it growing, is it leaked?
+//!
+//! Modules depend downwards only (`cargo xtask check` enforces it):
+//! `cli → daemon → session → {probe event ledger unwind symbolize runtime verdict report export bpf}
+//! → {allocator → object, proc} → model → leaktrace_common`.
+
+pub mod allocator;
+pub mod bpf;
+pub mod cli;
+pub mod event;
+pub mod export;
+pub mod ledger;
+pub mod model;
+pub mod object;
+pub mod probe;
+pub mod proc;
+pub mod report;
+pub mod runtime;
+pub mod session;
+pub mod symbolize;
+pub mod unwind;

@@ -1,0 +1,3 @@
+//! Processes as `/proc` shows them: mappings, identity, memory.
+
+pub mod maps;

@@ -1,0 +1,1 @@
+//! Go processes read from outside.

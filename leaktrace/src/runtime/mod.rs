@@ -1,0 +1,3 @@
+//! Managed runtimes, read from outside. They know nothing of BPF.
+
+pub mod go;
