@@ -8,8 +8,7 @@ use std::cmp::{Ordering, Reverse};
 
 use hashbrown::HashMap;
 
-use super::name::base;
-use super::profile::{Location, Profile, Sample};
+use super::profile::{Profile, Sample};
 
 /// Which nodes to keep, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -179,35 +178,12 @@ impl Names {
                 (names.len() - 1) as u32
             })
         };
-        let of_function: Vec<Option<u32>> = profile
-            .functions
-            .iter()
-            .map(|function| (!function.name.is_empty()).then(|| node(function.name.clone())))
-            .collect();
         let of_location = profile
             .locations
             .iter()
-            .map(|location| {
-                let mut nameless = || node(nameless(profile, location));
-                if location.lines.is_empty() {
-                    return vec![nameless()];
-                }
-                location
-                    .lines
-                    .iter()
-                    .map(|line| of_function[line.function.index()].unwrap_or_else(&mut nameless))
-                    .collect()
-            })
+            .map(|location| profile.names(location).map(|name| node(name.into_owned())).collect())
             .collect();
         Self { names, of_location }
-    }
-}
-
-/// What stands for code without a function name.
-pub(super) fn nameless(profile: &Profile, location: &Location) -> String {
-    match profile.mapping(location) {
-        Some(mapping) if !mapping.file.is_empty() => format!("[{}]", base(&mapping.file)),
-        _ => "<unknown>".to_owned(),
     }
 }
 

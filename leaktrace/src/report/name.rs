@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn fitting_keeps_both_ends() {
         assert_eq!(fit("short", 10), "short");
-        assert_eq!(fit("github.com/company/service/cache.(*Store).Put", 20), "github.…Store).Put");
+        assert_eq!(fit("github.com/company/service/cache.(*Store).Put", 20), "github.…(*Store).Put");
         assert_eq!(fit("ααααααααααα", 10).chars().count(), 10);
     }
 

@@ -3,7 +3,10 @@
 //! Plain data in the shape of pprof's, with indices in place of ids. No rendering, no files.
 //! Invariant: ids are positions in the profile's own vectors, and `sample.values.len() == sample_types.len()`.
 
+use std::borrow::Cow;
+
 use super::loss::Losses;
+use super::name::base;
 
 macro_rules! index {
     ($($(#[$doc:meta])* $name:ident),*) => {$(
@@ -260,9 +263,27 @@ impl Profile {
         location.mapping.map(|id| &self.mappings[id.index()])
     }
 
+    /// Function names at a location, innermost first; at least one, as it may be that of the file.
+    pub fn names<'p>(&'p self, location: &'p Location) -> impl DoubleEndedIterator<Item = Cow<'p, str>> {
+        let nameless = || Cow::Owned(nameless(self, location));
+        let lines = location.lines.iter().map(move |line| match self.function(line).name.as_str() {
+            "" => nameless(),
+            name => Cow::Borrowed(name),
+        });
+        lines.chain(location.lines.is_empty().then(nameless))
+    }
+
     /// Locations of a sample, leaf first.
     pub fn stack<'p>(&'p self, sample: &'p Sample) -> impl DoubleEndedIterator<Item = &'p Location> {
         sample.locations.iter().map(|id| &self.locations[id.index()])
+    }
+}
+
+/// What stands for code without a function name.
+fn nameless(profile: &Profile, location: &Location) -> String {
+    match profile.mapping(location) {
+        Some(mapping) if !mapping.file.is_empty() => format!("[{}]", base(&mapping.file)),
+        _ => "<unknown>".to_owned(),
     }
 }
 

@@ -152,18 +152,51 @@ mod tests {
     #[test]
     fn by_flat_weight() {
         let options = TableOptions { graph: GraphOptions::trimmed(3), width: None };
-        insta::assert_snapshot!(table(&sample_profile(), &options));
+        insta::assert_snapshot!(table(&sample_profile(), &options), @r"
+        File: app
+        Type: inuse_space
+        Time: 2023-11-14T22:13:20Z
+        Duration: 2.50s
+        Showing nodes accounting for 2560kB, 100% of 2560.10kB total
+        Dropped 1 node (cum <= 12.80kB)
+              flat  flat%   sum%        cum   cum%
+            2048kB 80.00% 80.00%     2048kB 80.00%  leak (inline)
+             512kB 20.00%   100%      512kB 20.00%  keep
+                 0     0%   100%  2560.10kB   100%  main
+                 0     0%   100%     2048kB 80.00%  recurse
+        ");
     }
 
     #[test]
     fn by_cumulative_weight_all_nodes_counts() {
         let graph = GraphOptions { cumulative: true, ..GraphOptions::all(2) };
-        insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: None }));
+        insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: None }), @r"
+        File: app
+        Type: inuse_objects
+        Time: 2023-11-14T22:13:20Z
+        Duration: 2.50s
+        Showing nodes accounting for 4, 100% of 4 total
+              flat  flat%   sum%        cum   cum%
+                 0     0%     0%          4   100%  main
+                 2 50.00% 50.00%          2 50.00%  leak (inline)
+                 0     0% 50.00%          2 50.00%  recurse
+                 1 25.00% 75.00%          1 25.00%  [libx.so]
+                 1 25.00%   100%          1 25.00%  keep
+        ");
     }
 
     #[test]
     fn top_nodes_in_a_narrow_terminal() {
         let graph = GraphOptions { top: 1, ..GraphOptions::all(3) };
-        insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: Some(60) }));
+        insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: Some(60) }), @r"
+        File: app
+        Type: inuse_space
+        Time: 2023-11-14T22:13:20Z
+        Duration: 2.50s
+        Showing nodes accounting for 2MB, 80.00% of 2.50MB total
+        Showing top 1 nodes out of 5
+              flat  flat%   sum%        cum   cum%
+               2MB 80.00% 80.00%        2MB 80.00%  leak
+        ");
     }
 }
