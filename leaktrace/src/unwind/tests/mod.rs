@@ -7,6 +7,8 @@ mod equivalence;
 mod hostile;
 mod live;
 mod shapes;
+mod sharing;
+mod steps;
 
 use std::path::PathBuf;
 use std::process::Command;
