@@ -247,8 +247,10 @@ fn walks_by_debug_frame_alone() {
         "-fno-asynchronous-unwind-tables",
         "-fno-unwind-tables",
     ];
-    let (_directory, path) = gcc("chain.c", CHAIN, &options);
-    check(&walk(&path, &[]), &["main", "_start"]);
+    for compression in ["-gz=none", "-gz=zlib"] {
+        let (_directory, path) = gcc("chain.c", CHAIN, &[&options[..], &[compression]].concat());
+        check(&walk(&path, &[]), &["main", "_start"]);
+    }
 }
 
 #[test]

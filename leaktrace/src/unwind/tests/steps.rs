@@ -149,6 +149,7 @@ fn early_ends_say_why() {
     };
     let call = [(RULE_SP, 0, 8)];
     assert_eq!(truncated(x86(&call, at(0), &[0x1234])), Truncation::NoMapping);
+    assert_eq!(x86(&call, at(0), &[0]).end, WalkEnd::Bottom);
     assert_eq!(truncated(x86(&call, at(0), &[])), Truncation::UnreadableStack(STACK));
     let low = Registers {
         sp: u64::MAX - 3,
