@@ -4,7 +4,8 @@
 //! saved frame pointer; in a leaf it is still in x30, which only the innermost frame of a walk may use.
 //! Source: DWARF for the Arm 64-bit Architecture (register numbers), AAPCS64 (frame records).
 
-use super::program::{RegisterNumbers, Saved, UnknownReason};
+use super::program::{RegisterNumbers, Saved};
+use super::rule::UnknownReason;
 
 pub(super) const REGISTERS: RegisterNumbers = RegisterNumbers { sp: 31, bp: 29, ra: 30 };
 

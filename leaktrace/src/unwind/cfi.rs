@@ -13,7 +13,8 @@ use object::ReadRef;
 
 use super::Machine;
 use super::compact::{self, Extent, TableStats, UnwindTable};
-use super::program::{BadProgram, Common, Interpreter, RawRow, Rule, Slice};
+use super::program::{BadProgram, Common, Interpreter, Slice};
+use super::rule::{RawRow, Rule};
 use super::sections::{FrameSection, Image};
 use crate::model::ElfAddress;
 

@@ -7,7 +7,7 @@
 use leaktrace_common::unwind::{BLOCK_SHIFT, BLOCK_SIZE, RULE_UNKNOWN, Row};
 
 use super::cfi::{CompileError, MAX_ROWS};
-use super::program::{RawRow, Rule, UnknownReason};
+use super::rule::{RawRow, Rule, UnknownReason};
 use crate::model::ElfAddress;
 
 /// Functions begin at multiples of this; a shorter gap before one is padding that never runs.

@@ -23,6 +23,7 @@ mod cfi;
 mod compact;
 mod program;
 mod replay;
+mod rule;
 
 mod sections;
 mod x86_64;
@@ -33,8 +34,8 @@ mod tests;
 pub use cache::{CompileJob, FileId, TableCache, TableKey, TableResult};
 pub use cfi::{CompileError, ForcedRule, compile};
 pub use compact::{TableStats, UnwindTable};
-pub use program::UnknownReason;
 pub use replay::{Code, FirstPc, MAX_FRAMES, Mapping, Registers, Truncation, Walk, WalkEnd, replay};
+pub use rule::UnknownReason;
 
 /// Instruction sets whose call-frame information can be compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

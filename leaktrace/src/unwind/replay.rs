@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+pub use leaktrace_common::config::MAX_FRAMES;
 use leaktrace_common::unwind::{
     BP_VIA_BP, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_PLT, RULE_SIGNAL, RULE_SP, RULE_SP_DEREF,
     Row, deref_addend, deref_offset,
@@ -13,9 +14,6 @@ use leaktrace_common::unwind::{
 
 use super::{Machine, UnknownReason, UnwindTable, aarch64, x86_64};
 use crate::model::{ElfAddress, ProcessAddress};
-
-/// Most frames of a walk.
-pub const MAX_FRAMES: usize = 127;
 
 /// The registers that a walk begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,14 +152,13 @@ fn step(
             row.ok_or(WalkEnd::Truncated(Truncation::NoRule(UnknownReason::NoTable)))?
         }
     };
-    apply(machine, row, registers, lookup, read)
+    apply(machine, row, registers, read)
 }
 
 pub(super) fn apply(
     machine: Machine,
     row: Row,
     registers: Registers,
-    lookup: u64,
     read: &impl Fn(u64) -> Option<u64>,
 ) -> Result<Caller, Stop> {
     let Registers { sp, bp, .. } = registers;
@@ -176,7 +173,7 @@ pub(super) fn apply(
         RULE_SP_DEREF => deref(sp)?,
         RULE_BP_DEREF => deref(bp)?,
         RULE_PLT => {
-            let pushed = (lookup & 15) as i64 >= i64::from(row.cfa);
+            let pushed = (registers.pc & 15) as i64 >= i64::from(row.cfa);
             sp.wrapping_add(if pushed { 16 } else { 8 })
         }
         RULE_END => return Err(WalkEnd::Bottom),
@@ -222,6 +219,10 @@ pub(super) fn apply(
         },
     };
     let bp = saved_bp_at.map_or(Ok(bp), load)?;
+    // Hand-written entry points push a zero where a caller would have left its address.
+    if pc == 0 {
+        return Err(WalkEnd::Bottom);
+    }
     Ok(Caller {
         registers: Registers {
             pc,

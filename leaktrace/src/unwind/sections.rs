@@ -109,7 +109,7 @@ fn is_position_independent_program<'data, R: ReadRef<'data>>(
         .any(|header| {
             let entries = header.dynamic(endian, elf.data()).ok().flatten().unwrap_or_default();
             let mut flags = entries.iter().filter(|entry| entry.d_tag(endian) == DT_FLAGS_1);
-            flags.any(|entry| entry.d_val(endian) & u64::from(DF_1_PIE.0) != 0)
+            flags.any(|entry| entry.d_val(endian) & DF_1_PIE.0 != 0)
         })
 }
 

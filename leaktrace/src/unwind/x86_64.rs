@@ -3,7 +3,8 @@
 //! Source: System V ABI for AMD64, figure 3.36 (register numbers); `struct rt_sigframe` and `struct sigcontext_64` of
 //! Linux for the signal frame.
 
-use super::program::{RegisterNumbers, Saved, UnknownReason};
+use super::program::{RegisterNumbers, Saved};
+use super::rule::UnknownReason;
 
 pub(super) const REGISTERS: RegisterNumbers = RegisterNumbers { sp: 7, bp: 6, ra: 16 };
 

@@ -237,7 +237,7 @@ fn evaluate_row(row: Row, address: u64) -> Result<Registers, WalkEnd> {
         bp: BP,
         lr: None,
     };
-    let caller = apply(Machine::X86_64, row, registers, address, &|address| Some(word(address)))?;
+    let caller = apply(Machine::X86_64, row, registers, &|address| Some(word(address)))?;
     Ok(caller.registers)
 }
 

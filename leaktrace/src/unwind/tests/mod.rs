@@ -7,6 +7,8 @@ mod equivalence;
 mod hostile;
 mod live;
 mod shapes;
+mod sharing;
+mod steps;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -74,13 +76,14 @@ fn check_layout(table: &UnwindTable) {
     }
 }
 
+/// The loader's lazy binding and libcrypto's assembly keep their frames in `rbx`, `rax` and the like.
 #[test]
 fn unknown_rules_are_rare_in_real_libraries() {
     for (path, limit) in [
         (LIBC, 0.01),
         (LOADER, 0.03),
         (LIBSTDCXX, 0.01),
-        (LIBCRYPTO, 0.02),
+        (LIBCRYPTO, 0.03),
         (PYTHON, 0.01),
     ] {
         let Some(bytes) = optional(path) else { continue };
