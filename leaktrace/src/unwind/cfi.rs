@@ -20,6 +20,8 @@ use crate::model::ElfAddress;
 
 /// Most rows of a table.
 pub(super) const MAX_ROWS: usize = 64 << 20;
+/// Most CIEs that are remembered: .eh_frame has a handful, .debug_frame one per compilation unit.
+const MAX_CIES: usize = 1 << 18;
 /// Most code of a table, in bytes.
 const MAX_SPAN: u64 = 4 << 30;
 /// An entry point without call-frame information is taken to be this long: glibc's are 40 to 64 bytes, musl's 22.
@@ -91,7 +93,8 @@ pub enum CompileError {
 /// A rule that the caller knows better than the file, for a range of code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForcedRule {
-    /// Code that keeps frame pointers, and has no (or unhelpful) call-frame information: Go's.
+    /// Code that keeps frame pointers, and has no call-frame information or, like Go's, some that does not say where
+    /// the caller's frame pointer is.
     FramePointer(Range<ElfAddress>),
     /// A function that has no caller.
     End(Range<ElfAddress>),
@@ -183,8 +186,8 @@ impl<'i> Frames<'i> {
         let mut budget = source.data.len();
         let mut left = source.max_entries;
         // Typical of .eh_frame: 50 bytes and 12 rows an entry.
-        self.extents.reserve(source.data.len() / 50);
-        self.rows.reserve(source.data.len() / 5);
+        self.extents.reserve((source.data.len() / 50).min(1 << 20));
+        self.rows.reserve((source.data.len() / 5).min(1 << 22));
         let mut entries = section.entries(&source.bases);
         while left > 0 {
             let partial = match entries.next() {
@@ -199,6 +202,10 @@ impl<'i> Frames<'i> {
             left -= 1;
             self.stats.entries += 1;
             let offset = UnwindOffset::into(partial.cie_offset());
+            if known.len() >= MAX_CIES && !known.contains_key(&offset) {
+                self.stats.malformed += 1;
+                continue;
+            }
             let cie = known
                 .entry(offset)
                 .or_insert_with(|| parse_cie(section, source, offset, self.machine, &mut interpreter, &mut budget));
@@ -226,7 +233,10 @@ impl<'i> Frames<'i> {
             let rows = &mut self.rows;
             let result = interpreter.run(*common, next, (start, end), |address, rule| {
                 let at = (address - base) as u32;
-                push(rows, first, RawRow { at, rule });
+                // One more than allowed is enough to fail below.
+                if rows.len() <= MAX_ROWS {
+                    push(rows, first, RawRow { at, rule });
+                }
             });
             if let Err(BadProgram) = result {
                 self.stats.malformed += 1;

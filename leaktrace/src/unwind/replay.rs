@@ -234,7 +234,8 @@ pub(super) fn apply(
     })
 }
 
-/// The chain of frame pointers may change stacks (a goroutine's and the system's): it is only bounded in length.
+/// The chain of frame pointers may change stacks: from C on a thread's stack it goes on to a goroutine's, which lies
+/// lower. It is only bounded in length.
 fn frame_pointer(registers: Registers, load: impl Fn(u64) -> Result<u64, Stop>) -> Result<Caller, Stop> {
     let Registers { bp, .. } = registers;
     if bp == 0 {

@@ -4,6 +4,7 @@
 #include <alloca.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,7 +14,7 @@ volatile long sink;
 static volatile char *volatile escape;
 
 FUNCTION long f0(long a) {
-    write(1, "ready\n", 6);
+    dprintf(1, "ready %d\n", gettid());
     for (;;) pause();
     return a;
 }

@@ -18,8 +18,8 @@ use object::read::elf::ProgramHeader;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 use super::gcc;
-use crate::model::ProcessAddress;
-use crate::unwind::{Code, FirstPc, Machine, Mapping, Registers, Walk, WalkEnd, compile, replay};
+use crate::model::{ElfAddress, ProcessAddress};
+use crate::unwind::{Code, FirstPc, ForcedRule, Machine, Mapping, Registers, Walk, WalkEnd, compile, replay};
 
 pub(super) const CHAIN: &str = include_str!("chain.c");
 
@@ -46,8 +46,13 @@ struct Stopped {
     files: Vec<PathBuf>,
 }
 
-/// Starts the program, waits until it says that it has arrived, stops the thread that did and walks its stack.
 fn walk(path: &Path, arguments: &[&str]) -> Stopped {
+    walk_forced(path, arguments, &[])
+}
+
+/// Starts the program, waits until it says that it has arrived, stops the thread that did and walks its stack. `forced`
+/// rules go for the program's own file.
+fn walk_forced(path: &Path, arguments: &[&str], forced: &[ForcedRule]) -> Stopped {
     let mut child = Command::new(path)
         .args(arguments)
         .stdout(Stdio::piped())
@@ -57,16 +62,13 @@ fn walk(path: &Path, arguments: &[&str]) -> Stopped {
     let target = Target { child };
     let mut line = String::new();
     ready.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
+    let tid = line
+        .strip_prefix("ready ")
+        .and_then(|tid| tid.trim().parse().ok())
+        .map(Pid::from_raw)
+        .expect(&line);
 
     let pid = target.child.id();
-    // The chain runs in the youngest thread.
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let tid = tasks
-        .map(|task| task.unwrap().file_name().to_str().unwrap().parse::<i32>().unwrap())
-        .max()
-        .unwrap();
-    let tid = Pid::from_raw(tid);
     ptrace::attach(tid).unwrap();
     waitpid(tid, Some(nix::sys::wait::WaitPidFlag::__WALL)).unwrap();
     let registers = ptrace::getregs(tid).unwrap();
@@ -83,7 +85,7 @@ fn walk(path: &Path, arguments: &[&str]) -> Stopped {
         memory.read_exact_at(&mut bytes, address).ok()?;
         Some(u64::from_le_bytes(bytes))
     };
-    let (mappings, files, symbols) = map(pid, path);
+    let (mappings, files, symbols) = map(pid, path, forced);
     let walk = replay(Machine::X86_64, &mappings, registers, FirstPc::Exact, read);
     let _ = ptrace::detach(tid, None);
 
@@ -104,7 +106,7 @@ fn walk(path: &Path, arguments: &[&str]) -> Stopped {
 }
 
 /// The executable mappings of a process with their tables and paths, and the functions of one of its files.
-fn map(pid: u32, program: &Path) -> (Vec<Mapping>, Vec<PathBuf>, Symbols) {
+fn map(pid: u32, program: &Path, forced: &[ForcedRule]) -> (Vec<Mapping>, Vec<PathBuf>, Symbols) {
     let (mut mappings, mut files, mut symbols) = (Vec::new(), Vec::new(), Vec::new());
     for line in std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines() {
         let fields: Vec<_> = line.split_whitespace().collect();
@@ -139,7 +141,8 @@ fn map(pid: u32, program: &Path) -> (Vec<Mapping>, Vec<PathBuf>, Symbols) {
             .next()
             .unwrap();
         let delta = start.wrapping_sub(address);
-        let table = Arc::new(compile(&file, &[]).unwrap());
+        let forced = if Path::new(path) == program { forced } else { &[] };
+        let table = Arc::new(compile(&file, forced).unwrap());
         if Path::new(path) == program {
             for symbol in file
                 .symbols()
@@ -317,7 +320,7 @@ fn walk_every_step(bind_now: bool, steps: usize) -> (usize, usize, HashMap<Strin
     waitpid(tid, None).unwrap();
     // Nothing but write and read is bound so far.
     go.write_all(b"x").unwrap();
-    let (mappings, files, symbols) = map(pid, &path);
+    let (mappings, files, symbols) = map(pid, &path, &[]);
     let place = |pc: u64| mappings.partition_point(|mapping| mapping.end.0 <= pc);
     let main = symbols.iter().find(|(_, _, name)| name == "main").unwrap().clone();
     let bytes = std::fs::read(&path).unwrap();
@@ -368,4 +371,76 @@ fn lazy_binding_stops_only_in_the_loader() {
     // _dl_runtime_resolve keeps its frame in rbx, which rows do not follow.
     let expected = |end: &String| end.starts_with("Truncated(NoRule(CfaRegister))") && end.contains("ld-linux");
     assert!(others.keys().all(expected), "{others:#?}");
+}
+
+#[test]
+fn walks_from_c_into_go() {
+    let source = r#"package main
+
+// #define _GNU_SOURCE
+// #include <stdio.h>
+// #include <unistd.h>
+// static int inner(int a) { dprintf(1, "ready %d\n", gettid()); for (;;) pause(); return a; }
+// int outer(int a) { return inner(a + 1) + 1; }
+import "C"
+
+//go:noinline
+func middle(a int) int { return int(C.outer(C.int(a))) + 1 }
+
+func main() { println(middle(3) + 1) }
+"#;
+    let directory = tempfile::tempdir().unwrap();
+    let (input, path) = (directory.path().join("main.go"), directory.path().join("out"));
+    std::fs::write(&input, source).unwrap();
+    let mut build = Command::new("go");
+    build
+        .env("CGO_ENABLED", "1")
+        .env("CGO_CFLAGS", "-O2 -fomit-frame-pointer")
+        .env("GOFLAGS", "-mod=mod");
+    build
+        .env("GOTOOLCHAIN", "local")
+        .args(["build", "-p", "1", "-o"])
+        .arg(&path)
+        .arg(&input);
+    match build.output() {
+        Ok(output) if output.status.success() => {}
+        other => {
+            eprintln!("skipped: no Go compiler with cgo: {other:?}");
+            return;
+        }
+    }
+    let bytes = std::fs::read(&path).unwrap();
+    let file = object::File::parse(&*bytes).unwrap();
+    let address = |name| {
+        ElfAddress(
+            file.symbols()
+                .find(|symbol| symbol.name() == Ok(name))
+                .unwrap()
+                .address(),
+        )
+    };
+    let go = ForcedRule::FramePointer(address("runtime.text")..address("runtime.etext"));
+    let stopped = walk_forced(&path, &[], &[go]);
+    assert_eq!(
+        stopped.walk.end,
+        WalkEnd::Bottom,
+        "{:#x?} {:?}",
+        stopped.walk,
+        stopped.names
+    );
+    let position = |wanted: &str| stopped.names.iter().position(|name| name.starts_with(wanted));
+    let order = [
+        "outer",
+        "runtime.asmcgocall",
+        "main.middle",
+        "main.main",
+        "runtime.main",
+        "runtime.goexit",
+    ];
+    let positions: Vec<_> = order.iter().map(|name| position(name)).collect();
+    assert!(
+        positions.iter().all(Option::is_some) && positions.is_sorted(),
+        "{:?}",
+        stopped.names
+    );
 }
