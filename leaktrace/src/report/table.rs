@@ -125,7 +125,7 @@ pub(super) fn summary(graph: &Graph, values: &Values<'_>, options: &GraphOptions
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::report::{FrameLine, Mapping, ProfileBuilder};
 
