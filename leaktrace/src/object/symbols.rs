@@ -82,6 +82,21 @@ pub fn for_each_symbol(image: &ElfImage, mut visit: impl FnMut(Table, Symbol<'_>
     complaints
 }
 
+/// Where this file itself defines a dynamic symbol.
+pub fn find_definition(image: &ElfImage, name: &[u8]) -> Option<ElfAddress> {
+    let table = image
+        .sections()
+        .iter()
+        .find(|section| section.kind == elf::SHT_DYNSYM.0)?;
+    let mut found = None;
+    let outcome = visit_table(image, table, |symbol| {
+        if symbol.name == name && !symbol.indirect {
+            found = Some(symbol.address);
+        }
+    });
+    outcome.ok().and(found).filter(|address| image.is_code(*address))
+}
+
 fn visit_table(image: &ElfImage, table: &Section, mut visit: impl FnMut(Symbol<'_>)) -> Result<(), String> {
     let strings = image.sections().get(table.link as usize).ok_or("no string table")?;
     let strings = image

@@ -34,7 +34,8 @@ pub enum ReturnProbe {
     None,
     /// A uretprobe, or the return half of a session.
     FunctionReturn,
-    /// Probes on these return instructions; they fire for other functions too that share the instruction.
+    /// Probes on these return instructions. They fire for other functions too that share the instruction, and a call may
+    /// end without passing one (by an exception, or a way out that could not be followed): the entry's stack pointer tells.
     Instructions(Vec<FileOffset>),
 }
 
@@ -172,6 +173,9 @@ impl Planner {
             let mut how = format!("{why}: {} return instructions", found.offsets.len());
             if !found.leaves_to.is_empty() {
                 how.push_str(&format!(", or the returns of {}", found.leaves_to.join(", ")));
+            }
+            if let Some(way) = &found.incomplete {
+                how.push_str(&format!(" (not all: {way})"));
             }
             (ReturnProbe::Instructions(found.offsets), Some(how))
         } else {
