@@ -1,1 +1,5 @@
 //! cli
+
+pub mod diff;
+pub mod report;
+pub mod terminal;
