@@ -77,7 +77,7 @@ pub trait Source: Send + Sync {
     /// Reads at a position; short only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Its length now.
-    fn len(&self) -> io::Result<u64>;
+    fn total(&self) -> io::Result<u64>;
 }
 
 impl Source for File {
@@ -85,7 +85,7 @@ impl Source for File {
         FileExt::read_at(self, buffer, offset)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn total(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 }
@@ -101,7 +101,7 @@ impl Source for Vec<u8> {
         Ok(len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn total(&self) -> io::Result<u64> {
         Ok(self.as_slice().len() as u64)
     }
 }
@@ -214,7 +214,7 @@ impl ElfImage {
 
     /// Checks an image from any source.
     pub fn new(source: Box<dyn Source>) -> Result<Self, ImageError> {
-        let len = source.len()?;
+        let len = source.total()?;
         let mut ident = [0; 16];
         let read = source.read_at(&mut ident, 0)?;
         if read < 4 || ident[..4] != elf::ELFMAG {
