@@ -237,7 +237,7 @@ fn way(entry: ElfAddress, at: ElfAddress, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::image::fixture::{self, BASE};
+    use crate::object::fixture::{self, BASE};
     use proptest::prelude::*;
 
     /// Where the tests put an "allocator".

@@ -176,7 +176,7 @@ fn sweep(
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::object::image::fixture;
+    use crate::object::fixture;
     use proptest::prelude::*;
 
     fn returns(code: &[u8]) -> Result<ReturnSites, ReturnsError> {

@@ -84,7 +84,7 @@ fn at_entry(entry: ElfAddress, offset: FileOffset, demand: Demand, instruction: 
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::object::image::fixture;
+    use crate::object::fixture;
     use leaktrace_common::signature::Op;
     use proptest::prelude::*;
 
