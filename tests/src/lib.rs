@@ -12,3 +12,4 @@ pub mod profile;
 pub mod programs;
 pub mod recording;
 pub mod redis;
+pub mod scenario;

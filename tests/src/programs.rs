@@ -23,6 +23,8 @@ enum Recipe {
     Cargo { package: &'static str },
     /// Another program without its symbols.
     Strip { of: &'static str },
+    /// Another program whose symbols are only in the compressed table that distributions leave in stripped programs.
+    MiniDebug { of: &'static str },
 }
 
 const OPTIMISED: &[&str] = &[
@@ -53,6 +55,11 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("fork_exec", c!["c/fork_exec.c"]),
     ("dlopen_late", c!["c/dlopen_late.c", "-ldl"]),
     ("libplugin.so", c!["-shared", "-fPIC", "c/plugin.c"]),
+    (
+        "libplugin_allocator.so",
+        c!["-shared", "-fPIC", "-fno-builtin", "c/plugin_allocator.c"],
+    ),
+    ("map_files", c!["c/map_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
@@ -76,7 +83,7 @@ const RECIPES: &[(&str, Recipe)] = &[
             package: "leaky-jemalloc",
         },
     ),
-    ("rust_jemalloc_stripped", Recipe::Strip { of: "rust_jemalloc" }),
+    ("rust_jemalloc_minidebug", Recipe::MiniDebug { of: "rust_jemalloc" }),
     (
         "rust_mimalloc",
         Recipe::Cargo {
@@ -101,6 +108,7 @@ pub fn path(name: &str) -> Result<PathBuf> {
     let Some((_, recipe)) = RECIPES.iter().find(|(known, _)| *known == name) else {
         bail!("no test program `{name}`")
     };
+    // Other programs first: this one's lock is never waited for while holding another's, since needs form no circle.
     for (_, needed) in NEEDS.iter().filter(|(program, _)| *program == name) {
         path(needed)?;
     }
@@ -108,7 +116,7 @@ pub fn path(name: &str) -> Result<PathBuf> {
     fs::create_dir_all(&directory).with_context(|| format!("failed to create `{}`", directory.display()))?;
     // Test programs of one suite may be asked for by several processes at once.
     let lock = File::create(directory.join(format!(".{name}.lock")))?;
-    lock.lock().context("failed to lock the folder of test programs")?;
+    lock.lock().with_context(|| format!("failed to lock `{name}`"))?;
     let product = directory.join(name);
     match recipe {
         Recipe::Gcc { compiler, words } => {
@@ -141,7 +149,6 @@ pub fn path(name: &str) -> Result<PathBuf> {
             return Ok(built.join("release").join(package));
         }
         Recipe::Strip { of } => {
-            drop(lock);
             let original = path(of)?;
             if !product.exists() || modified(&original)? > modified(&product)? {
                 run(Command::new("strip")
@@ -151,8 +158,34 @@ pub fn path(name: &str) -> Result<PathBuf> {
                     .arg(&original))?;
             }
         }
+        Recipe::MiniDebug { of } => {
+            let original = path(of)?;
+            if !product.exists() || modified(&original)? > modified(&product)? {
+                mini_debug(&original, &product)?;
+            }
+        }
     }
     Ok(product)
+}
+
+/// A stripped copy with the function symbols in `.gnu_debugdata`.
+fn mini_debug(original: &Path, product: &Path) -> Result<()> {
+    let part = product.with_extension("symbols");
+    let packed = product.with_extension("symbols.xz");
+    let mut keep = Command::new("objcopy");
+    keep.args(["--strip-debug", "--remove-section=.comment", "--only-keep-debug"])
+        .arg(original)
+        .arg(&part);
+    run(&mut keep)?;
+    run(Command::new("xz").args(["--force", "--keep"]).arg(&part))?;
+    run(Command::new("strip")
+        .arg("--strip-all")
+        .arg("-o")
+        .arg(product)
+        .arg(original))?;
+    run(Command::new("objcopy")
+        .arg(format!("--add-section=.gnu_debugdata={}", packed.display()))
+        .arg(product))
 }
 
 /// A command that runs the program called `name`.

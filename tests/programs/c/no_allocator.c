@@ -11,7 +11,8 @@ static void output(const char *text, long length) {
     __asm__ volatile("syscall" : "=a"(result) : "a"(1), "D"(1L), "S"(text), "r"(r_length) : "rcx", "r11", "memory");
 }
 
-void _start(void) {
+// The kernel enters here with another stack alignment than a call would leave.
+__attribute__((force_align_arg_pointer)) void _start(void) {
     struct { long seconds, nanoseconds; } pause = {1, 0};
     output("ready\n", 6);
     for (;;) syscall2(35, &pause, 0);
