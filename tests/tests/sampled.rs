@@ -67,7 +67,7 @@ fn frees_of_sampled_blocks_are_seen() -> Result<()> {
         "{}",
         profile.shown()
     );
-    let allocated = profile.allocated_through("step");
+    let allocated = profile.allocated_through("bottom");
     ensure!(
         allocated.objects > 150_000 && allocated.objects < 250_000,
         "{allocated:?}"

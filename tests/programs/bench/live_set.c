@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "../c/protocol.h"
+#include "chain.h"
 
 enum { THREADS = 2, LIVE = 25000, LEAK_EVERY = 1000 };
 
 struct worker {
     unsigned long rounds, state;
-    size_t leaked_bytes, leaked_objects, sink;
+    size_t leaked_bytes, leaked_objects;
     void **live;
     size_t *sizes;
 };
@@ -31,7 +31,8 @@ NOINLINE void *allocate_live(size_t size) {
     return block;
 }
 
-NOINLINE void step(struct worker *worker) {
+void bottom(void *state) {
+    struct worker *worker = state;
     worker->state = worker->state * 6364136223846793005u + 1442695040888963407u;
     size_t size = 16 + (worker->state >> 33) % 4081;
     if ((worker->state >> 20) % LEAK_EVERY == 0) {
@@ -45,41 +46,6 @@ NOINLINE void step(struct worker *worker) {
     worker->sizes[slot] = size;
     NOT_A_TAIL();
 }
-
-#define FRAME(name, next)                    \
-    NOINLINE void name(struct worker *worker) { \
-        size_t kept = worker->rounds ^ __LINE__; \
-        OPAQUE(kept);                        \
-        next(worker);                        \
-        worker->sink += kept;                \
-    }
-FRAME(frame_01, step)
-FRAME(frame_02, frame_01)
-FRAME(frame_03, frame_02)
-FRAME(frame_04, frame_03)
-FRAME(frame_05, frame_04)
-FRAME(frame_06, frame_05)
-FRAME(frame_07, frame_06)
-FRAME(frame_08, frame_07)
-FRAME(frame_09, frame_08)
-FRAME(frame_10, frame_09)
-FRAME(frame_11, frame_10)
-FRAME(frame_12, frame_11)
-FRAME(frame_13, frame_12)
-FRAME(frame_14, frame_13)
-FRAME(frame_15, frame_14)
-FRAME(frame_16, frame_15)
-FRAME(frame_17, frame_16)
-FRAME(frame_18, frame_17)
-FRAME(frame_19, frame_18)
-FRAME(frame_20, frame_19)
-FRAME(frame_21, frame_20)
-FRAME(frame_22, frame_21)
-FRAME(frame_23, frame_22)
-FRAME(frame_24, frame_23)
-FRAME(frame_25, frame_24)
-FRAME(frame_26, frame_25)
-FRAME(frame_27, frame_26)
 
 static struct worker workers[THREADS];
 static pthread_barrier_t barrier;
