@@ -53,7 +53,10 @@ impl ProfileBuilder {
     /// A builder for values of these types.
     pub fn new(sample_types: Vec<ValueType>) -> Self {
         Self {
-            profile: Profile { sample_types, ..Profile::default() },
+            profile: Profile {
+                sample_types,
+                ..Profile::default()
+            },
             mappings: HashMap::new(),
             functions: HashMap::new(),
             locations: HashMap::new(),
@@ -69,7 +72,13 @@ impl ProfileBuilder {
     /// Interns a mapping. Its `has_*` flags are set by [`ProfileBuilder::location`] from what is found there;
     /// flags set here stay set.
     pub fn mapping(&mut self, mapping: Mapping) -> MappingId {
-        let key = (mapping.start, mapping.limit, mapping.offset, mapping.file.clone(), mapping.build_id.clone());
+        let key = (
+            mapping.start,
+            mapping.limit,
+            mapping.offset,
+            mapping.file.clone(),
+            mapping.build_id.clone(),
+        );
         let next = MappingId(count(&self.profile.mappings));
         let id = *self.mappings.entry(key).or_insert(next);
         if id == next {
@@ -105,8 +114,12 @@ impl ProfileBuilder {
             .map(|frame| Line {
                 function: self.function(Function {
                     name: frame.function.to_owned(),
-                    system_name: if frame.system_name.is_empty() { frame.function } else { frame.system_name }
-                        .to_owned(),
+                    system_name: if frame.system_name.is_empty() {
+                        frame.function
+                    } else {
+                        frame.system_name
+                    }
+                    .to_owned(),
                     file: frame.file.to_owned(),
                     start_line: frame.start_line.into(),
                 }),
@@ -114,7 +127,12 @@ impl ProfileBuilder {
                 column: frame.column.into(),
             })
             .collect();
-        self.raw_location(Location { mapping, address, lines, is_folded: false })
+        self.raw_location(Location {
+            mapping,
+            address,
+            lines,
+            is_folded: false,
+        })
     }
 
     /// Interns a location whose lines are interned already.
@@ -133,23 +151,28 @@ impl ProfileBuilder {
         mut labels: Vec<TextLabel>,
         mut numbers: Vec<NumericLabel>,
     ) {
-        assert_eq!(values.len(), self.profile.sample_types.len(), "one value per sample type");
+        assert_eq!(
+            values.len(),
+            self.profile.sample_types.len(),
+            "one value per sample type"
+        );
         labels.sort();
         numbers.sort();
         let samples = &mut self.profile.samples;
         let next = samples.len();
-        let position = *self
-            .samples
-            .entry((locations, labels, numbers))
-            .or_insert_with_key(|(locations, labels, numbers)| {
-                samples.push(Sample {
-                    locations: locations.clone(),
-                    values: vec![0; values.len()],
-                    labels: labels.clone(),
-                    numbers: numbers.clone(),
+        let position =
+            *self
+                .samples
+                .entry((locations, labels, numbers))
+                .or_insert_with_key(|(locations, labels, numbers)| {
+                    samples.push(Sample {
+                        locations: locations.clone(),
+                        values: vec![0; values.len()],
+                        labels: labels.clone(),
+                        numbers: numbers.clone(),
+                    });
+                    next
                 });
-                next
-            });
         for (sum, value) in samples[position].values.iter_mut().zip(values) {
             *sum = sum.saturating_add(*value);
         }
@@ -157,7 +180,9 @@ impl ProfileBuilder {
 
     /// The finished profile. Samples whose values are all 0 are left out.
     pub fn finish(mut self) -> Profile {
-        self.profile.samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
+        self.profile
+            .samples
+            .retain(|sample| sample.values.iter().any(|value| *value != 0));
         self.profile
     }
 }
@@ -188,16 +213,35 @@ mod tests {
     #[test]
     fn equal_stacks_merge_and_flags_tell_the_truth() {
         let mut builder = ProfileBuilder::heap();
-        let mapped = |file: &str| Mapping { start: 0x1000, limit: 0x2000, file: file.to_owned(), ..Mapping::default() };
+        let mapped = |file: &str| Mapping {
+            start: 0x1000,
+            limit: 0x2000,
+            file: file.to_owned(),
+            ..Mapping::default()
+        };
         let program = builder.mapping(mapped("/bin/a"));
         let library = builder.mapping(mapped("/lib/b.so"));
         assert_eq!(program, builder.mapping(mapped("/bin/a")));
-        let frame = FrameLine { function: "f", file: "f.c", line: 3, ..FrameLine::default() };
+        let frame = FrameLine {
+            function: "f",
+            file: "f.c",
+            line: 3,
+            ..FrameLine::default()
+        };
         let leaf = builder.location(Some(program), 0x1010, &[frame]);
         assert_eq!(leaf, builder.location(Some(program), 0x1010, &[frame]));
-        let hidden = FrameLine { function: "b.so+0x10", placeholder: true, ..FrameLine::default() };
+        let hidden = FrameLine {
+            function: "b.so+0x10",
+            placeholder: true,
+            ..FrameLine::default()
+        };
         let root = builder.location(Some(library), 0x1010, &[hidden]);
-        let native = || vec![TextLabel { key: "heap".to_owned(), value: "native".to_owned() }];
+        let native = || {
+            vec![TextLabel {
+                key: "heap".to_owned(),
+                value: "native".to_owned(),
+            }]
+        };
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[5, 5, 5, 5], Vec::new(), Vec::new());

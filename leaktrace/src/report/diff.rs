@@ -29,14 +29,29 @@ pub fn diff(base: &Profile, new: &Profile) -> Result<Profile, IncompatibleProfil
         .collect();
     let columns = columns.ok_or_else(|| {
         let names = |profile: &Profile| {
-            profile.sample_types.iter().map(|value| format!("{}/{}", value.kind, value.unit)).collect()
+            profile
+                .sample_types
+                .iter()
+                .map(|value| format!("{}/{}", value.kind, value.unit))
+                .collect()
         };
-        IncompatibleProfiles { base: names(base), new: names(new) }
+        IncompatibleProfiles {
+            base: names(base),
+            new: names(new),
+        }
     })?;
 
-    let mut subtraction = Subtraction { builder: ProfileBuilder::new(new.sample_types.clone()), known: Stacks::default() };
+    let mut subtraction = Subtraction {
+        builder: ProfileBuilder::new(new.sample_types.clone()),
+        known: Stacks::default(),
+    };
     subtraction.add(new, |sample| sample.values.clone());
-    subtraction.add(base, |sample| columns.iter().map(|column| sample.values[*column].saturating_neg()).collect());
+    subtraction.add(base, |sample| {
+        columns
+            .iter()
+            .map(|column| sample.values[*column].saturating_neg())
+            .collect()
+    });
     let profile = subtraction.builder.profile_mut();
     profile.default_sample_type.clone_from(&new.default_sample_type);
     profile.period_type = new.period_type.clone();
@@ -68,7 +83,10 @@ struct Stacks {
 impl Stacks {
     fn frame(&mut self, name: &str, file: &str, position: u64) -> u32 {
         let next = self.frames.len() as u32;
-        *self.frames.entry((name.to_owned(), file.to_owned(), position)).or_insert(next)
+        *self
+            .frames
+            .entry((name.to_owned(), file.to_owned(), position))
+            .or_insert(next)
     }
 
     /// The numbers of a location's frames.
@@ -90,27 +108,49 @@ impl Stacks {
 
 impl Subtraction {
     fn add(&mut self, profile: &Profile, values: impl Fn(&Sample) -> Vec<i64>) {
-        let frames: Vec<Vec<u32>> =
-            profile.locations.iter().map(|location| self.known.frames(profile, location)).collect();
+        let frames: Vec<Vec<u32>> = profile
+            .locations
+            .iter()
+            .map(|location| self.known.frames(profile, location))
+            .collect();
         let mut copied: Vec<Option<LocationId>> = vec![None; profile.locations.len()];
         for sample in &profile.samples {
-            let stack = sample.locations.iter().flat_map(|id| &frames[id.index()]).copied().collect();
+            let stack = sample
+                .locations
+                .iter()
+                .flat_map(|id| &frames[id.index()])
+                .copied()
+                .collect();
             let builder = &mut self.builder;
-            let (locations, first) =
-                self.known.stacks.entry((stack, sample.labels.clone())).or_insert_with(|| {
+            let (locations, first) = self
+                .known
+                .stacks
+                .entry((stack, sample.labels.clone()))
+                .or_insert_with(|| {
                     let copy = |id: &LocationId| {
-                        *copied[id.index()].get_or_insert_with(|| copy(builder, profile, &profile.locations[id.index()]))
+                        *copied[id.index()]
+                            .get_or_insert_with(|| copy(builder, profile, &profile.locations[id.index()]))
                     };
                     (sample.locations.iter().map(copy).collect(), sample.clone())
                 });
-            self.builder.sample(locations.clone(), &values(sample), first.labels.clone(), first.numbers.clone());
+            self.builder.sample(
+                locations.clone(),
+                &values(sample),
+                first.labels.clone(),
+                first.numbers.clone(),
+            );
         }
     }
 }
 
 fn copy(builder: &mut ProfileBuilder, profile: &Profile, location: &Location) -> LocationId {
-    let mapping = profile.mapping(location).map(|mapping| builder.mapping(mapping.clone()));
-    let mut copied = Location { mapping, ..location.clone() };
+    let mapping = profile
+        .mapping(location)
+        .map(|mapping| builder.mapping(mapping.clone()));
+    let mut copied = Location {
+        mapping,
+        ..location.clone()
+    };
     for line in &mut copied.lines {
         let function: &Function = profile.function(line);
         line.function = builder.function(function.clone());
@@ -128,16 +168,35 @@ mod tests {
     /// A profile of stacks `f<n> → main`, loaded at `shift`, with 1 object of `value` bytes each.
     fn loaded_at(shift: u64, stacks: &[(u32, i64)]) -> Profile {
         let mut builder = ProfileBuilder::heap();
-        let mapping =
-            builder.mapping(Mapping { start: shift, limit: shift + 0x1000, file: "/bin/a".to_owned(), ..Mapping::default() });
-        let main = builder.location(Some(mapping), shift + 1, &[FrameLine { function: "main", ..FrameLine::default() }]);
+        let mapping = builder.mapping(Mapping {
+            start: shift,
+            limit: shift + 0x1000,
+            file: "/bin/a".to_owned(),
+            ..Mapping::default()
+        });
+        let main = builder.location(
+            Some(mapping),
+            shift + 1,
+            &[FrameLine {
+                function: "main",
+                ..FrameLine::default()
+            }],
+        );
         for (number, value) in stacks {
             let name = format!("f{number}");
-            let frames = [FrameLine { function: &name, line: *number, ..FrameLine::default() }];
+            let frames = [FrameLine {
+                function: &name,
+                line: *number,
+                ..FrameLine::default()
+            }];
             // Number 0 has no name.
             let frames = if *number == 0 { &[] } else { &frames[..] };
             let leaf = builder.location(Some(mapping), shift + 2 + u64::from(*number), frames);
-            let numbers = vec![NumericLabel { key: "bytes".to_owned(), value: *value, unit: String::new() }];
+            let numbers = vec![NumericLabel {
+                key: "bytes".to_owned(),
+                value: *value,
+                unit: String::new(),
+            }];
             builder.sample(vec![leaf, main], &[1, *value, 1, *value], Vec::new(), numbers);
         }
         builder.finish()
@@ -145,9 +204,17 @@ mod tests {
 
     fn growth(profile: &Profile) -> Vec<(String, i64)> {
         let name = |sample: &Sample| {
-            profile.stack(sample).next().and_then(|leaf| leaf.lines.first()).map_or("?".to_owned(), |line| profile.function(line).name.clone())
+            profile
+                .stack(sample)
+                .next()
+                .and_then(|leaf| leaf.lines.first())
+                .map_or("?".to_owned(), |line| profile.function(line).name.clone())
         };
-        profile.samples.iter().map(|sample| (name(sample), sample.values[3])).collect()
+        profile
+            .samples
+            .iter()
+            .map(|sample| (name(sample), sample.values[3]))
+            .collect()
     }
 
     #[test]
@@ -165,10 +232,16 @@ mod tests {
         base.sample_types.reverse();
         base.samples.iter_mut().for_each(|sample| sample.values.reverse());
         let new = loaded_at(0, &[(1, 150)]);
-        assert_eq!(diff(&base, &new).expect("compatible").totals().get("inuse_space"), Some(50));
+        assert_eq!(
+            diff(&base, &new).expect("compatible").totals().get("inuse_space"),
+            Some(50)
+        );
         base.sample_types[0] = ValueType::new("cpu", "nanoseconds");
         let error = diff(&base, &new).expect_err("incompatible").to_string();
-        assert!(error.contains("cpu/nanoseconds") && error.contains("inuse_space/bytes"), "{error}");
+        assert!(
+            error.contains("cpu/nanoseconds") && error.contains("inuse_space/bytes"),
+            "{error}"
+        );
     }
 
     proptest! {

@@ -58,7 +58,12 @@ pub fn list(
     let mut text = format!("Total: {}\n", values.show(graph.total));
     for ((name, file), routine) in &routines {
         let place = if file.is_empty() { "unknown file" } else { file };
-        let _ = writeln!(text, "ROUTINE ======================== {} in {}", printable(name), printable(place));
+        let _ = writeln!(
+            text,
+            "ROUTINE ======================== {} in {}",
+            printable(name),
+            printable(place)
+        );
         let _ = writeln!(
             text,
             "{:>10} {:>10} (flat, cum) {} of Total",
@@ -68,7 +73,10 @@ pub fn list(
         );
         let has_lines = routine.lines.keys().any(|line| *line > 0);
         if file.is_empty() || !has_lines {
-            let _ = writeln!(text, "           (no line numbers: the program has no debug information here)");
+            let _ = writeln!(
+                text,
+                "           (no line numbers: the program has no debug information here)"
+            );
             continue;
         }
         match source(file) {
@@ -129,14 +137,24 @@ fn annotate(text: &mut String, routine: &Routine, source: &str, values: &Values<
     let mut number = start(**first);
     while let Some((&last, _)) = weighed.next_if(|_| true) {
         let gap_follows = weighed.peek().is_none_or(|(next, _)| **next - last > GAP);
-        let end = if gap_follows { last.saturating_add(CONTEXT) } else { last };
+        let end = if gap_follows {
+            last.saturating_add(CONTEXT)
+        } else {
+            last
+        };
         while number <= end {
             let skip = usize::try_from(number - next).unwrap_or(0);
             next = number + 1;
             match rest.nth(skip) {
                 Some(content) => line(text, number, routine.lines.get(&number), content, values),
                 None if routine.lines.contains_key(&number) => {
-                    line(text, number, routine.lines.get(&number), "(behind the end of the file)", values);
+                    line(
+                        text,
+                        number,
+                        routine.lines.get(&number),
+                        "(behind the end of the file)",
+                        values,
+                    );
                 }
                 None => {}
             }
@@ -156,7 +174,13 @@ fn line(text: &mut String, number: i64, weight: Option<&Weight>, content: &str, 
     };
     let (flat, cumulative) = (weight.map(|weight| weight.flat), weight.map(|weight| weight.cumulative));
     let content = content.replace('\t', "    ");
-    let _ = writeln!(text, "{:>10} {:>10} {number:>6}:{}", show(flat), show(cumulative), printable(&content));
+    let _ = writeln!(
+        text,
+        "{:>10} {:>10} {number:>6}:{}",
+        show(flat),
+        show(cumulative),
+        printable(&content)
+    );
 }
 
 #[cfg(test)]
@@ -210,7 +234,10 @@ mod tests {
                    (source not readable: No such file)
                  2          2     10:
         ");
-        assert_eq!(list(&sample_profile(), 2, &Regex::new("nothing").expect("valid"), unreadable), None);
+        assert_eq!(
+            list(&sample_profile(), 2, &Regex::new("nothing").expect("valid"), unreadable),
+            None
+        );
     }
 
     #[test]

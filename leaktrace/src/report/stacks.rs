@@ -26,11 +26,17 @@ pub fn stacks(profile: &Profile, options: &StackOptions) -> String {
     order.sort_by_key(|sample| Reverse(value(sample)));
     let sum = |positive: bool| {
         let part = order.iter().filter(|sample| (value(sample) > 0) == positive);
-        part.fold((0usize, 0i64), |(count, sum), sample| (count + 1, sum.saturating_add(value(sample))))
+        part.fold((0usize, 0i64), |(count, sum), sample| {
+            (count + 1, sum.saturating_add(value(sample)))
+        })
     };
     let ((grown, growth), (shrunk, decline)) = (sum(true), sum(false));
     let mut text = String::new();
-    let _ = writeln!(text, "Type: {}", printable(&profile.sample_types[options.sample_type].kind));
+    let _ = writeln!(
+        text,
+        "Type: {}",
+        printable(&profile.sample_types[options.sample_type].kind)
+    );
     let _ = writeln!(
         text,
         "Change: {} ({} in {grown} stacks, {} in {shrunk} stacks)",
@@ -38,17 +44,30 @@ pub fn stacks(profile: &Profile, options: &StackOptions) -> String {
         signed(growth, unit),
         signed(decline, unit)
     );
-    let shown = if options.top == 0 { order.len() } else { options.top.min(order.len()) };
+    let shown = if options.top == 0 {
+        order.len()
+    } else {
+        options.top.min(order.len())
+    };
     if shown < order.len() {
         let _ = writeln!(text, "Showing the first {shown} of {} stacks", order.len());
     }
     for sample in &order[..shown] {
         let weight = value(sample);
-        let share = if weight > 0 { percentage(weight, growth) } else { percentage(weight, decline) };
+        let share = if weight > 0 {
+            percentage(weight, growth)
+        } else {
+            percentage(weight, decline)
+        };
         let _ = write!(text, "{:>11} {share}", signed(weight, unit));
         for (value_type, other) in profile.sample_types.iter().zip(&sample.values) {
             if value_type.kind != profile.sample_types[options.sample_type].kind && *other != 0 {
-                let _ = write!(text, "  {} {}", printable(&value_type.kind), signed(*other, &value_type.unit));
+                let _ = write!(
+                    text,
+                    "  {} {}",
+                    printable(&value_type.kind),
+                    signed(*other, &value_type.unit)
+                );
             }
         }
         for label in &sample.labels {
@@ -65,14 +84,20 @@ fn frames(text: &mut String, profile: &Profile, sample: &Sample, width: Option<u
     for location in profile.stack(sample) {
         for (depth, name) in profile.names(location).enumerate() {
             let line = location.lines.get(depth);
-            let place = line.map(|line| (profile.function(line).file.as_str(), line.line)).filter(|(file, _)| !file.is_empty());
+            let place = line
+                .map(|line| (profile.function(line).file.as_str(), line.line))
+                .filter(|(file, _)| !file.is_empty());
             let place = match (place, width) {
                 (None, _) => String::new(),
                 // On a terminal the name of the file does; a pipe gets the whole path.
                 (Some((file, number)), Some(_)) => format!("  {}:{number}", base(file)),
                 (Some((file, number)), None) => format!("  {file}:{number}"),
             };
-            let inline = if depth + 1 < location.lines.len() { " (inline)" } else { "" };
+            let inline = if depth + 1 < location.lines.len() {
+                " (inline)"
+            } else {
+                ""
+            };
             let used = INDENT.len() + place.chars().count() + inline.len();
             let name = printable(&name);
             let name = match width {
@@ -98,7 +123,11 @@ mod tests {
     fn growth_first_decline_last() {
         let mut profile = sample_profile();
         profile.samples[1].values = vec![0, 0, -1, -(1 << 19)];
-        let options = StackOptions { sample_type: 3, top: 0, width: None };
+        let options = StackOptions {
+            sample_type: 3,
+            top: 0,
+            width: None,
+        };
         insta::assert_snapshot!(stacks(&profile, &options), @r"
         Type: inuse_space
         Change: +1.50MB (+2MB in 2 stacks, -512kB in 1 stacks)
@@ -114,7 +143,11 @@ mod tests {
                               keep  /src/app.c:30
                               main  /src/app.c:40
         ");
-        let narrow = StackOptions { top: 1, width: Some(44), ..options };
+        let narrow = StackOptions {
+            top: 1,
+            width: Some(44),
+            ..options
+        };
         insta::assert_snapshot!(stacks(&profile, &narrow), @"");
     }
 }

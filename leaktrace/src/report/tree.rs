@@ -20,7 +20,11 @@ pub fn tree(profile: &Profile, options: &TableOptions) -> String {
         None => printable(name).into_owned(),
     };
     let call = |edge: &Edge, cumulative: i64, other: usize| {
-        let numbers = format!("{:>50} {} |   ", values.show(edge.weight), percentage(edge.weight, cumulative));
+        let numbers = format!(
+            "{:>50} {} |   ",
+            values.show(edge.weight),
+            percentage(edge.weight, cumulative)
+        );
         let inline = if edge.inline { " (inline)" } else { "" };
         let name = shorten(&graph.nodes[other].name, numbers.len() + inline.len());
         format!("{numbers}{name}{inline}\n")
@@ -64,7 +68,10 @@ mod tests {
 
     #[test]
     fn callers_above_callees_below() {
-        let options = TableOptions { graph: GraphOptions::trimmed(3), width: None };
+        let options = TableOptions {
+            graph: GraphOptions::trimmed(3),
+            width: None,
+        };
         insta::assert_snapshot!(tree(&sample_profile(), &options), @r"
         File: app
         Type: inuse_space

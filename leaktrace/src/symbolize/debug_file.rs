@@ -15,11 +15,16 @@ pub const DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/usr/local/lib/debug"];
 
 /// The debug file of the file at `path` (as the target sees it), if there is one.
 pub fn find(directories: &[PathBuf], snapshot: &Snapshot, path: &str) -> Option<PathBuf> {
-    directories.iter().find_map(|directory| by_build_id(directory, snapshot).or_else(|| by_link(directory, snapshot, path)))
+    directories
+        .iter()
+        .find_map(|directory| by_build_id(directory, snapshot).or_else(|| by_link(directory, snapshot, path)))
 }
 
 fn by_build_id(directory: &Path, snapshot: &Snapshot) -> Option<PathBuf> {
-    let build_id = snapshot.build_id.as_deref().filter(|build_id| (2..=64).contains(&build_id.len()))?;
+    let build_id = snapshot
+        .build_id
+        .as_deref()
+        .filter(|build_id| (2..=64).contains(&build_id.len()))?;
     let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
     let (first, rest) = hex.split_at(2);
     let path = directory.join(".build-id").join(first).join(format!("{rest}.debug"));

@@ -19,7 +19,11 @@ pub fn demangle(name: &str) -> Cow<'_, str> {
     let mut text = Bounded(String::new());
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
         // The alternate form leaves out the hash.
-        return if write!(text, "{rust:#}").is_ok() { Cow::Owned(text.0) } else { Cow::Borrowed(name) };
+        return if write!(text, "{rust:#}").is_ok() {
+            Cow::Owned(text.0)
+        } else {
+            Cow::Borrowed(name)
+        };
     }
     // Clones that the compiler made of a function (`.cold`, `.part.0`) carry a suffix that is no part of the grammar.
     let (mangled, clone) = match name.find('.') {
@@ -62,14 +66,30 @@ mod tests {
     fn the_three_manglings() {
         assert_eq!(demangle("_Znwm"), "operator new(unsigned long)");
         assert_eq!(demangle("_ZN5cache3putEi.cold"), "cache::put(int) [clone .cold]");
-        assert_eq!(demangle("_ZN4core9panicking9panic_fmt17h5f1a6fd39197ad62E"), "core::panicking::panic_fmt");
+        assert_eq!(
+            demangle("_ZN4core9panicking9panic_fmt17h5f1a6fd39197ad62E"),
+            "core::panicking::panic_fmt"
+        );
         assert_eq!(demangle("_RNvCs1234_7mycrate3foo"), "mycrate::foo");
-        assert_eq!(demangle("_RNvCs5QKde7ScR4H_7___rustc12___rust_alloc"), "__rustc::__rust_alloc");
+        assert_eq!(
+            demangle("_RNvCs5QKde7ScR4H_7___rustc12___rust_alloc"),
+            "__rustc::__rust_alloc"
+        );
     }
 
     #[test]
     fn other_names_stay() {
-        for name in ["main", "malloc", "_start", "__libc_start_main", "_ZN5cache", "main.(*T).Put", "", "R", "_"] {
+        for name in [
+            "main",
+            "malloc",
+            "_start",
+            "__libc_start_main",
+            "_ZN5cache",
+            "main.(*T).Put",
+            "",
+            "R",
+            "_",
+        ] {
             assert_eq!(demangle(name), name);
         }
     }

@@ -67,7 +67,12 @@ impl SymbolSource<'_> {
     fn placeholder(&self, address: u64) -> Frame {
         let base = self.name().rsplit('/').next().unwrap_or_default();
         let name: Arc<str> = format!("{base}+{address:#x}").into();
-        Frame { function: name.clone(), system_name: name, placeholder: true, ..Frame::default() }
+        Frame {
+            function: name.clone(),
+            system_name: name,
+            placeholder: true,
+            ..Frame::default()
+        }
     }
 }
 

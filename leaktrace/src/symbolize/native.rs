@@ -63,7 +63,12 @@ impl Symbolizer {
             .enable_demangling(false)
             .set_debug_dirs(Some(&debug_directories))
             .build();
-        Self { blazesym, debug_directories, files: RefCell::default(), texts: RefCell::default() }
+        Self {
+            blazesym,
+            debug_directories,
+            files: RefCell::default(),
+            texts: RefCell::default(),
+        }
     }
 
     /// Frames of each address, innermost first. Each address has at least one frame. Addresses may come in any order,
@@ -84,7 +89,10 @@ impl Symbolizer {
     fn open(&self, source: &SymbolSource<'_>) -> io::Result<Arc<Opened>> {
         let (file, path) = match source {
             SymbolSource::Image { bytes, .. } => {
-                return Ok(Arc::new(Opened { snapshot: Snapshot::of_image(bytes)?, debug_file: None }));
+                return Ok(Arc::new(Opened {
+                    snapshot: Snapshot::of_image(bytes)?,
+                    debug_file: None,
+                }));
             }
             SymbolSource::File { file, path } => (file, path),
         };
@@ -152,13 +160,20 @@ impl Symbolizer {
     /// Line of the first instruction of each function, by its address. 0 if unknown.
     fn start_lines(&self, source: &Source<'_>, symbols: &[Symbolized<'_>]) -> HashMap<u64, u32> {
         let has_line = |symbol: &&Sym<'_>| symbol.code_info.is_some() && symbol.addr != 0;
-        let mut starts: Vec<u64> =
-            symbols.iter().filter_map(Symbolized::as_sym).filter(has_line).map(|symbol| symbol.addr).collect();
+        let mut starts: Vec<u64> = symbols
+            .iter()
+            .filter_map(Symbolized::as_sym)
+            .filter(has_line)
+            .map(|symbol| symbol.addr)
+            .collect();
         starts.sort_unstable();
         starts.dedup();
         let found = self.guarded(source, Input::VirtOffset(&starts));
         let line = |symbol: &Symbolized<'_>| symbol.as_sym()?.code_info.as_ref()?.line;
-        starts.into_iter().zip(found.iter().map(|symbol| line(symbol).unwrap_or(0))).collect()
+        starts
+            .into_iter()
+            .zip(found.iter().map(|symbol| line(symbol).unwrap_or(0)))
+            .collect()
     }
 }
 
@@ -169,17 +184,27 @@ impl Texts {
         for inlined in symbol.inlined.iter().rev() {
             // An inlined function without a name is no use to anyone.
             if !inlined.name.is_empty() {
-                frames.push(Frame { inlined: true, ..self.frame(&inlined.name, inlined.code_info.as_ref()) });
+                frames.push(Frame {
+                    inlined: true,
+                    ..self.frame(&inlined.name, inlined.code_info.as_ref())
+                });
             }
         }
         let start_line = starts.get(&symbol.addr).copied().unwrap_or(0);
-        frames.push(Frame { start_line, ..self.frame(&symbol.name, symbol.code_info.as_deref()) });
+        frames.push(Frame {
+            start_line,
+            ..self.frame(&symbol.name, symbol.code_info.as_deref())
+        });
         frames
     }
 
     fn frame(&mut self, name: &str, place: Option<&CodeInfo<'_>>) -> Frame {
         let (system_name, function) = self.name(name);
-        let mut frame = Frame { function, system_name, ..Frame::default() };
+        let mut frame = Frame {
+            function,
+            system_name,
+            ..Frame::default()
+        };
         if let Some(place) = place {
             let path = place.to_path();
             frame.file = self.text(&path.to_string_lossy());

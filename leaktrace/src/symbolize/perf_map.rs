@@ -90,7 +90,11 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     let end = start.checked_add(size).filter(|end| *end > start)?;
     (!name.is_empty()).then(|| {
         let name = String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]);
-        Entry { start, end, name: name.into() }
+        Entry {
+            start,
+            end,
+            name: name.into(),
+        }
     })
 }
 
@@ -104,7 +108,10 @@ fn without_overlaps(entries: Vec<Entry>) -> Vec<Entry> {
     let mut starts = by_start.into_iter().peekable();
     let mut position = 0;
     loop {
-        while live.peek().is_some_and(|newest: &usize| entries[*newest].end <= position) {
+        while live
+            .peek()
+            .is_some_and(|newest: &usize| entries[*newest].end <= position)
+        {
             live.pop();
         }
         let next_start = starts.peek().map(|index| entries[*index].start);
@@ -117,7 +124,11 @@ fn without_overlaps(entries: Vec<Entry>) -> Vec<Entry> {
         let end = next_start.map_or(entries[newest].end, |start| start.min(entries[newest].end));
         match result.last_mut() {
             Some(last) if last.end == position && Arc::ptr_eq(&last.name, &entries[newest].name) => last.end = end,
-            _ => result.push(Entry { start: position, end, name: entries[newest].name.clone() }),
+            _ => result.push(Entry {
+                start: position,
+                end,
+                name: entries[newest].name.clone(),
+            }),
         }
         position = end;
     }

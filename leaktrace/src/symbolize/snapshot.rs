@@ -45,9 +45,16 @@ impl Snapshot {
         let length = file.metadata()?.len();
         let mut magic = [0; 4];
         if length > MAX_FILE || file.read_exact_at(&mut magic, 0).is_err() || magic != elf::ELFMAG {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not an ELF file, or far too large for one"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not an ELF file, or far too large for one",
+            ));
         }
-        let mut snapshot = Self { memory: memory(length)?, build_id: None, debug_link: None };
+        let mut snapshot = Self {
+            memory: memory(length)?,
+            build_id: None,
+            debug_link: None,
+        };
         let cache = ReadCache::new(Positioned { file, position: 0 });
         let ranges = snapshot.ranges(&cache, length).unwrap_or_else(|| vec![(0, length)]);
         let mut left = MAX_COPIED;
@@ -63,7 +70,11 @@ impl Snapshot {
     pub fn of_image(bytes: &[u8]) -> io::Result<Self> {
         let memory = memory(bytes.len() as u64)?;
         memory.write_all_at(bytes, 0)?;
-        Ok(Self { memory, build_id: None, debug_link: None })
+        Ok(Self {
+            memory,
+            build_id: None,
+            debug_link: None,
+        })
     }
 
     /// A path under which the copy can be opened in this process.
@@ -75,7 +86,10 @@ impl Snapshot {
     fn ranges<'d>(&mut self, data: impl ReadRef<'d>, length: u64) -> Option<Vec<(u64, u64)>> {
         let header = elf::FileHeader64::<Endianness>::parse(data).ok()?;
         let endian = header.endian().ok()?;
-        if header.shnum(endian, data).is_ok_and(|count| count as u64 > MAX_SECTIONS) {
+        if header
+            .shnum(endian, data)
+            .is_ok_and(|count| count as u64 > MAX_SECTIONS)
+        {
             return None;
         }
         let sections = header.sections(endian, data).ok()?;
@@ -86,8 +100,16 @@ impl Snapshot {
         let table = |offset: u64, size: u16, count: u64| (offset, u64::from(size).saturating_mul(count));
         let mut ranges = vec![
             (0, 4096),
-            table(header.e_phoff(endian), header.e_phentsize(endian), header.e_phnum(endian).into()),
-            table(header.e_shoff(endian), header.e_shentsize(endian), sections.len() as u64),
+            table(
+                header.e_phoff(endian),
+                header.e_phentsize(endian),
+                header.e_phnum(endian).into(),
+            ),
+            table(
+                header.e_shoff(endian),
+                header.e_shentsize(endian),
+                sections.len() as u64,
+            ),
         ];
         for section in sections.iter() {
             let (kind, flags) = (section.sh_type(endian), section.sh_flags(endian));
@@ -106,12 +128,15 @@ impl Snapshot {
             }
             let name = sections.section_name(endian, section).unwrap_or_default();
             if name == b".gnu_debuglink" && size < 4096 {
-                self.debug_link = section.data(endian, data).ok().and_then(|link| debug_link(link, endian));
+                self.debug_link = section
+                    .data(endian, data)
+                    .ok()
+                    .and_then(|link| debug_link(link, endian));
             }
             if flags.contains(elf::SHF_COMPRESSED)
-                && !section
-                    .compression(endian, data)
-                    .is_ok_and(|header| header.is_some_and(|(header, ..)| header.ch_size.get(endian) <= MAX_DECOMPRESSED))
+                && !section.compression(endian, data).is_ok_and(|header| {
+                    header.is_some_and(|(header, ..)| header.ch_size.get(endian) <= MAX_DECOMPRESSED)
+                })
             {
                 continue;
             }
@@ -133,7 +158,11 @@ impl Snapshot {
 fn debug_link(section: &[u8], endian: Endianness) -> Option<(Box<[u8]>, u32)> {
     let length = section.iter().position(|byte| *byte == 0)?;
     let checksum = *section.get((length + 1).next_multiple_of(4)..)?.first_chunk()?;
-    let checksum = if endian.is_big_endian() { u32::from_be_bytes(checksum) } else { u32::from_le_bytes(checksum) };
+    let checksum = if endian.is_big_endian() {
+        u32::from_be_bytes(checksum)
+    } else {
+        u32::from_le_bytes(checksum)
+    };
     Some((section[..length].into(), checksum))
 }
 
@@ -218,12 +247,10 @@ mod tests {
 
     #[test]
     fn ranges_are_merged_and_cut_to_the_file() {
-        assert_eq!(merged(vec![(50, 10), (0, 20), (10, 20), (u64::MAX, 9), (90, u64::MAX)], 100), [
-            (0, 20),
-            (20, 10),
-            (50, 10),
-            (90, 10)
-        ]);
+        assert_eq!(
+            merged(vec![(50, 10), (0, 20), (10, 20), (u64::MAX, 9), (90, u64::MAX)], 100),
+            [(0, 20), (20, 10), (50, 10), (90, 10)]
+        );
     }
 
     #[test]
@@ -245,7 +272,10 @@ mod tests {
         assert_eq!(std::fs::read(snapshot.path()).expect("reads"), b"\x7fELF hello");
         file.set_len(MAX_FILE + 1).expect("grows");
         assert!(Snapshot::of_file(&file).is_err(), "far too large");
-        assert!(Snapshot::of_file(&File::open("/proc/self/comm").expect("opens")).is_err(), "another format");
+        assert!(
+            Snapshot::of_file(&File::open("/proc/self/comm").expect("opens")).is_err(),
+            "another format"
+        );
     }
 
     #[test]
