@@ -93,7 +93,7 @@ fn a_recording_prints_the_table_and_the_losses() -> Result<()> {
         let rows = pprof::rows(stdout)?;
         ensure!(rows.iter().any(|row| row.name == "cache_insert"), "{stdout}");
         ensure!(
-            stdout.lines().any(|line| line.contains("lost")),
+            stdout.lines().any(|line| line.starts_with("Losses:")),
             "no line about losses in:\n{stdout}"
         );
         Ok(())

@@ -28,14 +28,15 @@ fn small_blocks_are_scaled_without_bias() -> Result<()> {
     Ok(())
 }
 
-/// Blocks far larger than the interval are all sampled: exact to the byte.
+/// Blocks far larger than the interval are all sampled, and hardly scaled: exact.
 #[test]
 fn large_blocks_are_exact() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut command = programs::command("malloc_family")?;
-    let (truth, recorded) = record(command.arg("malloc"), &["--mode", "sampled", "--sample-interval", "1"])?;
+    let mut command = programs::command("bench_outstanding")?;
+    let sampled = ["--mode", "sampled", "--sample-interval", "128"];
+    let (truth, recorded) = record(command.args(["3000", "4096"]), &sampled)?;
     let outstanding = recorded.profile.outstanding_through("leak_here");
     assert_within(0.001, outstanding.bytes, i64::try_from(truth.leaked_bytes)?, "bytes");
     assert_within(

@@ -108,8 +108,8 @@ impl Tracer {
                     _scratch: scratch,
                 });
             }
-            Self::Bare => leaktrace.args(["debug", "bare-probes", "-p", &text]),
-            Self::BareEntry => leaktrace.args(["debug", "bare-probes", "--entry-only", "-p", &text]),
+            Self::Bare => leaktrace.args(["debug", "bare-probes", "-d", "1h", "-p", &text]),
+            Self::BareEntry => leaktrace.args(["debug", "bare-probes", "--entry-only", "-d", "1h", "-p", &text]),
             Self::Exact => leaktrace
                 .args(["record", "-p", &text, "-o"])
                 .arg(scratch.path().join("profile.pb.gz")),
