@@ -1,11 +1,14 @@
 //! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
 mod debug;
+pub mod diff;
 mod doctor;
 pub mod exit;
 mod quantity;
 mod progress;
 mod record;
+pub mod report;
+pub mod terminal;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -27,6 +30,10 @@ pub struct Cli {
 enum Command {
     /// Trace a process (or a command) and write a heap profile.
     Record(record::RecordArgs),
+    /// Print tables and source listings of a profile.
+    Report(report::ReportArgs),
+    /// Show what grew between two profiles.
+    Diff(diff::DiffArgs),
     /// Say what this kernel, these privileges and a target allow.
     Doctor(doctor::DoctorArgs),
     /// Tools for measuring leaktrace itself.
@@ -49,6 +56,8 @@ pub fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Record(arguments) => record::run(arguments),
+        Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
         Command::ExecStopped { command } => {

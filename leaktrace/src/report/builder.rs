@@ -31,14 +31,32 @@ pub struct FrameLine<'a> {
     pub placeholder: bool,
 }
 
+/// What makes a mapping the same one: its place, its file and its build ID.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MappingKey {
+    start: u64,
+    limit: u64,
+    offset: u64,
+    file: String,
+    build_id: String,
+}
+
+/// What makes a sample the same one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct SampleKey {
+    locations: Vec<LocationId>,
+    labels: Vec<TextLabel>,
+    numbers: Vec<NumericLabel>,
+}
+
 /// Collects stacks into a [`Profile`].
 #[derive(Debug)]
 pub struct ProfileBuilder {
     profile: Profile,
-    mappings: HashMap<(u64, u64, u64, String, String), MappingId>,
+    mappings: HashMap<MappingKey, MappingId>,
     functions: HashMap<Function, FunctionId>,
     locations: HashMap<Location, LocationId>,
-    samples: HashMap<(Vec<LocationId>, Vec<TextLabel>, Vec<NumericLabel>), usize>,
+    samples: HashMap<SampleKey, usize>,
 }
 
 impl ProfileBuilder {
@@ -72,13 +90,13 @@ impl ProfileBuilder {
     /// Interns a mapping. Its `has_*` flags are set by [`ProfileBuilder::location`] from what is found there;
     /// flags set here stay set.
     pub fn mapping(&mut self, mapping: Mapping) -> MappingId {
-        let key = (
-            mapping.start,
-            mapping.limit,
-            mapping.offset,
-            mapping.file.clone(),
-            mapping.build_id.clone(),
-        );
+        let key = MappingKey {
+            start: mapping.start,
+            limit: mapping.limit,
+            offset: mapping.offset,
+            file: mapping.file.clone(),
+            build_id: mapping.build_id.clone(),
+        };
         let next = MappingId(count(&self.profile.mappings));
         let id = *self.mappings.entry(key).or_insert(next);
         if id == next {
@@ -159,20 +177,20 @@ impl ProfileBuilder {
         labels.sort();
         numbers.sort();
         let samples = &mut self.profile.samples;
-        let next = samples.len();
-        let position =
-            *self
-                .samples
-                .entry((locations, labels, numbers))
-                .or_insert_with_key(|(locations, labels, numbers)| {
-                    samples.push(Sample {
-                        locations: locations.clone(),
-                        values: vec![0; values.len()],
-                        labels: labels.clone(),
-                        numbers: numbers.clone(),
-                    });
-                    next
-                });
+        let key = SampleKey {
+            locations,
+            labels,
+            numbers,
+        };
+        let position = *self.samples.entry(key).or_insert_with_key(|key| {
+            samples.push(Sample {
+                locations: key.locations.clone(),
+                values: vec![0; values.len()],
+                labels: key.labels.clone(),
+                numbers: key.numbers.clone(),
+            });
+            samples.len() - 1
+        });
         for (sum, value) in samples[position].values.iter_mut().zip(values) {
             *sum = sum.saturating_add(*value);
         }

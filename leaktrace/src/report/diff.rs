@@ -19,8 +19,8 @@ pub struct IncompatibleProfiles {
     pub new: Vec<String>,
 }
 
-/// New minus base. Sample types are those of `new`; `base` must have them all, in any order. Numeric labels are those of
-/// the profile that a stack was first seen in; text labels must match.
+/// New minus base. Sample types are those of `new`; `base` must have them all, in any order. Text labels
+/// must match; numeric labels (sizes) are left out, since a stack may have several.
 pub fn diff(base: &Profile, new: &Profile) -> Result<Profile, IncompatibleProfiles> {
     let columns: Option<Vec<usize>> = new
         .sample_types
@@ -77,7 +77,13 @@ struct Subtraction {
 #[derive(Default)]
 struct Stacks {
     frames: HashMap<(String, String, u64), u32>,
-    stacks: HashMap<(Vec<u32>, Vec<TextLabel>), (Vec<LocationId>, Sample)>,
+    stacks: HashMap<StackKey, Vec<LocationId>>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct StackKey {
+    frames: Vec<u32>,
+    labels: Vec<TextLabel>,
 }
 
 impl Stacks {
@@ -115,30 +121,25 @@ impl Subtraction {
             .collect();
         let mut copied: Vec<Option<LocationId>> = vec![None; profile.locations.len()];
         for sample in &profile.samples {
-            let stack = sample
-                .locations
-                .iter()
-                .flat_map(|id| &frames[id.index()])
-                .copied()
-                .collect();
+            let key = StackKey {
+                frames: sample
+                    .locations
+                    .iter()
+                    .flat_map(|id| &frames[id.index()])
+                    .copied()
+                    .collect(),
+                labels: sample.labels.clone(),
+            };
             let builder = &mut self.builder;
-            let (locations, first) = self
-                .known
-                .stacks
-                .entry((stack, sample.labels.clone()))
-                .or_insert_with(|| {
-                    let copy = |id: &LocationId| {
-                        *copied[id.index()]
-                            .get_or_insert_with(|| copy(builder, profile, &profile.locations[id.index()]))
-                    };
-                    (sample.locations.iter().map(copy).collect(), sample.clone())
-                });
-            self.builder.sample(
-                locations.clone(),
-                &values(sample),
-                first.labels.clone(),
-                first.numbers.clone(),
-            );
+            let locations = self.known.stacks.entry(key).or_insert_with(|| {
+                let copy = |id: &LocationId| {
+                    let location = &profile.locations[id.index()];
+                    *copied[id.index()].get_or_insert_with(|| copy(builder, profile, location))
+                };
+                sample.locations.iter().map(copy).collect()
+            });
+            self.builder
+                .sample(locations.clone(), &values(sample), sample.labels.clone(), Vec::new());
         }
     }
 }

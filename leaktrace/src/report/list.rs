@@ -107,8 +107,14 @@ fn routines<'p>(profile: &'p Profile, sample_type: usize, pattern: &Regex) -> BT
             continue;
         }
         seen.clear();
-        let lines = profile.stack(sample).flat_map(|location| &location.lines);
-        for (depth, line) in lines.enumerate().filter(|(_, line)| matching.contains(&line.function)) {
+        let lines = profile.stack(sample).enumerate().flat_map(|(caller, location)| {
+            location
+                .lines
+                .iter()
+                .enumerate()
+                .map(move |(outer, line)| (caller + outer, line))
+        });
+        for (depth, line) in lines.filter(|(_, line)| matching.contains(&line.function)) {
             let function = profile.function(line);
             let key = (function.name.as_str(), function.file.as_str());
             let routine = routines.entry(key).or_default();
@@ -126,45 +132,44 @@ fn routines<'p>(profile: &'p Profile, sample_type: usize, pattern: &Regex) -> BT
 }
 
 fn annotate(text: &mut String, routine: &Routine, source: &str, values: &Values<'_>) {
-    let mut rest = source.lines();
-    let mut next = 1;
-    let mut weighed = routine.lines.range(1..).peekable();
-    let start = |first: i64| match routine.start_line {
-        start if start > 0 && start <= first && first - start <= GAP => start,
-        _ => (first - CONTEXT).max(1),
-    };
-    let Some((first, _)) = weighed.peek() else { return };
-    let mut number = start(**first);
-    while let Some((&last, _)) = weighed.next_if(|_| true) {
-        let gap_follows = weighed.peek().is_none_or(|(next, _)| **next - last > GAP);
-        let end = if gap_follows {
-            last.saturating_add(CONTEXT)
-        } else {
-            last
-        };
-        while number <= end {
-            let skip = usize::try_from(number - next).unwrap_or(0);
-            next = number + 1;
-            match rest.nth(skip) {
-                Some(content) => line(text, number, routine.lines.get(&number), content, values),
-                None if routine.lines.contains_key(&number) => {
-                    line(
-                        text,
-                        number,
-                        routine.lines.get(&number),
-                        "(behind the end of the file)",
-                        values,
-                    );
-                }
-                None => {}
-            }
-            number += 1;
-        }
-        if gap_follows && let Some((following, _)) = weighed.peek() {
-            number = number.max(**following - CONTEXT);
+    let source: Vec<&str> = source.lines().collect();
+    let length = i64::try_from(source.len()).unwrap_or(i64::MAX);
+    let behind = length.saturating_add(1);
+    for (position, (first, last)) in excerpts(routine, length).into_iter().enumerate() {
+        if position > 0 {
             let _ = writeln!(text, "{:>10} {:>10}        ⋮", "", "");
         }
+        for (number, content) in (1..).zip(&source).filter(|(number, _)| (first..=last).contains(number)) {
+            line(text, number, routine.lines.get(&number), content, values);
+        }
     }
+    for (number, weight) in routine.lines.range(..1).chain(routine.lines.range(behind..)) {
+        line(text, *number, Some(weight), "(not in this version of the file)", values);
+    }
+}
+
+/// First and last lines of the parts to show: those that weigh anything with their surroundings, near ones joined.
+fn excerpts(routine: &Routine, length: i64) -> Vec<(i64, i64)> {
+    let mut excerpts: Vec<(i64, i64)> = Vec::new();
+    for &number in routine.lines.keys().filter(|number| (1..=length).contains(*number)) {
+        let end = number.saturating_add(CONTEXT).min(length);
+        match excerpts.last_mut() {
+            Some((_, last)) if number - *last <= GAP => *last = end,
+            Some(_) => excerpts.push((number - CONTEXT, end)),
+            None => {
+                let near = (1..=number).contains(&routine.start_line) && number - routine.start_line <= GAP;
+                excerpts.push((
+                    if near {
+                        routine.start_line
+                    } else {
+                        (number - CONTEXT).max(1)
+                    },
+                    end,
+                ));
+            }
+        }
+    }
+    excerpts
 }
 
 fn line(text: &mut String, number: i64, weight: Option<&Weight>, content: &str, values: &Values<'_>) {
@@ -198,13 +203,13 @@ mod tests {
         insta::assert_snapshot!(list(&sample_profile(), 3, &pattern, numbered).expect("matches"), @r"
         Total: 2560.10kB
         ROUTINE ======================== main in /src/app.c
-            0.10kB  2560.10kB (flat, cum)   100% of Total
+                 0  2560.10kB (flat, cum)   100% of Total
                  .          .     35:    line 35
                  .          .     36:    line 36
                  .          .     37:    line 37
                  .          .     38:    line 38
                  .          .     39:    line 39
-            0.10kB  2560.10kB     40:    line 40
+                 .  2560.10kB     40:    line 40
                  .          .     41:    line 41
         ROUTINE ======================== recurse in /src/app.c
                  0     2048kB (flat, cum) 80.00% of Total

@@ -39,10 +39,12 @@ pub fn stacks(profile: &Profile, options: &StackOptions) -> String {
     );
     let _ = writeln!(
         text,
-        "Change: {} ({} in {grown} stacks, {} in {shrunk} stacks)",
+        "Change: {} ({} in {}, {} in {})",
         signed(growth.saturating_add(decline), unit),
         signed(growth, unit),
-        signed(decline, unit)
+        counted(grown),
+        signed(decline, unit),
+        counted(shrunk)
     );
     let shown = if options.top == 0 {
         order.len()
@@ -109,6 +111,10 @@ fn frames(text: &mut String, profile: &Profile, sample: &Sample, width: Option<u
     }
 }
 
+fn counted(stacks: usize) -> String {
+    format!("{stacks} stack{}", if stacks == 1 { "" } else { "s" })
+}
+
 fn signed(value: i64, unit: &str) -> String {
     let text = label(value, unit, &Scale::Auto);
     if value > 0 { format!("+{text}") } else { text }
@@ -130,7 +136,7 @@ mod tests {
         };
         insta::assert_snapshot!(stacks(&profile, &options), @r"
         Type: inuse_space
-        Change: +1.50MB (+2MB in 2 stacks, -512kB in 1 stacks)
+        Change: +1.50MB (+2MB in 2 stacks, -512kB in 1 stack)
                +2MB   100%  alloc_objects +3  alloc_space +3MB  inuse_objects +2
                               leak (inline)  /src/app.c:10
                               recurse  /src/app.c:21
@@ -148,6 +154,15 @@ mod tests {
             width: Some(44),
             ..options
         };
-        insta::assert_snapshot!(stacks(&profile, &narrow), @"");
+        insta::assert_snapshot!(stacks(&profile, &narrow), @r"
+        Type: inuse_space
+        Change: +1.50MB (+2MB in 2 stacks, -512kB in 1 stack)
+        Showing the first 1 of 3 stacks
+               +2MB   100%  alloc_objects +3  alloc_space +3MB  inuse_objects +2
+                              leak (inline)  app.c:10
+                              recurse  app.c:21
+                              recurse  app.c:20
+                              main  app.c:40
+        ");
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
@@ -24,9 +25,17 @@ use super::{Addresses, Frame, SymbolSource, debug_file};
 pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
-    /// By device, inode, size and time of change.
-    files: RefCell<HashMap<(u64, u64, u64, i64), Arc<Opened>>>,
+    files: RefCell<HashMap<FileKey, Rc<Opened>>>,
     texts: RefCell<Texts>,
+}
+
+/// What makes a file the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FileKey {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
 }
 
 /// A file with its debug file.
@@ -86,10 +95,10 @@ impl Symbolizer {
         frames
     }
 
-    fn open(&self, source: &SymbolSource<'_>) -> io::Result<Arc<Opened>> {
+    fn open(&self, source: &SymbolSource<'_>) -> io::Result<Rc<Opened>> {
         let (file, path) = match source {
             SymbolSource::Image { bytes, .. } => {
-                return Ok(Arc::new(Opened {
+                return Ok(Rc::new(Opened {
                     snapshot: Snapshot::of_image(bytes)?,
                     debug_file: None,
                 }));
@@ -100,13 +109,18 @@ impl Symbolizer {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let key = (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime());
+        let key = FileKey {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        };
         if let Some(opened) = self.files.borrow().get(&key) {
             return Ok(opened.clone());
         }
         let snapshot = Snapshot::of_file(file)?;
         let debug_file = debug_file::find(&self.debug_directories, &snapshot, path);
-        let opened = Arc::new(Opened { snapshot, debug_file });
+        let opened = Rc::new(Opened { snapshot, debug_file });
         self.files.borrow_mut().insert(key, opened.clone());
         Ok(opened)
     }
