@@ -131,7 +131,9 @@ impl Symbolizer {
         if let (Some(path), Addresses::Elf(_)) = (&opened.debug_file, addresses) {
             self.ask(path, true, addresses, frames);
         }
-        self.ask(&opened.snapshot.path(), true, addresses, frames);
+        if opened.snapshot.debug_info {
+            self.ask(&opened.snapshot.path(), true, addresses, frames);
+        }
         self.ask(&opened.snapshot.path(), false, addresses, frames);
     }
 
