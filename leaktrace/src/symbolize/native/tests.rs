@@ -307,6 +307,28 @@ fn damaged_files_cost_names_not_the_process() {
 }
 
 #[test]
+fn one_symbolizer_keeps_its_sources_apart() {
+    let Some(program) = Program::new(&[]) else { return };
+    let outer = program.address("outer");
+    assert!(program.run("objcopy", &["--redefine-sym", "outer=renamed", "program", "other"]));
+    let symbolizer = Symbolizer::new();
+    for _ in 0..2 {
+        for (file, expected) in [("program", "outer"), ("other", "renamed")] {
+            let bytes = fs::read(program.path(file)).expect("reads");
+            let image = SymbolSource::Image {
+                bytes: &bytes,
+                name: "[vdso]",
+            };
+            assert_eq!(
+                names(&symbolizer.symbolize(&image, Addresses::Elf(&[outer]))[0]),
+                [expected]
+            );
+            assert_eq!(names(&program.frames(&symbolizer, file, outer)), [expected]);
+        }
+    }
+}
+
+#[test]
 fn directories_and_devices_are_not_read() {
     for path in ["/", "/dev/zero"] {
         let file = File::open(Path::new(path)).expect("opens");
