@@ -67,5 +67,6 @@ int main(int argc, char **argv) {
         nanosleep(&pause, NULL);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_nsec - begin.tv_nsec) / 1000000 < seconds * 1000);
-    printf("answered %u requests, denied %u\n", number, (number + 7) / 8);
+    printf("answered %u requests, denied %u, last user %u: %s\n", number, (number + 7) / 8, last_denial->user,
+           last_denial->reason);
 }
