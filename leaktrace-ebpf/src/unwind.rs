@@ -235,7 +235,7 @@ extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
 extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
     // SAFETY: as in `remember`.
     let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
-    // Remembered frames lie above each other; those below the current one are gone.
+    // Remembered frames lie above each other as long as they are on one stack; those below the current one are gone.
     for _ in 0..4 {
         if walk.cursor == 0 || walk.memo[(walk.cursor.wrapping_sub(1) & FRAME_MASK) as usize].sp >= walk.sp {
             break;
@@ -333,7 +333,12 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
         }
         _ => return Some(WalkEnd::NoRule),
     };
-    if cfa <= walk.sp {
+    if walk.unreadable != 0 {
+        return Some(WalkEnd::UnreadableStack);
+    }
+    // A chain of frame pointers may lead to another stack (from C into Go), but not back to the same frame.
+    let stuck = if row.rule == RULE_FRAME_POINTER { cfa == walk.sp } else { cfa <= walk.sp };
+    if stuck {
         return Some(WalkEnd::NotProgressing);
     }
     let bp_slot = if row.rule == RULE_FRAME_POINTER {
