@@ -1,7 +1,7 @@
 // A small service with one leak: it answers requests, keeps a bounded cache of sessions (which is no leak), and forgets
 // to free the audit record of every request that is denied. Runs for ten seconds, or as many as the argument says.
 //
-//     cargo xtask run -- record -d 5s -- target/programs/planted_leak
+//     cargo xtask run -- record -d 5s --top 3 -- target/programs/planted_leak
 //
 // The profile shows record_denial at the top: 1 of 8 requests, 200 bytes and its reason each.
 #include <stdio.h>
