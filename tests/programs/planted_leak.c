@@ -1,7 +1,7 @@
 // A small service with one leak: it answers requests, keeps a bounded cache of sessions (which is no leak), and forgets
 // to free the audit record of every request that is denied. Runs for ten seconds, or as many as the argument says.
 //
-//     cargo xtask run -- record -d 5s -- target/programs/planted_leak
+//     cargo xtask run -- record -d 5s --top 3 -- target/programs/planted_leak
 //
 // The profile shows record_denial at the top: 1 of 8 requests, 200 bytes and its reason each.
 #include <stdio.h>
@@ -67,5 +67,6 @@ int main(int argc, char **argv) {
         nanosleep(&pause, NULL);
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_nsec - begin.tv_nsec) / 1000000 < seconds * 1000);
-    printf("answered %u requests, denied %u\n", number, (number + 7) / 8);
+    printf("answered %u requests, denied %u, last user %u: %s\n", number, (number + 7) / 8, last_denial->user,
+           last_denial->reason);
 }

@@ -59,6 +59,7 @@ const RECIPES: &[(&str, Recipe)] = &[
         "libplugin_allocator.so",
         c!["-shared", "-fPIC", "-fno-builtin", "c/plugin_allocator.c"],
     ),
+    ("seccomp", c!["c/seccomp.c"]),
     ("map_files", c!["c/map_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),

@@ -58,7 +58,7 @@ fn no_such_process() -> Result<i32> {
     refused(
         &mut Command::new(machine::leaktrace()),
         4_194_305,
-        &["4194305", "no such process"],
+        &["4194305", "no process"],
     )
 }
 

@@ -64,7 +64,7 @@ fn none_from_a_ring_buffer_that_is_too_small() -> Result<()> {
     let mut command = programs::command("bench_live_set")?;
     let (truth, recorded) = record(command.args(["150000", "free"]), &["--ring-size", "16KiB"])?;
     let profile = &recorded.profile;
-    let lost: u64 = profile.losses.iter().map(|loss| loss.count).sum();
+    let lost = profile.loss("alloc_lost");
     ensure!(
         lost > 0,
         "the ring was not too small: nothing was lost, and nothing is proven\n{}",

@@ -21,32 +21,33 @@ void *bump(std::size_t size, std::size_t alignment) {
 }
 } // namespace
 
-void *operator new(std::size_t size) {
+// Inlined they could be seen by nobody.
+NOINLINE void *operator new(std::size_t size) {
     void *block = bump(size, 16);
     if (!block) throw std::bad_alloc();
     return block;
 }
-void *operator new[](std::size_t size) {
+NOINLINE void *operator new[](std::size_t size) {
     void *block = bump(size, 16);
     if (!block) throw std::bad_alloc();
     return block;
 }
-void *operator new(std::size_t size, std::align_val_t alignment) {
+NOINLINE void *operator new(std::size_t size, std::align_val_t alignment) {
     void *block = bump(size, static_cast<std::size_t>(alignment));
     if (!block) throw std::bad_alloc();
     return block;
 }
-void *operator new[](std::size_t size, std::align_val_t alignment) {
+NOINLINE void *operator new[](std::size_t size, std::align_val_t alignment) {
     void *block = bump(size, static_cast<std::size_t>(alignment));
     if (!block) throw std::bad_alloc();
     return block;
 }
-void operator delete(void *) noexcept {}
-void operator delete[](void *) noexcept {}
-void operator delete(void *, std::size_t) noexcept {}
-void operator delete[](void *, std::size_t) noexcept {}
-void operator delete(void *, std::align_val_t) noexcept {}
-void operator delete[](void *, std::align_val_t) noexcept {}
+NOINLINE void operator delete(void *block) noexcept { OPAQUE(block); }
+NOINLINE void operator delete[](void *block) noexcept { OPAQUE(block); }
+NOINLINE void operator delete(void *block, std::size_t) noexcept { OPAQUE(block); }
+NOINLINE void operator delete[](void *block, std::size_t) noexcept { OPAQUE(block); }
+NOINLINE void operator delete(void *block, std::align_val_t) noexcept { OPAQUE(block); }
+NOINLINE void operator delete[](void *block, std::align_val_t) noexcept { OPAQUE(block); }
 #endif
 
 namespace {

@@ -53,9 +53,15 @@ pub fn run(options: &Options) -> Result<()> {
     let rounds = if options.smoke { 1 } else { options.rounds.max(1) };
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| name.contains(only));
 
+    let tracers: Vec<Tracer> = Tracer::ALL
+        .into_iter()
+        .filter(|tracer| !(options.no_peers && tracer.is_peer()))
+        .collect();
     let mut outcome = Outcome::new(rounds);
     for workload in Workload::ALL.into_iter().filter(|workload| wanted(workload.name())) {
-        measure(workload, rounds, options.smoke, &peers, &mut outcome);
+        let mut rows: Vec<Row> = tracers.iter().map(|tracer| Row::new(workload, *tracer)).collect();
+        measure(&mut rows, rounds, options.smoke, &peers);
+        outcome.rows.extend(rows);
     }
     for goal in goals(&outcome) {
         outcome.goals.push(goal);
@@ -80,37 +86,20 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Measures all variants of a workload in turn; those that fail once are left out from then on.
-fn measure(workload: Workload, rounds: usize, smoke: bool, peers: &Peers, outcome: &mut Outcome) {
-    let mut rows: Vec<Row> = Tracer::ALL
-        .into_iter()
-        .map(|tracer| Row::new(workload, tracer))
-        .collect();
-    for round in 0..rounds {
-        for (tracer, row) in Tracer::ALL
-            .into_iter()
-            .zip(&mut rows)
-            .filter(|(_, row)| row.failure.is_none())
-        {
-            eprintln!(
-                "bench: {}, {}, round {} of {rounds}",
-                workload.name(),
-                tracer.name(),
-                round + 1
-            );
-            match workload.run(tracer, peers, smoke) {
+fn measure(rows: &mut [Row], rounds: usize, smoke: bool, peers: &Peers) {
+    for round in 1..=rounds {
+        for row in rows.iter_mut().filter(|row| row.failure.is_none()) {
+            let (workload, tracer) = (row.workload.name(), row.tracer.name());
+            eprintln!("bench: {workload}, {tracer}, round {round} of {rounds}");
+            match row.workload.run(row.tracer, peers, smoke) {
                 Ok(value) => row.values.push(value),
                 Err(error) => {
-                    eprintln!(
-                        "bench: {} does not run on {}: {error:#}",
-                        tracer.name(),
-                        workload.name()
-                    );
+                    eprintln!("bench: {tracer} does not run on {workload}: {error:#}");
                     row.failure = Some(format!("{error:#}"));
                 }
             }
         }
     }
-    outcome.rows.extend(rows);
 }
 
 /// What the measured rows have to show.

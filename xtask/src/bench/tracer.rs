@@ -60,6 +60,14 @@ impl Tracer {
         Self::HeaptrackAttach,
     ];
 
+    /// Not ours.
+    pub fn is_peer(self) -> bool {
+        matches!(
+            self,
+            Self::Memleak | Self::Bpftrace | Self::HeaptrackPreload | Self::HeaptrackAttach
+        )
+    }
+
     /// Its name in the tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -135,7 +143,6 @@ impl Tracer {
                 leaktrace.args(["-p", &text, "100000"])
             }
             Self::Bpftrace => {
-                ensure!(peers.wanted, "peers are left out");
                 let script = scratch.path().join("leak.bt");
                 let library = other_allocator(pid)?.unwrap_or_else(|| libc_of(pid));
                 fs::write(&script, bpftrace_script(&library))?;
@@ -143,7 +150,6 @@ impl Tracer {
                 leaktrace.env("BPFTRACE_MAP_KEYS_MAX", "1000000").arg(script).arg(&text)
             }
             Self::HeaptrackAttach => {
-                ensure!(peers.wanted, "peers are left out");
                 leaktrace = Command::new("heaptrack");
                 leaktrace
                     .arg("-o")
@@ -167,9 +173,8 @@ impl Tracer {
     }
 }
 
-/// Which peers are there.
+/// Peers that are no package of this machine.
 pub struct Peers {
-    wanted: bool,
     memleak: Result<Memleak, String>,
 }
 
@@ -177,7 +182,6 @@ impl Peers {
     /// None of them.
     pub fn none() -> Self {
         Self {
-            wanted: false,
             memleak: Err("peers are left out".to_owned()),
         }
     }
@@ -185,7 +189,6 @@ impl Peers {
     /// Those that can be had; the cause for the others.
     pub fn find() -> Self {
         Self {
-            wanted: true,
             memleak: Memleak::ensure().map_err(|error| format!("{error:#}")),
         }
     }
