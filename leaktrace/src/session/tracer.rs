@@ -391,7 +391,7 @@ impl Wanted<'_> {
         Probe {
             file: self.file.file.as_fd(),
             offset: self.offset,
-            signature: self.signature.slot(slot),
+            signature: self.signature.site(self.offset as u8).slot(slot),
             role: self.role,
         }
     }
