@@ -255,7 +255,7 @@ impl Tracer {
                 continue;
             };
             let elf_start = file
-                .elf_address(mapping.offset)
+                .mapping_address(mapping.offset)
                 .map_or(mapping.offset.0, |address| address.0);
             let span = CodeSpan {
                 start: mapping.start.0,
