@@ -3,7 +3,7 @@
 //! A walk is a function of its first registers, of the stack slots that it reads and of the process's mappings. Each
 //! thread keeps its last walk with every slot that it read. A new walk that comes to a state which the last one passed
 //! through therefore takes the same way from there on if those slots still hold the same values: one comparison a
-//! frame, against a copy of the stack that is read in pieces of 1 KiB, instead of two searches.
+//! frame, against a copy of the stack that is read in pieces of 512 bytes, instead of two searches.
 //!
 //! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
 

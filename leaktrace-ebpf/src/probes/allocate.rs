@@ -4,7 +4,11 @@
 //! call is known by its stack pointer: an entry that is not further in than the pending one means that the pending one
 //! will never return (it threw, or the kernel dropped its return probe).
 
-use aya_ebpf::{bindings::BPF_ANY, cty::c_void, helpers::bpf_get_attach_cookie};
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    cty::c_void,
+    helpers::{bpf_get_attach_cookie, bpf_get_func_ip},
+};
 use leaktrace_common::{
     config::{BlockKey, Process},
     event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
@@ -15,7 +19,7 @@ use leaktrace_common::{
 use crate::{
     arch::{RETURN_ADDRESS_BYTES, Registers, read_user},
     emit,
-    maps::{PROCESSES, SAMPLED, count},
+    maps::{self, SAMPLED, count},
     sample,
     thread::{self, Thread},
     unwind,
@@ -44,23 +48,64 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
     false
 }
 
+/// What every probe of a call needs.
+pub struct Call {
+    pub pid: u32,
+    pub tid: u32,
+    pub signature: Signature,
+    pub process: &'static Process,
+}
+
+impl Call {
+    /// `None` if the process is not traced (any more).
+    #[inline(always)]
+    pub fn current(ctx: *mut c_void) -> Option<Self> {
+        // SAFETY: the helper takes the program's own context.
+        let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
+        let (pid, tid) = thread::current();
+        let process = maps::process(signature.process_slot().into(), pid)?;
+        Some(Self { pid, tid, signature, process })
+    }
+}
+
 /// An allocation call begins. Returns whether its return is wanted.
 #[inline(always)]
 pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
-    let (pid, tid) = thread::current();
-    // SAFETY: read-only access to a map value.
-    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
+    let Some(call) = Call::current(ctx) else {
         return false;
     };
-    let Some(thread) = thread::get(tid) else {
+    match thread::get(call.tid) {
+        Some(thread) => begin(&call, thread, regs),
+        None => false,
+    }
+}
+
+/// The same for a program that serves entry and return: which of both it is shows in the instruction pointer, which is
+/// the probed instruction at an entry and the caller's at a return. Asking for the probed one is only necessary while
+/// something is pending, because a return without it would be ignored anyway.
+#[inline(always)]
+pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
+    let Some(call) = Call::current(ctx) else {
         return false;
     };
+    let Some(thread) = thread::get(call.tid) else {
+        return false;
+    };
+    // SAFETY: the helper takes the program's own context.
+    if thread.pending.sp != 0 && unsafe { bpf_get_func_ip(ctx) } != regs.ip() {
+        end(&call, thread, regs, regs.ip(), regs.sp());
+        return true;
+    }
+    begin(&call, thread, regs)
+}
+
+#[inline(always)]
+fn begin(call: &Call, thread: &mut Thread, regs: &Registers) -> bool {
+    let Call { pid, tid, signature, process } = *call;
     let sp = regs.sp();
     if is_nested(thread, sp) {
         return false;
     }
-    // SAFETY: the helper takes the program's own context.
-    let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
     let op = signature.op();
     let mut size = regs.argument(signature.size_argument());
     let count_argument = signature.count_argument();
@@ -100,27 +145,30 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
     true
 }
 
+/// Whether a block was taken as a sample.
 #[inline(always)]
-fn is_sampled(pid: u32, address: u64) -> bool {
+pub fn is_sampled(pid: u32, address: u64) -> bool {
     // SAFETY: read-only access to a map value.
     unsafe { SAMPLED.get(BlockKey { address, pid, pad: 0 }) }.is_some()
 }
 
 /// An allocation call returned to `ip`, where the stack pointer is `sp`.
 #[inline(always)]
-pub fn leave(regs: &Registers, ip: u64, sp: u64) {
-    let (pid, tid) = thread::current();
-    let Some(thread) = thread::known(tid) else {
-        return;
-    };
+pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
+    if let Some(call) = Call::current(ctx)
+        && let Some(thread) = thread::known(call.tid)
+    {
+        end(&call, thread, regs, ip, sp);
+    }
+}
+
+#[inline(always)]
+fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
+    let Call { pid, tid, process, .. } = *call;
     if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
         return;
     }
     thread.pending.sp = 0;
-    // SAFETY: read-only access to a map value.
-    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
-        return;
-    };
     let (op, old, flags) = (thread.pending.op, thread.pending.old, thread.pending.flags);
     let mut alloc = Alloc {
         header: emit::header(KIND_ALLOC, flags, pid),

@@ -18,7 +18,7 @@ use leaktrace_common::{
 use crate::{
     arch::Registers,
     emit,
-    maps::{PROCESSES, count},
+    maps::{self, count},
     thread::{self, PendingMapping, Thread},
     unwind,
 };
@@ -47,8 +47,7 @@ fn field(ctx: &TracePointContext, index: usize) -> u64 {
 #[inline(always)]
 fn traced() -> Option<(u32, u32, &'static Process)> {
     let (pid, tid) = thread::current();
-    // SAFETY: read-only access to a map value.
-    unsafe { PROCESSES.get(pid) }.map(|process| (pid, tid, process))
+    maps::process_by_pid(pid).map(|process| (pid, tid, process))
 }
 
 pub fn mmap_enter(ctx: &TracePointContext) {
