@@ -208,9 +208,11 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
         blocks: 1,
         mappings: 1,
     };
-    let mut kernel = Kernel::load(smallest)?.kernel;
+    // All parts live to the end: programs refer to maps by descriptors that the parts hold.
+    let mut parts = Kernel::load(smallest)?;
     for (program, ..) in TRACEPOINTS {
-        let tracepoint: &mut TracePoint = kernel
+        let tracepoint: &mut TracePoint = parts
+            .kernel
             .ebpf
             .program_mut(program)
             .and_then(|program| program.try_into().ok())
@@ -219,7 +221,7 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
             .load()
             .map_err(|cause| LoadError::Program { program, cause })?;
     }
-    Ok(kernel.mechanism())
+    Ok(parts.kernel.mechanism())
 }
 
 /// Bytes of the maps whose size is given, which the kernel allocates at once. Hash maps grow with use, on top of it.

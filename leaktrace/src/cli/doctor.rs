@@ -5,6 +5,7 @@
 
 mod allocators;
 mod machine;
+mod memory;
 mod report;
 mod target;
 mod unwinding;

@@ -86,7 +86,7 @@ fn blocks(pid: u32, detection: &Detection, plan: &Plan) -> Vec<Block> {
         .looked_in
         .iter()
         .filter_map(|(path, note)| Some(Row::new([&path.to_string_lossy(), note.as_deref()?])))
-        .map(|row| row.limited("none needed unless that file has an allocator of its own"))
+        .map(Row::limited)
         .collect();
     if !unread.is_empty() {
         blocks.push(Block {
@@ -131,7 +131,8 @@ fn hooked(probe: &PlannedProbe) -> Row {
 fn refused(refused: &Refused) -> Row {
     let path = refused.path.to_string_lossy();
     Row::new([&refused.symbol, &path, &refused.reason])
-        .limited("none; what it allocates is not seen, unless another hooked function does it")
+        .note("what it allocates is not seen, unless another hooked function does it")
+        .limited()
 }
 
 /// Functions that are not hooked, by file and reason: a C++ library alone has two dozen with the same one.
@@ -239,7 +240,34 @@ mod tests {
                 ("/tmp/\u{7}x".into(), Some("truncated ELF file".to_owned())),
             ],
         };
-        insta::assert_snapshot!(rendered(&Ok(detection), &plan), @"");
+        insta::assert_snapshot!(rendered(&Ok(detection), &plan), @r#"
+        Allocators
+            /lib/libc.so.6
+              malloc  +0x4  push rbx      emulated (cheap)       return probe
+                  hooked: an allocator's own function
+                  site: first emulated instruction
+                  also called __libc_malloc
+              free    +0x3  je            emulated (cheap)       no return
+                  hooked: an allocator's own function
+                  site: first emulated instruction
+                  also called __libc_free
+              _Znwm   +0x0  mov rax, rdi  single-stepped (dear)  2 return instructions
+                  hooked: an allocator's own function
+                  site: first emulated instruction
+                  also called __libc__Znwm
+            cannot be probed
+        !     _Znam  /lib/libodd.so  it can throw, and its returns cannot be probed
+                  what it allocates is not seen, unless another hooked function does it
+            /lib/libstdc++.so.6, not hooked
+              always reaches malloc
+                  _Znwm, _Znam
+              only jumps to free
+                  _ZdlPv
+            not searched, or not wholly
+        !     /tmp/\u{7}x  truncated ELF file
+
+        recording would work
+        "#);
     }
 
     #[test]
@@ -250,7 +278,16 @@ mod tests {
                 ("/srv/odd".into(), Some("not an ELF file".to_owned())),
             ],
         };
-        insta::assert_snapshot!(rendered(&Err(error), &Plan::default()), @"");
+        insta::assert_snapshot!(rendered(&Err(error), &Plan::default()), @r"
+        Allocators
+        x   none found; looked for malloc, operator new, __rust_alloc, jemalloc, tcmalloc and mimalloc
+                remedy: run a build that is not stripped, or one that is linked dynamically; a program that has just started may not have loaded its libraries yet
+            searched
+              /srv/static  no function of the catalogue
+              /srv/odd     not an ELF file
+
+        recording would not work: no known allocator in pid 7
+        ");
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //!
 //! Gathering and telling are apart: a [`Machine`] can be made up.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
-use super::report::{Row, Section};
+use super::{
+    memory::{MemoryLimit, memory_limit},
+    report::{Row, Section},
+};
 use crate::{
     bpf::{
         features::{self, CAPABILITIES, HELPFUL_CAPABILITIES, TRACEPOINT_COUNT, Trial},
@@ -17,20 +20,6 @@ use crate::{
 /// Inode numbers of the first namespaces (`PROC_USER_INIT_INO`, `PROC_PID_INIT_INO`), fixed by the kernel.
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
-
-/// Most levels of control groups that are looked at.
-const MAX_CGROUP_DEPTH: usize = 64;
-
-/// A memory limit of a control group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryLimit {
-    /// Bytes allowed.
-    pub limit: u64,
-    /// Bytes in use, caches among them.
-    pub used: u64,
-    /// The file that states it.
-    pub file: PathBuf,
-}
 
 /// The machine and what it lets this process do.
 #[derive(Debug)]
@@ -140,7 +129,8 @@ impl Machine {
             (_, Trial::Works) => Row::new(["uprobes", "sessions: one probe for a call and its return"]),
             (_, Trial::Absent) => Row::new(["uprobes", "perf events: one for each probe, and one for each return"])
                 .note(others)
-                .limited("none needed; kernel 6.13 has sessions, with which unsampled calls pay no return probe"),
+                .note("kernel 6.13 and later have sessions, with which unsampled calls pay no return probe")
+                .limited(),
             (_, Trial::Refused(_)) => Row::new(["uprobes", "present"]).note(others),
         }
     }
@@ -158,13 +148,13 @@ impl Machine {
     fn tracepoints(&self) -> Row {
         match &self.missing_tracepoints {
             None => {
-                let row = Row::new(["tracepoints", "not known: tracefs is not mounted"]);
+                let row = Row::new(["tracepoints", "not known: tracefs is not mounted, or closed to this user"]);
                 if HELPFUL_CAPABILITIES.iter().all(|helpful| helpful.is_in(self.capabilities)) {
                     row.note("recording mounts it at /sys/kernel/tracing")
                 } else {
                     row.lacking(
-                        "tracefs is not mounted",
-                        "mount -t tracefs tracefs /sys/kernel/tracing, or run with CAP_SYS_ADMIN",
+                        "tracefs is not mounted, or closed to this user",
+                        "run as root; mount -t tracefs tracefs /sys/kernel/tracing",
                     )
                 }
             }
@@ -178,7 +168,7 @@ impl Machine {
             ])
             .note(format!("missing: {}", missing.join(", ")))
             .lacking(
-                format!("{} tracepoints are missing", missing.len()),
+                format!("missing tracepoints: {}", missing.join(", ")),
                 "boot a kernel that was built with CONFIG_FTRACE_SYSCALLS; run as root, who alone may look into tracefs",
             ),
         }
@@ -216,7 +206,8 @@ impl Machine {
             row.lacking("the control group's memory limit is too low", remedy)
         } else if wanted > limit.saturating_sub(*used) {
             row.note("caches count as used, so it may do all the same")
-                .limited(remedy)
+                .limited()
+                .remedy(remedy)
         } else {
             row
         }
@@ -247,7 +238,8 @@ impl Machine {
             } else {
                 rows.push(
                     Row::new([capability.name, "missing", capability.purpose])
-                        .limited(format!("none needed; run with {} for these", capability.name)),
+                        .limited()
+                        .remedy(format!("run with {} for these", capability.name)),
                 );
             }
         }
@@ -302,43 +294,6 @@ fn bytes(count: u64) -> String {
     format!("{} {}", count >> (10 * unit), units[unit])
 }
 
-/// The limit with the least room among the control groups of this process: memory of BPF maps is charged to them.
-fn memory_limit() -> Option<MemoryLimit> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let (root, path, names) = memory_group(&groups)?;
-    let (limit_name, used_name) = names;
-    let number = |file: PathBuf| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    let directory = PathBuf::from(root).join(path.trim_start_matches('/'));
-    directory
-        .ancestors()
-        .take(MAX_CGROUP_DEPTH)
-        .take_while(|ancestor| ancestor.starts_with(root))
-        .filter_map(|ancestor| {
-            let file = ancestor.join(limit_name);
-            // "max", or in the older hierarchy a number near 2^63, is no limit.
-            let limit = number(file.clone()).filter(|limit| *limit < 1 << 60)?;
-            let used = number(ancestor.join(used_name)).unwrap_or(0);
-            Some(MemoryLimit { limit, used, file })
-        })
-        .min_by_key(|found| found.limit.saturating_sub(found.used))
-}
-
-/// Where the memory controller's files are: mount point, path of the group, names of limit and usage.
-fn memory_group(groups: &str) -> Option<(&'static str, &str, (&'static str, &'static str))> {
-    let fields = || groups.lines().map(|line| line.splitn(3, ':'));
-    let older = fields().find_map(|mut fields| {
-        let controllers = fields.nth(1)?;
-        let path = fields.next()?;
-        controllers.split(',').any(|name| name == "memory").then_some(path)
-    });
-    if let Some(path) = older {
-        let names = ("memory.limit_in_bytes", "memory.usage_in_bytes");
-        return Some(("/sys/fs/cgroup/memory", path, names));
-    }
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(("/sys/fs/cgroup", path, ("memory.max", "memory.current")))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -373,7 +328,25 @@ mod tests {
 
     #[test]
     fn a_machine_where_all_works() {
-        insta::assert_snapshot!(rendered(&good()), @"");
+        insta::assert_snapshot!(rendered(&good()), @r"
+        Kernel
+            version      6.18.4
+            BTF          present: type information of the kernel
+            uprobes      sessions: one probe for a call and its return
+            ring buffer  present
+            tracepoints  8 of 8, tracefs is mounted
+            programs     accepted by the verifier
+            memory       100 MiB for BPF maps; no limit
+
+        Privileges
+            user            0
+            CAP_BPF         present  load BPF programs and maps
+            CAP_PERFMON     present  attach probes and read memory from BPF programs
+            CAP_SYS_PTRACE  present  look at other processes' mappings and files
+            CAP_SYS_ADMIN   present  mount tracefs, open mapped files that were deleted
+
+        recording would work
+        ");
     }
 
     #[test]
@@ -396,7 +369,35 @@ mod tests {
             }),
             ..good()
         };
-        insta::assert_snapshot!(rendered(&machine), @"");
+        insta::assert_snapshot!(rendered(&machine), @r"
+        Kernel
+            version      6.18.4
+            BTF          present: type information of the kernel
+            uprobes      present
+                sessions: could not be tried (Operation not permitted (os error 1))
+            ring buffer  could not be tried (Operation not permitted (os error 1))
+        x   tracepoints  not known: tracefs is not mounted, or closed to this user
+                remedy: run as root; mount -t tracefs tracefs /sys/kernel/tracing
+            programs     not tried, for what is missing here or under Privileges
+        x   memory       100 MiB for BPF maps; 10 MiB of 64 MiB are in use
+                remedy: raise the limit in /sys/fs/cgroup/pod/memory.max
+
+        Privileges
+            user            1000
+        x   CAP_BPF         missing                  load BPF programs and maps
+                remedy: run as root, or with CAP_BPF
+        x   CAP_PERFMON     missing                  attach probes and read memory from BPF programs
+                remedy: run as root, or with CAP_PERFMON
+            CAP_SYS_PTRACE  present                  look at other processes' mappings and files
+        !   CAP_SYS_ADMIN   missing                  mount tracefs, open mapped files that were deleted
+                remedy: run with CAP_SYS_ADMIN for these
+        x   user namespace  not the machine's first  capabilities count there alone
+                remedy: run outside the container, or in a privileged one
+        x   PID namespace   not the machine's first  the kernel side knows other pids
+                remedy: run outside the container, or with the host's PID namespace (docker run --pid=host)
+
+        recording would not work: tracefs is not mounted, or closed to this user; the control group's memory limit is too low; missing capability CAP_BPF; missing capability CAP_PERFMON; this is not the machine's first user namespace; this is not the machine's first PID namespace
+        ");
     }
 
     #[test]
@@ -415,7 +416,31 @@ mod tests {
             }),
             ..good()
         };
-        insta::assert_snapshot!(rendered(&machine), @"");
+        insta::assert_snapshot!(rendered(&machine), @r"
+        Kernel
+            version      6.1.0-13-amd64
+            BTF          present: type information of the kernel
+        !   uprobes      perf events: one for each probe, and one for each return
+                one link for many probes: no (6.6 and later)
+                kernel 6.13 and later have sessions, with which unsampled calls pay no return probe
+            ring buffer  present
+        x   tracepoints  7 of 8
+                missing: syscalls:sys_enter_mmap
+                remedy: boot a kernel that was built with CONFIG_FTRACE_SYSCALLS; run as root, who alone may look into tracefs
+            programs     accepted by the verifier
+        !   memory       100 MiB for BPF maps; 450 MiB of 512 MiB are in use
+                caches count as used, so it may do all the same
+                remedy: raise the limit in /sys/fs/cgroup/memory.max
+
+        Privileges
+            user            0
+            CAP_BPF         present  load BPF programs and maps
+            CAP_PERFMON     present  attach probes and read memory from BPF programs
+            CAP_SYS_PTRACE  present  look at other processes' mappings and files
+            CAP_SYS_ADMIN   present  mount tracefs, open mapped files that were deleted
+
+        recording would not work: missing tracepoints: syscalls:sys_enter_mmap
+        ");
     }
 
     #[test]
@@ -432,15 +457,6 @@ mod tests {
             "\nrecording would not work: the kernel refuses the BPF programs: failed to load BPF program `x`: \
              Permission denied\n"
         ));
-    }
-
-    #[test]
-    fn the_memory_controller_of_both_hierarchies() {
-        let (root, path, _) = memory_group("3:cpuset:/\n4:cpu,memory:/a\n0::/b\n").expect("the older one counts");
-        assert_eq!((root, path), ("/sys/fs/cgroup/memory", "/a"));
-        let (root, path, _) = memory_group("0::/b:c\n").expect("the unified one");
-        assert_eq!((root, path), ("/sys/fs/cgroup", "/b:c"));
-        assert_eq!(memory_group("1:cpu:/\n"), None);
     }
 
     #[test]

@@ -45,9 +45,14 @@ impl Row {
         self
     }
 
-    /// A row that limits a recording.
-    pub fn limited(mut self, remedy: impl Into<String>) -> Self {
+    /// A row that limits a recording, and nothing can be done about it here.
+    pub fn limited(mut self) -> Self {
         self.state = State::Limited;
+        self
+    }
+
+    /// With what can be done.
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
@@ -242,7 +247,7 @@ mod tests {
                     "Kernel",
                     vec![
                         Row::new(["version", "6.18"]),
-                        Row::new(["uprobes", "perf events"]).limited("boot 6.13"),
+                        Row::new(["uprobes", "perf events"]).limited().remedy("boot 6.13"),
                         Row::new(["BTF", "missing"]).lacking("no BTF", "boot another"),
                     ],
                 ),
@@ -256,7 +261,22 @@ mod tests {
 
     #[test]
     fn columns_marks_remedies_and_the_verdict() {
-        insta::assert_snapshot!(report().render(false), @"");
+        insta::assert_snapshot!(report().render(false), @r#"
+        Kernel
+            version  6.18
+        !   uprobes  perf events
+                remedy: boot 6.13
+        x   BTF      missing
+                remedy: boot another
+
+        Allocators
+            /lib/\u{1b}[2Jevil.so
+              malloc      4  push rbx
+                  an allocator's own function
+              fr\u{a}ee  12
+
+        recording would not work: no BTF
+        "#);
     }
 
     #[test]

@@ -8,11 +8,8 @@ use crate::{
         self, ProcError,
         identity::{self, Identity, Seccomp},
     },
-    session::survey::{Survey, Surveyor},
+    session::survey::{Survey, Surveyor, uretprobes_kill},
 };
-
-/// Kernels on which a uretprobe is a system call that seccomp filters see.
-const FILTERED_RETURNS: std::ops::RangeInclusive<(u32, u32)> = (6, 11)..=(6, 13);
 
 /// Namespaces that matter: name of the link, and what another one means.
 const NAMESPACES: [(&str, &str); 3] = [
@@ -128,15 +125,15 @@ fn of_identity(target: &Target, identity: &Identity, kernel: (u32, u32)) -> Vec<
 
 /// What seccomp means for return probes, by the kernel's version.
 fn seccomp(mode: Seccomp, kernel: (u32, u32)) -> String {
-    let mode = match mode {
+    let name = match mode {
         Seccomp::Off => return "off".to_owned(),
         Seccomp::Strict => "strict",
         Seccomp::Filter => "filter",
     };
-    if FILTERED_RETURNS.contains(&kernel) {
-        format!("{mode}: on kernels 6.11 to 6.13 a return probe gets it killed, so return instructions are probed")
+    if uretprobes_kill(mode, kernel) {
+        format!("{name}: on kernels 6.11 to 6.13 a return probe gets it killed, so return instructions are probed")
     } else {
-        format!("{mode}: this kernel lets return probes pass")
+        format!("{name}: this kernel lets return probes pass")
     }
 }
 
@@ -187,12 +184,34 @@ mod tests {
             seccomp: Seccomp::Filter,
         };
         let target = unseen(70, &["mnt", "pid"]);
-        insta::assert_snapshot!(rendered(section(&target, Ok(&identity), (6, 12))), @"");
+        insta::assert_snapshot!(rendered(section(&target, Ok(&identity), (6, 12))), @r#"
+        Target
+            pid         70
+            name        a\u{1b}[31m\u{a}b
+            executable  /srv/\u{202e}exe
+            user        33
+            threads     3
+            seccomp     filter: on kernels 6.11 to 6.13 a return probe gets it killed, so return instructions are probed
+            namespace   mnt differs from ours: its files are read through /proc/PID/root and /proc/PID/map_files
+            namespace   pid differs from ours: it knows itself by another pid; profiles have the one given here
+
+        recording would work
+        "#);
     }
 
     #[test]
     fn a_thread_of_a_process_that_may_not_be_looked_at() {
-        insta::assert_snapshot!(rendered(unseen(72, &[]).section((6, 18))), @"");
+        insta::assert_snapshot!(rendered(unseen(72, &[]).section((6, 18))), @r"
+        Target
+        x   pid     70
+                72 is one of its threads
+                remedy: name the process: -p 70
+        x   survey  cannot be made
+                failed to read `/proc/70/maps` for pid 70: permission denied; run as root or with CAP_SYS_PTRACE
+                remedy: run as root, or with CAP_SYS_PTRACE
+
+        recording would not work: 72 is a thread of process 70; pid 70 cannot be looked at
+        ");
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub fn section(mappings: &[CodeState]) -> Section {
             mappings.len()
         )]);
         blocks.push(Block {
-            rows: vec![row.limited("none; stacks end in the code of the others")],
+            rows: vec![row.note("stacks end in the code of the others").limited()],
             ..Block::default()
         });
     }
@@ -107,10 +107,12 @@ fn row(mapping: &CodeState) -> Row {
         ),
         Table::None => line("none", "-", "-")
             .note("no call-frame information in the file: stacks end here")
-            .limited("build it with -fasynchronous-unwind-tables, and do not strip .eh_frame"),
+            .limited()
+            .remedy("build it with -fasynchronous-unwind-tables, and do not strip .eh_frame"),
         Table::Unusable(reason) => line("none", "-", "-")
             .note(format!("{reason}: stacks end here"))
-            .limited("put a sound file in its place and restart the target"),
+            .limited()
+            .remedy("put a sound file in its place and restart the target"),
         Table::NoFile => line("none", "-", "-").note("no file: followed by frame pointers, if its code keeps them"),
     }
 }
@@ -169,7 +171,24 @@ mod tests {
             state(0x7fff_0000_0000, "[vdso]", Table::NoFile),
         ];
         let sections = vec![section(&mappings)];
-        insta::assert_snapshot!(Report { sections }.render(false), @"");
+        insta::assert_snapshot!(Report { sections }.render(false), @r#"
+        Unwind tables
+            address        size   rows  covered  unknown  file
+            555500000000  1364K  12345   >99.9%    <0.1%  /usr/bin/redis-server
+            7f0000000000  1364K  12345   100.0%     0.0%  /lib/libc.so.6
+        !   7f1000000000  1364K   none        -        -  /srv/go\u{1b}[2J
+                no call-frame information in the file: stacks end here
+                remedy: build it with -fasynchronous-unwind-tables, and do not strip .eh_frame
+        !   7f2000000000  1364K   none        -        -  /srv/bad
+                no usable ELF file: stacks end here
+                remedy: put a sound file in its place and restart the target
+            7f3000000000  1364K   none        -        -  (no file)
+                no file: followed by frame pointers, if its code keeps them
+            7fff00000000  1364K   none        -        -  [vdso]
+                no file: followed by frame pointers, if its code keeps them
+
+        recording would work
+        "#);
     }
 
     #[test]
