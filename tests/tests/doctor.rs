@@ -126,7 +126,9 @@ fn no_process_to_look_at() -> Result<()> {
     // As `record` does: one line, and the same status.
     let pid = "4194305";
     let answer = leaktrace(&["doctor", "-p", pid], PATIENCE)?;
-    let record = leaktrace(&["record", "-d", "1s", "-p", pid, "-o", "/dev/null.json"], PATIENCE)?;
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("profile.json").to_string_lossy().into_owned();
+    let record = leaktrace(&["record", "-d", "1s", "-p", pid, "-o", &output], PATIENCE)?;
     ensure!(answer.stdout.is_empty(), "{answer:?}");
     ensure!(
         answer.stderr.lines().count() == 1 && answer.stderr.contains(pid),
