@@ -31,6 +31,7 @@ impl Signature {
     const POINTER: u32 = 16;
     const OUT: u32 = 24;
     const OP: u32 = 32;
+    const SITE: u32 = 40;
     const SLOT: u32 = 48;
 
     /// A call with no arguments of interest.
@@ -62,6 +63,11 @@ impl Signature {
         self.with(Self::OUT, argument)
     }
 
+    /// The lowest byte of the probed instruction's address, which is the same in file and memory.
+    pub const fn site(self, low_byte: u8) -> Self {
+        self.with(Self::SITE, low_byte)
+    }
+
     /// The slot of the process that the probe is for.
     pub const fn slot(self, slot: u16) -> Self {
         Self(self.0 & !(0xffff << Self::SLOT) | (slot as u64) << Self::SLOT)
@@ -85,6 +91,11 @@ impl Signature {
     /// Position of the out-pointer.
     pub const fn out_argument(self) -> u8 {
         (self.0 >> Self::OUT) as u8
+    }
+
+    /// The lowest byte of the probed instruction's address.
+    pub const fn site_byte(self) -> u8 {
+        (self.0 >> Self::SITE) as u8
     }
 
     /// The slot of the process.

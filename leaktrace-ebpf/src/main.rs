@@ -40,11 +40,19 @@ pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
     if allocate::enter_or_leave(ctx, &regs) { WANT_RETURN } else { SKIP_RETURN }
 }
 
-/// Entry of an allocation call, where sessions are not to be had or the return is probed by instruction.
+/// Entry of an allocation call whose return `allocate_leave` serves.
 #[uprobe]
 pub fn allocate_enter(ctx: ProbeContext) -> u32 {
     let ctx = ctx.regs.cast();
-    allocate::enter(ctx, &arch::Registers::from_context(ctx));
+    allocate::enter(ctx, &arch::Registers::from_context(ctx), true);
+    0
+}
+
+/// Entry of an allocation call whose return `allocate_return_site` serves.
+#[uprobe]
+pub fn allocate_enter_site(ctx: ProbeContext) -> u32 {
+    let ctx = ctx.regs.cast();
+    allocate::enter(ctx, &arch::Registers::from_context(ctx), false);
     0
 }
 

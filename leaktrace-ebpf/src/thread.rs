@@ -36,8 +36,8 @@ pub struct Pending {
     pub flags: u8,
     /// The new block is not taken (not sampled, too small): only the end of the old one is told.
     pub skip_new: u8,
-    /// Explicit padding.
-    pub pad: u8,
+    /// A return probe waits for it, which a call that it makes last (a jump) does not take away.
+    pub returns_surely: u8,
     /// Hooked calls seen inside this one.
     pub nested: u64,
 }

@@ -1,8 +1,10 @@
 //! Calls that return a block: from entry to return.
 //!
 //! The outermost hooked call of a thread owns the event; calls inside it are the allocator's own business. A pending
-//! call is known by its stack pointer: an entry that is not further in than the pending one means that the pending one
-//! will never return (it threw, or the kernel dropped its return probe).
+//! call is known by its stack pointer: an entry further out than the pending one means that the pending one will never
+//! return (it threw, or the kernel dropped its return probe). An entry at the same stack pointer is a call that the
+//! pending function makes last, by a jump (`reallocarray` → `realloc`): under a return probe the outer one still owns
+//! the event; where returns are probed by instruction, which the jump passes by, the inner one does.
 
 use aya_ebpf::{
     bindings::BPF_ANY,
@@ -38,7 +40,8 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
     if pending.sp == 0 {
         return false;
     }
-    if sp < pending.sp && pending.nested < MAX_NESTED {
+    let inside = sp < pending.sp || sp == pending.sp && pending.returns_surely != 0;
+    if inside && pending.nested < MAX_NESTED {
         pending.nested += 1;
         count(Counter::Nested, 1);
         return true;
@@ -70,19 +73,18 @@ impl Call {
 
 /// An allocation call begins. Returns whether its return is wanted.
 #[inline(always)]
-pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
+pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
     let Some(call) = Call::current(ctx) else {
         return false;
     };
     match thread::get(call.tid) {
-        Some(thread) => begin(&call, thread, regs),
+        Some(thread) => begin(&call, thread, regs, returns_surely),
         None => false,
     }
 }
 
-/// The same for a program that serves entry and return: which of both it is shows in the instruction pointer, which is
-/// the probed instruction at an entry and the caller's at a return. Asking for the probed one is only necessary while
-/// something is pending, because a return without it would be ignored anyway.
+/// The same for a program that serves entry and return. Which of both it is shows in the instruction pointer: the probed
+/// instruction at an entry, the caller's at a return. Its lowest byte tells nearly always, without asking the kernel.
 #[inline(always)]
 pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
     let Some(call) = Call::current(ctx) else {
@@ -91,16 +93,22 @@ pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
     let Some(thread) = thread::get(call.tid) else {
         return false;
     };
-    // SAFETY: the helper takes the program's own context.
-    if thread.pending.sp != 0 && unsafe { bpf_get_func_ip(ctx) } != regs.ip() {
-        end(&call, thread, regs, regs.ip(), regs.sp());
-        return true;
+    let ip = regs.ip();
+    let may_be_entry = ip as u8 == call.signature.site_byte();
+    if thread.pending.sp == 0 {
+        // A return without anything pending has nothing to tell.
+        return may_be_entry && begin(&call, thread, regs, true);
     }
-    begin(&call, thread, regs)
+    // SAFETY: the helper takes the program's own context.
+    if may_be_entry && unsafe { bpf_get_func_ip(ctx) } == ip {
+        return begin(&call, thread, regs, true);
+    }
+    end(&call, thread, regs, ip, regs.sp());
+    true
 }
 
 #[inline(always)]
-fn begin(call: &Call, thread: &mut Thread, regs: &Registers) -> bool {
+fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: bool) -> bool {
     let Call { pid, tid, signature, process } = *call;
     let sp = regs.sp();
     if is_nested(thread, sp) {
@@ -140,6 +148,7 @@ fn begin(call: &Call, thread: &mut Thread, regs: &Registers) -> bool {
     pending.op = op;
     pending.flags = flags;
     pending.skip_new = !takes as u8;
+    pending.returns_surely = returns_surely as u8;
     pending.nested = 0;
     pending.sp = sp;
     true

@@ -116,7 +116,7 @@ pub enum UprobeMechanism {
 pub(super) enum Programs {
     Session {
         allocate: MultiProgram,
-        allocate_enter: MultiProgram,
+        enter_site: MultiProgram,
         return_site: MultiProgram,
         release: MultiProgram,
     },
@@ -204,7 +204,7 @@ impl Kernel {
                 |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
             return Ok(Programs::Session {
                 allocate: load("allocate_session", AttachType::Session)?,
-                allocate_enter: load("allocate_enter", AttachType::Multi)?,
+                enter_site: load("allocate_enter_site", AttachType::Multi)?,
                 return_site: load("allocate_return_site", AttachType::Multi)?,
                 release: load("release_enter", AttachType::Multi)?,
             });
@@ -212,6 +212,7 @@ impl Kernel {
         for program in [
             "allocate_enter",
             "allocate_leave",
+            "allocate_enter_site",
             "allocate_return_site",
             "release_enter",
         ] {

@@ -255,7 +255,7 @@ impl Tracer {
                 continue;
             };
             let elf_start = file
-                .elf_address(mapping.offset)
+                .mapping_address(mapping.offset)
                 .map_or(mapping.offset.0, |address| address.0);
             let span = CodeSpan {
                 start: mapping.start.0,
@@ -391,7 +391,7 @@ impl Wanted<'_> {
         Probe {
             file: self.file.file.as_fd(),
             offset: self.offset,
-            signature: self.signature.slot(slot),
+            signature: self.signature.site(self.offset as u8).slot(slot),
             role: self.role,
         }
     }
