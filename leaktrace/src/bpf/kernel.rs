@@ -131,7 +131,7 @@ pub struct Kernel {
 }
 
 /// Tracepoints: program, group, name.
-const TRACEPOINTS: [(&str, &str, &str); 8] = [
+pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
     ("mmap_leave", "syscalls", "sys_exit_mmap"),
     ("munmap_enter", "syscalls", "sys_enter_munmap"),
