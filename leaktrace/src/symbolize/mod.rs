@@ -1,1 +1,3 @@
 //! symbolize
+
+pub mod pclntab;
