@@ -1,0 +1,256 @@
+//! Reads another process' memory without stopping it.
+//!
+//! Owns the only system call of inspection that needs `unsafe`. What is read may change under the reader and may lie.
+
+use std::io;
+
+use crate::model::ProcessAddress;
+use crate::proc::{ProcError, process_exists, read_bounded};
+
+/// Most vectors in one `process_vm_readv` (`UIO_MAXIOV`).
+const MAX_VECTORS: usize = 1024;
+
+/// Why memory could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Nothing readable is mapped there (or not for that many bytes).
+    #[error("failed to read {len} bytes at {address} for pid {pid}: not mapped")]
+    Unmapped {
+        /// The process.
+        pid: u32,
+        /// First address asked for.
+        address: ProcessAddress,
+        /// Bytes asked for.
+        len: usize,
+    },
+    /// The process is gone or cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcError),
+}
+
+/// One piece of memory to read.
+#[derive(Debug)]
+pub struct ReadRequest<'a> {
+    /// Where.
+    pub address: ProcessAddress,
+    /// Where to, and how much.
+    pub buffer: &'a mut [u8],
+    /// Whether the last [`MemoryReader::read_many`] filled it.
+    pub filled: bool,
+}
+
+/// Source of a process' memory: the process itself, or a recorded image in tests.
+pub trait MemoryReader {
+    /// Fills the whole buffer.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`] when not all of it can be read; the buffer's content is then unspecified.
+    fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Reads many pieces; one that is not mapped is left with `filled: false` and does not stop the others.
+    ///
+    /// # Errors
+    /// [`MemoryError::Process`] when the process is gone or out of reach.
+    fn read_many(&self, requests: &mut [ReadRequest<'_>]) -> Result<(), MemoryError> {
+        for request in requests {
+            request.filled = match self.read(request.address, request.buffer) {
+                Ok(()) => true,
+                Err(MemoryError::Unmapped { .. }) => false,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
+    }
+
+    /// One little-endian word.
+    fn read_u64(&self, address: ProcessAddress) -> Result<u64, MemoryError> {
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+/// Memory of a live process.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessMemory {
+    pid: u32,
+}
+
+impl ProcessMemory {
+    /// No access yet: errors come from the reads.
+    pub fn new(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    /// Bytes transferred by one call over these requests, which are filled in order up to the first unreadable page.
+    fn transfer(&self, requests: &mut [ReadRequest<'_>]) -> Result<usize, MemoryError> {
+        debug_assert!(requests.len() <= MAX_VECTORS);
+        let local: Vec<libc::iovec> = requests
+            .iter_mut()
+            .map(|r| libc::iovec {
+                iov_base: r.buffer.as_mut_ptr().cast(),
+                iov_len: r.buffer.len(),
+            })
+            .collect();
+        let remote: Vec<libc::iovec> = requests
+            .iter()
+            .map(|r| libc::iovec {
+                iov_base: r.address.0 as *mut libc::c_void,
+                iov_len: r.buffer.len(),
+            })
+            .collect();
+        let count = requests.len() as libc::c_ulong;
+        let pid = libc::pid_t::try_from(self.pid).map_err(|_| ProcError::NoSuchProcess { pid: self.pid })?;
+        // SAFETY: each local vector is an exclusively borrowed buffer of exactly `iov_len` bytes that outlives the call;
+        // remote addresses are not dereferenced in this process, the kernel checks them; both arrays hold `count` elements.
+        let done = unsafe { libc::process_vm_readv(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
+        match usize::try_from(done) {
+            Ok(done) => Ok(done),
+            Err(_) => {
+                let source = io::Error::last_os_error();
+                match source.raw_os_error() {
+                    Some(libc::EFAULT) => Ok(0),
+                    Some(libc::ESRCH) if !process_exists(self.pid) => {
+                        Err(ProcError::NoSuchProcess { pid: self.pid }.into())
+                    }
+                    _ => Err(ProcError::from_io(self.pid, format!("/proc/{}/mem", self.pid).as_ref(), source).into()),
+                }
+            }
+        }
+    }
+}
+
+impl MemoryReader for ProcessMemory {
+    fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buffer.len();
+        if len == 0 {
+            return Ok(());
+        }
+        match self.transfer(&mut [ReadRequest {
+            address,
+            buffer,
+            filled: false,
+        }])? {
+            done if done == len => Ok(()),
+            _ => Err(MemoryError::Unmapped {
+                pid: self.pid,
+                address,
+                len,
+            }),
+        }
+    }
+
+    fn read_many(&self, requests: &mut [ReadRequest<'_>]) -> Result<(), MemoryError> {
+        let mut start = 0;
+        // Each round handles at least one request, so this ends.
+        while start < requests.len() {
+            let end = requests.len().min(start + MAX_VECTORS);
+            let batch = &mut requests[start..end];
+            let mut done = self.transfer(batch)?;
+            let mut filled = 0;
+            for request in batch.iter_mut() {
+                request.filled = done >= request.buffer.len();
+                if !request.filled {
+                    break;
+                }
+                done -= request.buffer.len();
+                filled += 1;
+            }
+            // The request at which the kernel stopped is not readable: step over it.
+            start += if filled == batch.len() { filled } else { filled + 1 };
+        }
+        Ok(())
+    }
+}
+
+/// Entry point of the executable (`AT_ENTRY`).
+pub const AT_ENTRY: u64 = 9;
+/// Where the vdso's ELF header is mapped (`AT_SYSINFO_EHDR`).
+pub const AT_SYSINFO_EHDR: u64 = 33;
+/// Base address of the dynamic loader (`AT_BASE`), 0 for a static program.
+pub const AT_BASE: u64 = 7;
+
+/// The auxiliary vector that the kernel gave a process at exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuxVector(Vec<(u64, u64)>);
+
+impl AuxVector {
+    /// Parses pairs of 64-bit words, up to `AT_NULL`.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        let pairs = bytes.chunks_exact(16).map(|pair| (word(&pair[..8]), word(&pair[8..])));
+        Self(pairs.take_while(|(key, _)| *key != 0).collect())
+    }
+
+    /// Reads `/proc/PID/auxv`.
+    pub fn read(pid: u32) -> Result<Self, ProcError> {
+        Ok(Self::parse(&read_bounded(pid, "auxv", 1 << 14)?))
+    }
+
+    /// The value of one entry.
+    pub fn get(&self, key: u64) -> Option<u64> {
+        self.0.iter().find(|(found, _)| *found == key).map(|(_, value)| *value)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn at(bytes: &[u8]) -> ProcessAddress {
+        ProcessAddress(bytes.as_ptr() as u64)
+    }
+
+    #[test]
+    fn reads_its_own_memory_and_reports_holes() {
+        let memory = ProcessMemory::new(std::process::id());
+        let data = *b"twelve bytes";
+        let mut buffer = [0; 12];
+        memory.read(at(&data), &mut buffer).unwrap();
+        assert_eq!(buffer, data);
+        assert!(matches!(
+            memory.read(ProcessAddress(8), &mut buffer),
+            Err(MemoryError::Unmapped { .. })
+        ));
+        let gone = ProcessMemory::new(u32::MAX >> 1);
+        let error = gone.read(at(&data), &mut buffer).unwrap_err();
+        assert!(
+            matches!(error, MemoryError::Process(ProcError::NoSuchProcess { .. })),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn many_pieces_with_holes_among_them() {
+        let memory = ProcessMemory::new(std::process::id());
+        let data: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
+        let mut buffers = vec![[0u8; 1]; 3000];
+        let mut requests: Vec<ReadRequest<'_>> = buffers
+            .iter_mut()
+            .enumerate()
+            .map(|(index, buffer)| ReadRequest {
+                // Every 700th piece is unmapped.
+                address: if index % 700 == 699 {
+                    ProcessAddress(16)
+                } else {
+                    at(&data[index..])
+                },
+                buffer,
+                filled: false,
+            })
+            .collect();
+        memory.read_many(&mut requests).unwrap();
+        for (index, request) in requests.iter().enumerate() {
+            assert_eq!(request.filled, index % 700 != 699, "{index}");
+            assert!(!request.filled || request.buffer[0] == data[index]);
+        }
+    }
+
+    #[test]
+    fn auxiliary_vector() {
+        let own = AuxVector::read(std::process::id()).unwrap();
+        assert!(own.get(AT_ENTRY).is_some_and(|entry| entry != 0));
+        assert_eq!(AuxVector::parse(&[1, 2, 3]), AuxVector::default());
+    }
+}
