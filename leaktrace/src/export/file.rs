@@ -1,0 +1,192 @@
+//! Output files: the format by the name's ending, and writing that never leaves half a file.
+//!
+//! A file is written under a temporary name in the same directory, synced, and renamed. Invariant: under the final name
+//! there is the old file or the whole new one. Devices and pipes (`/dev/stdout`) are written in place, never replaced.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{folded, json, pprof, svg};
+use crate::report::Profile;
+
+/// A file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.pb.gz`, `.pb`, `.pprof`, and every ending that is not listed here: gzip-compressed pprof.
+    Pprof,
+    /// `.svg`: a flame graph.
+    Svg,
+    /// `.folded`: folded stacks.
+    Folded,
+    /// `.json`: JSON (see [`json`]).
+    Json,
+}
+
+impl Format {
+    /// The format that the ending of a file name asks for.
+    pub fn of(path: &Path) -> Self {
+        match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("svg") => Self::Svg,
+            Some("folded") => Self::Folded,
+            Some("json") => Self::Json,
+            _ => Self::Pprof,
+        }
+    }
+}
+
+/// A file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to write `{}`: {source}", path.display())]
+pub struct WriteError {
+    /// The file.
+    pub path: PathBuf,
+    /// What went wrong.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Where the bytes go in the end.
+enum Target {
+    /// A regular file, there or not, with symbolic links followed.
+    File(PathBuf),
+    /// A device, pipe or socket.
+    Special,
+}
+
+/// Finds out before the work begins whether a file can be written there. Leaves nothing behind.
+pub fn check_writable(path: &Path) -> Result<(), WriteError> {
+    let check = || match target(path)? {
+        Target::Special => OpenOptions::new().write(true).open(path).map(drop),
+        Target::File(path) => temporary(&path).and_then(|file| file.close()),
+    };
+    check().map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+/// Writes a profile in the format that the file's ending asks for. Flame graphs and folded stacks show `sample_type`
+/// (a position in [`Profile::sample_types`]); the other formats hold all of them.
+pub fn write(path: &Path, profile: &Profile, sample_type: usize) -> Result<(), WriteError> {
+    replace(path, |output| match Format::of(path) {
+        Format::Pprof => pprof::write(profile, output),
+        Format::Svg => svg::write(profile, sample_type, output),
+        Format::Folded => folded::write(profile, sample_type, output),
+        Format::Json => json::write(profile, output),
+    })
+}
+
+/// Writes a file as a whole or not at all.
+pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+    let replace = || match target(path)? {
+        Target::Special => {
+            let mut output = BufWriter::new(OpenOptions::new().write(true).open(path)?);
+            write(&mut output)?;
+            output.flush()
+        }
+        Target::File(path) => {
+            let mut file = temporary(&path)?;
+            let mut output = BufWriter::new(file.as_file_mut());
+            write(&mut output)?;
+            output.flush()?;
+            drop(output);
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            // The rename itself reaches the disk with the directory; some file systems cannot sync one.
+            let _ = File::open(directory(&path)).and_then(|directory| directory.sync_all());
+            Ok(())
+        }
+    };
+    replace().map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+fn target(path: &Path) -> io::Result<Target> {
+    if path.file_name().is_none() {
+        return Err(io::Error::from(io::ErrorKind::IsADirectory));
+    }
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+        Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Target::File),
+        Ok(_) => Ok(Target::Special),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Target::File(path.to_owned())),
+        Err(error) => Err(error),
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let everyone = Permissions::from_mode(0o666); // The umask takes off what the user does not want.
+    let place = directory(path);
+    tempfile::Builder::new().prefix(".leaktrace.").permissions(everyone).tempfile_in(place).map_err(|error| {
+        // The name of the temporary file would only distract.
+        io::Error::new(error.kind(), match error.kind() {
+            io::ErrorKind::NotFound => format!("there is no directory `{}`", place.display()),
+            _ => format!("cannot create a file in `{}`: {}", place.display(), cause(&error)),
+        })
+    })
+}
+
+fn cause(error: &io::Error) -> String {
+    let innermost = error.get_ref().and_then(|inner| inner.source()).map(ToString::to_string);
+    innermost.unwrap_or_else(|| error.kind().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::ProfileBuilder;
+
+    #[test]
+    fn formats_by_ending() {
+        let format = |name: &str| Format::of(Path::new(name));
+        assert_eq!(format("a.svg"), Format::Svg);
+        assert_eq!(format("a.SVG"), Format::Svg);
+        assert_eq!(format("a.folded"), Format::Folded);
+        assert_eq!(format("a.json"), Format::Json);
+        for name in ["a.pb.gz", "a.pb", "a.pprof", "a", "a.txt", ".svg"] {
+            assert_eq!(format(name), Format::Pprof, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("x.pb.gz");
+        fs::write(&path, "old").expect("writes");
+        let error = replace(&path, |output| {
+            output.write_all(b"half")?;
+            Err(io::Error::other("out of ideas"))
+        });
+        assert!(error.expect_err("fails").to_string().ends_with("x.pb.gz`: out of ideas"));
+        assert_eq!(fs::read(&path).expect("reads"), b"old");
+        assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn links_are_followed_and_devices_are_not_replaced() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (file, link) = (directory.path().join("file.pb.gz"), directory.path().join("link.pb.gz"));
+        fs::write(&file, "old").expect("writes");
+        std::os::unix::fs::symlink(&file, &link).expect("links");
+        let profile = ProfileBuilder::heap().finish();
+        write(&link, &profile, 3).expect("writes");
+        assert!(fs::symlink_metadata(&link).expect("exists").is_symlink());
+        assert_eq!(pprof::read(File::open(&file).expect("opens")).expect("reads"), profile);
+        write(Path::new("/dev/null"), &profile, 3).expect("writes");
+        assert!(!fs::metadata("/dev/null").expect("exists").is_file());
+    }
+
+    #[test]
+    fn unwritable_places_are_found_beforehand() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        assert!(check_writable(directory.path()).is_err(), "a directory");
+        let missing = check_writable(&directory.path().join("no/x.svg")).expect_err("no such directory").to_string();
+        assert!(missing.contains("there is no directory `"), "{missing}");
+        check_writable(&directory.path().join("x.svg")).expect("writable");
+        check_writable(Path::new("/dev/null")).expect("writable");
+        assert!(check_writable(Path::new("/proc/x.svg")).is_err(), "no files can be made there");
+        assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 0);
+    }
+}
