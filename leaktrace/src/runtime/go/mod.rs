@@ -1,7 +1,7 @@
 //! Go processes, read from outside: heap profile, goroutines, collector, spans.
 //!
 //! Everything is read with `process_vm_readv` while the target runs on; nothing is stopped, and nothing is written
-//! unless `heap::enable_profiling` is asked for. [`GoProcess::attach`] finds what the readers need in any binary of
+//! unless [`rate::ProfilingGuard`] is asked for. [`GoProcess::attach`] finds what the readers need in any binary of
 //! Go 1.19 to 1.27, stripped or not; each reader takes a memory, the globals and a layout, so that it runs over a
 //! recorded image just as well. What is read is consistent per structure, not as a whole: every snapshot counts what it
 //! found torn.
@@ -17,6 +17,8 @@ pub mod memory;
 pub mod module;
 pub mod offsets;
 pub mod process;
+pub mod profile;
+pub mod rate;
 pub mod stacks;
 pub mod version;
 

@@ -10,6 +10,7 @@ use super::buildinfo::BuildInfo;
 use super::check;
 use super::error::{Area, GoError};
 use super::executable::Executable;
+use super::heap::HeapError;
 use super::locate::{self, Globals};
 use super::memory::{Target, word};
 use super::module::{self, Module};
@@ -154,6 +155,16 @@ impl<M: MemoryReader> GoProcess<M> {
                     newest,
                 })
             }
+        }
+    }
+
+    /// A failed heap read, as an error that names the process.
+    pub fn heap_error(&self, error: HeapError) -> GoError {
+        match error {
+            HeapError::NotFound => {
+                GoError::Corrupt { pid: self.pid(), area: Area::Heap, what: "its heap profile was not found".to_owned() }
+            }
+            HeapError::Memory(source) => GoError::memory(self.pid(), source),
         }
     }
 

@@ -1,0 +1,62 @@
+//! `leaktrace go …`: what the runtime of a Go process knows, read from outside.
+//!
+//! A file per subcommand; this one holds what they share. Nothing here reads memory by itself.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+
+use crate::runtime::go::{GoError, GoProcess};
+
+mod heap;
+mod pause;
+
+/// Arguments of `leaktrace go`.
+#[derive(Args, Debug)]
+pub struct GoArgs {
+    #[command(subcommand)]
+    command: GoCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum GoCommand {
+    /// Read the heap profile: who allocated what is held.
+    Heap(heap::HeapArgs),
+}
+
+/// The process to read.
+#[derive(Args, Debug, Clone)]
+struct Target {
+    /// Process id.
+    #[arg(short, long, value_name = "PID")]
+    pid: u32,
+}
+
+impl Target {
+    fn attach(&self) -> Result<GoProcess, GoError> {
+        GoProcess::attach(self.pid)
+    }
+}
+
+impl GoArgs {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// A [`GoError`] (downcast to map it to an exit code), or a file that cannot be written.
+    pub fn run(&self) -> anyhow::Result<()> {
+        match &self.command {
+            GoCommand::Heap(args) => heap::run(args),
+        }
+    }
+}
+
+/// `30s`, `5m`, `1h30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Nanoseconds since 1970.
+fn now_nanos() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
