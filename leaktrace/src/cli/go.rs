@@ -6,8 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 
+use crate::report::unit::{Scale, label};
 use crate::runtime::go::{GoError, GoProcess};
 
+mod gc;
+mod goroutines;
 mod heap;
 mod pause;
 
@@ -22,6 +25,10 @@ pub struct GoArgs {
 enum GoCommand {
     /// Read the heap profile: who allocated what is held.
     Heap(heap::HeapArgs),
+    /// Group goroutines by what they do; find those that pile up.
+    Goroutines(goroutines::GoroutinesArgs),
+    /// Follow the garbage collector.
+    Gc(gc::GcArgs),
 }
 
 /// The process to read.
@@ -46,6 +53,8 @@ impl GoArgs {
     pub fn run(&self) -> anyhow::Result<()> {
         match &self.command {
             GoCommand::Heap(args) => heap::run(args),
+            GoCommand::Goroutines(args) => goroutines::run(args),
+            GoCommand::Gc(args) => gc::run(args),
         }
     }
 }
@@ -59,4 +68,20 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn now_nanos() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Bytes for people: `12.34MB`.
+fn bytes(bytes: u64) -> String {
+    label(i64::try_from(bytes).unwrap_or(i64::MAX), "bytes", &Scale::Auto)
+}
+
+/// Nanoseconds for people: `18µs`, `2.3ms`, `41s`, `2h 5m`.
+fn short_duration(nanos: u64) -> String {
+    match nanos {
+        0..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}µs", nanos / 1_000),
+        1_000_000..1_000_000_000 => format!("{:.1}ms", nanos as f64 / 1e6),
+        1_000_000_000..10_000_000_000 => format!("{:.1}s", nanos as f64 / 1e9),
+        _ => humantime::format_duration(Duration::from_secs(nanos / 1_000_000_000)).to_string(),
+    }
 }

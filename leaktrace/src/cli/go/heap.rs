@@ -11,9 +11,9 @@ use super::{Target, duration, now_nanos};
 use crate::export::file;
 use crate::report::graph::GraphOptions;
 use crate::report::table::{TableOptions, table};
-use crate::runtime::go::heap::{self, HeapSnapshot, View};
+use crate::runtime::go::heap::{HeapSnapshot, View};
 use crate::runtime::go::rate::ProfilingGuard;
-use crate::runtime::go::{Area, GoError, GoProcess, profile};
+use crate::runtime::go::{Area, GoProcess, profile};
 
 /// Default of the runtime where profiling is on.
 const DEFAULT_RATE: u64 = 512 << 10;
@@ -68,7 +68,7 @@ pub fn run(args: &HeapArgs) -> anyhow::Result<()> {
     let process = args.target.attach()?;
     let snapshot = match args.enable_profiling {
         Some(rate) => read_with_profiling(&process, rate, args.keep)?,
-        None => read(&process)?,
+        None => process.heap()?,
     };
     if let Some(cut) = &snapshot.cut {
         eprintln!("warning: the heap profile of pid {} is incomplete: {cut}", process.pid());
@@ -96,11 +96,6 @@ pub fn run(args: &HeapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read(process: &GoProcess) -> Result<HeapSnapshot, GoError> {
-    let (layout, _) = process.layout(Area::Heap)?;
-    heap::read(process.memory(), &process.globals, layout).map_err(|error| process.heap_error(error))
-}
-
 fn read_with_profiling(process: &GoProcess, rate: u64, keep: Option<Duration>) -> anyhow::Result<HeapSnapshot> {
     process.layout(Area::Heap)?;
     let mut pause = Pause::new()?;
@@ -117,7 +112,7 @@ fn read_with_profiling(process: &GoProcess, rate: u64, keep: Option<Duration>) -
     );
     pause.wait(keep);
     // Read while the rate still is what the samples were taken with.
-    let snapshot = read(process);
+    let snapshot = process.heap();
     guard.restore().with_context(|| format!("failed to put MemProfileRate of pid {} back", process.pid()))?;
     Ok(snapshot?)
 }

@@ -8,10 +8,16 @@
 
 pub mod buildinfo;
 pub mod check;
+pub mod clock;
+pub mod dump;
 pub mod dwarf;
 pub mod error;
 pub mod executable;
+pub mod gc;
+pub mod goroutines;
+pub mod groups;
 pub mod heap;
+pub mod leaks;
 pub mod locate;
 pub mod memory;
 pub mod module;

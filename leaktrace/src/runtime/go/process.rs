@@ -10,7 +10,9 @@ use super::buildinfo::BuildInfo;
 use super::check;
 use super::error::{Area, GoError};
 use super::executable::Executable;
-use super::heap::HeapError;
+use super::gc::{self, CollectorError, CollectorState};
+use super::goroutines::{self, Goroutine, GoroutineError, GoroutineSnapshot, Status};
+use super::heap::{self, HeapError, HeapSnapshot};
 use super::locate::{self, Globals};
 use super::memory::{Target, word};
 use super::module::{self, Module};
@@ -159,12 +161,58 @@ impl<M: MemoryReader> GoProcess<M> {
     }
 
     /// A failed heap read, as an error that names the process.
-    pub fn heap_error(&self, error: HeapError) -> GoError {
+    fn heap_error(&self, error: HeapError) -> GoError {
         match error {
             HeapError::NotFound => {
                 GoError::Corrupt { pid: self.pid(), area: Area::Heap, what: "its heap profile was not found".to_owned() }
             }
             HeapError::Memory(source) => GoError::memory(self.pid(), source),
+        }
+    }
+
+    /// A failed read of goroutines, as an error that names the process.
+    fn goroutine_error(&self, error: GoroutineError) -> GoError {
+        match error {
+            GoroutineError::List(what) => GoError::Corrupt { pid: self.pid(), area: Area::Goroutines, what },
+            GoroutineError::Memory(source) => GoError::memory(self.pid(), source),
+        }
+    }
+
+    /// A failed read of the collector, as an error that names the process.
+    fn collector_error(&self, error: CollectorError) -> GoError {
+        match error {
+            CollectorError::NotFound => {
+                GoError::Corrupt { pid: self.pid(), area: Area::Collector, what: "its state was not found".to_owned() }
+            }
+            CollectorError::Memory(source) => GoError::memory(self.pid(), source),
+        }
+    }
+
+    /// The collector's state now.
+    pub fn collector(&self) -> Result<CollectorState, GoError> {
+        let (layout, _) = self.layout(Area::Collector)?;
+        gc::read(&self.memory, &self.globals, layout).map_err(|error| self.collector_error(error))
+    }
+
+    /// The heap profile now.
+    pub fn heap(&self) -> Result<HeapSnapshot, GoError> {
+        let (layout, _) = self.layout(Area::Heap)?;
+        heap::read(&self.memory, &self.globals, layout).map_err(|error| self.heap_error(error))
+    }
+
+    /// All goroutines now.
+    pub fn goroutines(&self) -> Result<GoroutineSnapshot, GoError> {
+        let (layout, _) = self.layout(Area::Goroutines)?;
+        let table = self.table();
+        goroutines::read(&self.memory, &self.globals, layout, table).map_err(|error| self.goroutine_error(error))
+    }
+
+    /// What a goroutine does, or why it waits: `chan receive`, `IO wait`, `running`.
+    pub fn wait_text(&self, goroutine: &Goroutine) -> &str {
+        let reason = self.wait_reasons.get(usize::from(goroutine.wait_reason));
+        match (goroutine.status, reason) {
+            (Status::Waiting | Status::Leaked, Some(reason)) if !reason.is_empty() => reason,
+            (status, _) => status.name(),
         }
     }
 

@@ -1,13 +1,14 @@
-//! Heap snapshots as samples of a [`Profile`], in the form that Go's own pprof writes them.
+//! Snapshots of heap and goroutines as samples of a [`Profile`], in the form that Go's own pprof writes them.
 //!
 //! Frames of the runtime above the program's own functions are left out, as Go does, unless there is nothing else.
 
+use super::goroutines::{Goroutine, GoroutineSnapshot};
 use super::heap::{Bucket, Counts, HeapSnapshot, Scaled, View};
 use super::process::GoProcess;
 use super::stacks::{Place, Symbolizer, is_runtime};
 use crate::proc::maps::read_maps;
 use crate::proc::memory::MemoryReader;
-use crate::report::{FrameLine, Mapping, MappingId, NumericLabel, Profile, ProfileBuilder, TextLabel};
+use crate::report::{FrameLine, Mapping, MappingId, NumericLabel, Profile, ProfileBuilder, TextLabel, ValueType};
 use hashbrown::HashMap;
 
 /// Value of the label `heap` on Go's samples.
@@ -97,6 +98,7 @@ fn stack(
     bucket: &Bucket,
 ) -> Vec<crate::report::LocationId> {
     let mut places = symbolizer.heap_stack(&bucket.stack);
+    end_at_entry(&mut places);
     hide_runtime(&mut places);
     places.iter().map(|place| add_place(builder, mapping, place)).collect()
 }
@@ -145,6 +147,42 @@ pub fn heap_profile<M: MemoryReader>(
         snapshot.rate
     ));
     builder.finish()
+}
+
+/// Go's goroutine profile: one sample per stack, its value the number of goroutines.
+pub fn goroutine_profile<M: MemoryReader>(
+    process: &GoProcess<M>,
+    snapshot: &GoroutineSnapshot,
+    time_nanos: i64,
+    keep: impl Fn(&Goroutine) -> bool,
+) -> Profile {
+    let mut builder = ProfileBuilder::new(vec![ValueType::new("goroutine", "count")]);
+    let mapping = builder.mapping(text_mapping(process));
+    let mut symbolizer = Symbolizer::new(process.table(), &process.version);
+    let mut stackless = 0;
+    for goroutine in snapshot.goroutines.iter().filter(|goroutine| keep(goroutine)) {
+        if goroutine.stack.is_empty() {
+            stackless += 1;
+        }
+        let mut places = symbolizer.goroutine_stack(&goroutine.stack);
+        end_at_entry(&mut places);
+        let locations = places.iter().map(|place| add_place(&mut builder, mapping, place)).collect();
+        builder.sample(locations, &[1], Vec::new(), Vec::new());
+    }
+    let profile = builder.profile_mut();
+    profile.default_sample_type = "goroutine".to_owned();
+    profile.period_type = ValueType::new("goroutine", "count");
+    profile.period = 1;
+    profile.time_nanos = time_nanos;
+    profile.metadata.comm = process.exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    profile.metadata.pid = Some(process.pid());
+    profile.metadata.losses.add("go_stackless", stackless, "goroutines that ran while they were read: no stack");
+    builder.finish()
+}
+
+/// Takes off `runtime.goexit`, which is below every goroutine's entry, and places without frames.
+fn end_at_entry(places: &mut Vec<Place<'_>>) {
+    places.retain(|place| place.frames.first().is_some_and(|frame| frame.function != "runtime.goexit"));
 }
 
 /// What a snapshot missed.

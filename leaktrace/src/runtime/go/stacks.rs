@@ -112,9 +112,8 @@ impl<'t> Symbolizer<'t> {
                 callee.push_str(&frame.function);
             }
             trapped = callee == "runtime.sigpanic";
-            if !kept.is_empty() || frames.is_empty() {
-                places.push(Place { address, frames: kept });
-            }
+            // One place for each address, if without frames: callers pair them.
+            places.push(Place { address, frames: kept });
         }
         places
     }
