@@ -1,1 +1,86 @@
-//! (see lib.rs)
+//! Map values that userspace writes and the kernel side reads, and the limits that both agree on.
+
+/// Most frames of a stack.
+pub const MAX_FRAMES: usize = 127;
+/// Most executable mappings of one process.
+pub const MAX_MAPPINGS: u32 = 4096;
+/// Entries of the table of exponential variates; a power of two.
+pub const EXPONENTIAL_TABLE: u32 = 4096;
+/// Fixed-point one of the table of exponential variates.
+pub const EXPONENTIAL_ONE: u64 = 1 << 16;
+
+/// One traced process: how it is traced, and where its mappings stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Process {
+    /// First of its records in the mapping array.
+    pub mapping_first: u32,
+    /// How many there are; sorted by start address, not overlapping.
+    pub mapping_count: u32,
+    /// Changes with each new set of mappings: remembered walks do not outlive it.
+    pub generation: u32,
+    /// `PROCESS_*` flags.
+    pub flags: u32,
+    /// Mean bytes between samples; 0: every allocation is taken.
+    pub sample_interval: u64,
+    /// Allocations below this many bytes are not taken.
+    pub min_size: u64,
+    /// Seed of its stack ids, so that no two programs share one.
+    pub stack_seed: u64,
+}
+
+const _: () = assert!(size_of::<Process>() == 40 && align_of::<Process>() == 8);
+
+/// Anonymous mappings outside the allocator are tracked.
+pub const PROCESS_TRACK_MMAP: u32 = 1;
+
+/// One executable mapping of a process and the table for its code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CodeMapping {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Subtract from an address to get its offset from the table's base.
+    pub delta: u64,
+    /// Where the table's block index begins in the block array.
+    pub block_first: u32,
+    /// Number of blocks of the table (its index has one entry more).
+    pub block_count: u32,
+    /// `MAPPING_*` flags.
+    pub flags: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<CodeMapping>() == 40 && align_of::<CodeMapping>() == 8);
+
+/// Code without a table that keeps frame pointers (Go, JIT): followed by them.
+pub const MAPPING_FRAME_POINTER: u32 = 1;
+
+/// Key of sets of addresses: a block of one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct BlockKey {
+    /// Address of the block.
+    pub address: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Explicit padding, always 0.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<BlockKey>() == 16);
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), integers only, no implicit padding (asserted by size), every bit pattern valid.
+    unsafe impl aya::Pod for super::Process {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CodeMapping {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::BlockKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::unwind::Row {}
+}

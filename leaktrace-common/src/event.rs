@@ -1,1 +1,171 @@
-//! (see lib.rs)
+//! Records on the ring buffer.
+//!
+//! Each begins with a [`Header`]; its kind fixes the layout behind it. All fields are in the machine's byte order.
+//! Reservations in the ring are totally ordered and follow program order: an allocation precedes its free, a stack
+//! precedes the first event that names it.
+
+use crate::config::MAX_FRAMES;
+
+/// First 8 bytes of each record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// One of the `KIND_*` constants.
+    pub kind: u8,
+    /// `FLAG_*` constants of that kind.
+    pub flags: u8,
+    /// Explicit padding.
+    pub pad: u16,
+    /// Process id (thread group id).
+    pub pid: u32,
+}
+
+/// [`Alloc`]: a new block.
+pub const KIND_ALLOC: u8 = 1;
+/// [`Free`]: a block given back.
+pub const KIND_FREE: u8 = 2;
+/// [`ReallocBegin`].
+pub const KIND_REALLOC_BEGIN: u8 = 3;
+/// [`ReallocEnd`].
+pub const KIND_REALLOC_END: u8 = 4;
+/// [`Stack`].
+pub const KIND_STACK: u8 = 5;
+/// [`Alloc`] of a whole anonymous mapping made outside an allocator.
+pub const KIND_MMAP: u8 = 6;
+/// [`Unmap`].
+pub const KIND_MUNMAP: u8 = 7;
+/// [`Remap`].
+pub const KIND_MREMAP: u8 = 8;
+/// [`Notice`]: the process mapped code; its mappings have to be read again.
+pub const KIND_CODE_MAPPED: u8 = 9;
+/// [`Notice`]: the process runs another program now.
+pub const KIND_EXEC: u8 = 10;
+/// [`Notice`]: the process had a child (its id in `subject`).
+pub const KIND_FORK: u8 = 11;
+/// [`Notice`]: a thread ended (its id in `subject`).
+pub const KIND_THREAD_EXIT: u8 = 12;
+
+/// [`ReallocEnd`]: the begin record did not fit; the overflow set holds the old block.
+pub const FLAG_BEGIN_DEFERRED: u8 = 1;
+
+/// A new block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Alloc {
+    /// Kind and process.
+    pub header: Header,
+    /// Where it lies.
+    pub address: u64,
+    /// Requested bytes.
+    pub size: u64,
+    /// Id of the stack that asked for it.
+    pub stack: u64,
+    /// Thread id.
+    pub tid: u32,
+    /// Mean bytes between samples when it was taken, in units of 16 bytes; 0: every allocation is taken.
+    pub interval: u32,
+}
+
+/// A block given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Free {
+    /// Kind and process.
+    pub header: Header,
+    /// The block.
+    pub address: u64,
+}
+
+/// A thread entered a reallocation: from here on the old address may be handed out again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReallocBegin {
+    /// Kind and process.
+    pub header: Header,
+    /// The old block.
+    pub old: u64,
+    /// Thread id, which pairs it with its end.
+    pub tid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// A thread came back from a reallocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReallocEnd {
+    /// The new block; address 0 with a size means that the old one lives on.
+    pub new: Alloc,
+    /// The old block.
+    pub old: u64,
+}
+
+/// A stack that later events name by its id.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Stack {
+    /// Kind and process.
+    pub header: Header,
+    /// Its id.
+    pub id: u64,
+    /// How many frames follow; the record ends behind the last.
+    pub depth: u32,
+    /// A [`crate::reason::WalkEnd`].
+    pub end: u32,
+    /// Program counters, innermost first; all but the first (and those that a signal interrupted) are return addresses.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+impl Stack {
+    /// Bytes before the first frame.
+    pub const PREFIX: usize = 24;
+}
+
+/// Part of the address space given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Unmap {
+    /// Kind and process.
+    pub header: Header,
+    /// First address.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// A mapping moved or resized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Remap {
+    /// The new mapping.
+    pub new: Alloc,
+    /// Old first address.
+    pub old: u64,
+    /// Old bytes.
+    pub old_length: u64,
+}
+
+/// Something happened to the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Notice {
+    /// Kind and process.
+    pub header: Header,
+    /// What the kind says, or 0.
+    pub subject: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 8);
+    assert!(size_of::<Alloc>() == 40);
+    assert!(size_of::<Free>() == 16);
+    assert!(size_of::<ReallocBegin>() == 24);
+    assert!(size_of::<ReallocEnd>() == 48);
+    assert!(core::mem::offset_of!(Stack, frames) == Stack::PREFIX);
+    assert!(size_of::<Stack>() == Stack::PREFIX + 8 * MAX_FRAMES);
+    assert!(size_of::<Unmap>() == 24);
+    assert!(size_of::<Remap>() == 56);
+    assert!(size_of::<Notice>() == 16);
+};

@@ -1,1 +1,91 @@
-//! (see lib.rs)
+//! Numbered causes of loss: what the kernel side could not deliver or follow, one counter each.
+
+/// Index into the per-CPU counter array. Each cause is shown, with its meaning, in every output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Counter {
+    /// An allocation whose record did not fit into the ring buffer.
+    AllocLost = 0,
+    /// Requested bytes of those.
+    AllocBytesLost,
+    /// A free whose record did not fit and that went into the overflow set instead: nothing is lost.
+    FreeDeferred,
+    /// A free that fitted neither: the block may be reported although it is freed.
+    FreeLost,
+    /// A reallocation of which only the end arrived; the overflow set stands in for its beginning.
+    ReallocBeginDeferred,
+    /// A stack that did not fit: its allocation counts as lost, too.
+    StackLost,
+    /// A thread beyond the capacity of the thread table: its calls are not seen.
+    ThreadTableFull,
+    /// A sampled allocation beyond the capacity of the sampled-address set.
+    SampledSetFull,
+    /// An entry without its return: `longjmp`, an exception, a return probe that the kernel dropped.
+    ReturnMissed,
+    /// A call inside another hooked call: counted once, as the outer one. Not a loss.
+    Nested,
+    /// An allocation that the allocator refused. Not a loss.
+    AllocFailed,
+    /// The address that `posix_memalign` stored could not be read.
+    ResultUnreadable,
+    /// An mmap, munmap or mremap whose record did not fit.
+    MappingLost,
+    /// A process or code-mapping notice that did not fit.
+    NoticeLost,
+}
+
+impl Counter {
+    /// How many counters there are.
+    pub const COUNT: usize = Self::NoticeLost as usize + 1;
+
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::AllocLost,
+        Self::AllocBytesLost,
+        Self::FreeDeferred,
+        Self::FreeLost,
+        Self::ReallocBeginDeferred,
+        Self::StackLost,
+        Self::ThreadTableFull,
+        Self::SampledSetFull,
+        Self::ReturnMissed,
+        Self::Nested,
+        Self::AllocFailed,
+        Self::ResultUnreadable,
+        Self::MappingLost,
+        Self::NoticeLost,
+    ];
+}
+
+/// Where a stack walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum WalkEnd {
+    /// At the outermost frame.
+    Bottom = 0,
+    /// At an address that no known executable mapping covers.
+    NoMapping = 1,
+    /// At code without an unwind rule, or with one that the kernel side cannot follow.
+    NoRule = 2,
+    /// At a stack slot that could not be read.
+    UnreadableStack = 3,
+    /// At the greatest depth.
+    TooDeep = 4,
+    /// At a frame that does not lie above the one it was called from.
+    NotProgressing = 5,
+}
+
+impl WalkEnd {
+    /// From its number on the wire.
+    pub const fn from_wire(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Bottom,
+            1 => Self::NoMapping,
+            2 => Self::NoRule,
+            3 => Self::UnreadableStack,
+            4 => Self::TooDeep,
+            5 => Self::NotProgressing,
+            _ => return None,
+        })
+    }
+}

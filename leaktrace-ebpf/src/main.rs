@@ -1,1 +1,159 @@
-fn main(){}
+//! Kernel side of leaktrace: entry points only.
+//!
+//! Each program reads what its probe carries (registers, cookie) and hands over to the call family in `probes/`.
+//! Three shapes of attachment lead to the same code: *session* programs serve an entry and its return in one
+//! attachment (kernel 6.13 and later), *enter/leave* programs serve older kernels and functions that must not have
+//! a return probe, and tracepoints follow the address space and the life of a process.
+//!
+//! Programs of one kind may be preempted by another task on the same CPU, so scratch memory belongs to the thread
+//! (`thread.rs`), never to the CPU.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod arch;
+mod emit;
+mod maps;
+mod probes;
+mod sample;
+mod thread;
+mod unwind;
+
+use aya_ebpf::{
+    cty::c_void,
+    helpers::bpf_get_func_ip,
+    macros::{tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
+};
+
+use crate::probes::{allocate, lifecycle, mapping, release};
+
+/// Keep going: deliver the return to this program as well.
+const WANT_RETURN: u32 = 0;
+/// Skip the return: nothing is pending.
+const SKIP_RETURN: u32 = 1;
+
+/// Allocation calls, entry and return in one program: which of both it is shows in the instruction pointer, which is
+/// the probed instruction at an entry and the caller's at a return.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
+    let regs = arch::Registers::from_context(ctx);
+    // SAFETY: the helper takes the program's own context.
+    let probed = unsafe { bpf_get_func_ip(ctx) };
+    if probed == regs.ip() {
+        if allocate::enter(ctx, &regs) {
+            WANT_RETURN
+        } else {
+            SKIP_RETURN
+        }
+    } else {
+        allocate::leave(&regs, regs.ip(), regs.sp());
+        WANT_RETURN
+    }
+}
+
+/// Entry of an allocation call, where sessions are not to be had or the return is probed by instruction.
+#[uprobe]
+pub fn allocate_enter(ctx: ProbeContext) -> u32 {
+    let ctx = ctx.regs.cast();
+    allocate::enter(ctx, &arch::Registers::from_context(ctx));
+    0
+}
+
+/// Return of an allocation call, by return probe.
+#[uretprobe]
+pub fn allocate_leave(ctx: RetProbeContext) -> u32 {
+    let regs = arch::Registers::from_context(ctx.regs.cast());
+    allocate::leave(&regs, regs.ip(), regs.sp());
+    0
+}
+
+/// Return of an allocation call, by a probe on its return instruction.
+#[uprobe]
+pub fn allocate_return_site(ctx: ProbeContext) -> u32 {
+    let regs = arch::Registers::from_context(ctx.regs.cast());
+    if let Some((ip, sp)) = arch::caller_at_return_instruction(&regs) {
+        allocate::leave(&regs, ip, sp);
+    }
+    0
+}
+
+/// Calls that give a block back.
+#[uprobe]
+pub fn release_enter(ctx: ProbeContext) -> u32 {
+    let ctx = ctx.regs.cast();
+    release::enter(ctx, &arch::Registers::from_context(ctx));
+    0
+}
+
+/// Does nothing: what a probe costs by itself.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn bare(_ctx: *mut c_void) -> u32 {
+    WANT_RETURN
+}
+
+/// Does nothing and asks for no return: what an entry probe costs by itself.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn bare_entry(_ctx: *mut c_void) -> u32 {
+    SKIP_RETURN
+}
+
+#[tracepoint]
+pub fn mmap_enter(ctx: TracePointContext) -> u32 {
+    mapping::mmap_enter(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn mmap_leave(ctx: TracePointContext) -> u32 {
+    mapping::mmap_leave(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn munmap_enter(ctx: TracePointContext) -> u32 {
+    mapping::munmap_enter(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn mremap_enter(ctx: TracePointContext) -> u32 {
+    mapping::mremap_enter(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn mremap_leave(ctx: TracePointContext) -> u32 {
+    mapping::mremap_leave(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn process_exec(_ctx: TracePointContext) -> u32 {
+    lifecycle::exec();
+    0
+}
+
+#[tracepoint]
+pub fn process_fork(ctx: TracePointContext) -> u32 {
+    lifecycle::fork(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn thread_exit(_ctx: TracePointContext) -> u32 {
+    lifecycle::thread_exit();
+    0
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,12 +1,5 @@
-use clap::Parser;
+//! The `leaktrace` program; everything is in the library.
 
-#[derive(Parser)]
-enum Command {
-    Go(leaktrace::cli::go::GoArgs),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::Go(args) => args.run(),
-    }
+fn main() -> std::process::ExitCode {
+    leaktrace::cli::main()
 }

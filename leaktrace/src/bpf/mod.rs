@@ -1,1 +1,14 @@
-//! bpf
+//! The only user of aya: loads the kernel side, attaches it, reads and writes its maps.
+//!
+//! It knows records and map values as bytes and plain data, not what they mean.
+
+pub mod counters;
+pub mod deferred;
+pub mod features;
+pub mod kernel;
+pub mod links;
+pub mod ring;
+pub mod syscall;
+pub mod tables;
+
+mod program;

@@ -1,3 +1,80 @@
-//! cli
+//! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
+mod debug;
+pub mod diff;
+mod doctor;
+pub mod exit;
 pub mod go;
+mod quantity;
+mod progress;
+mod record;
+pub mod report;
+pub mod terminal;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::session::launch;
+
+/// Which code holds the memory of a running process, is it growing, is it leaked?
+///
+/// Traces allocations of any process from outside, through eBPF, without restarting or changing it.
+#[derive(Debug, Parser)]
+#[command(name = "leaktrace", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Trace a process (or a command) and write a heap profile.
+    Record(record::RecordArgs),
+    /// Print tables and source listings of a profile.
+    Report(report::ReportArgs),
+    /// Show what grew between two profiles.
+    Diff(diff::DiffArgs),
+    /// Read what the runtime of a Go process knows: heap, goroutines, collector.
+    Go(go::GoArgs),
+    /// Say what this kernel, these privileges and a target allow.
+    Doctor(doctor::DoctorArgs),
+    /// Tools for measuring leaktrace itself.
+    #[command(hide = true)]
+    Debug(debug::DebugArgs),
+    /// Stop, then become the command (used by `record -- COMMAND`).
+    #[command(name = launch::EXEC_STOPPED, hide = true)]
+    ExecStopped {
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// Runs the program: parse, dispatch, exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("LEAKTRACE_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match cli.command {
+        Command::Record(arguments) => record::run(arguments),
+        Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Debug(arguments) => debug::run(&arguments),
+        Command::ExecStopped { command } => {
+            let error = launch::exec_stopped(&command);
+            eprintln!("leaktrace: failed to run {command:?}: {error}");
+            return ExitCode::from(127);
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("leaktrace: {error:#}");
+            exit::code(&error)
+        }
+    }
+}

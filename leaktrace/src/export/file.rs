@@ -27,7 +27,12 @@ pub enum Format {
 impl Format {
     /// The format that the ending of a file name asks for.
     pub fn of(path: &Path) -> Self {
-        match path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase).as_deref() {
+        match path
+            .extension()
+            .and_then(|ending| ending.to_str())
+            .map(str::to_ascii_lowercase)
+            .as_deref()
+        {
             Some("svg") => Self::Svg,
             Some("folded") => Self::Folded,
             Some("json") => Self::Json,
@@ -61,7 +66,10 @@ pub fn check_writable(path: &Path) -> Result<(), WriteError> {
         Target::Special => OpenOptions::new().write(true).open(path).map(drop),
         Target::File(path) => temporary(&path).and_then(|file| file.close()),
     };
-    check().map_err(|source| WriteError { path: path.to_owned(), source })
+    check().map_err(|source| WriteError {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes a profile in the format that the file's ending asks for. Flame graphs and folded stacks show `sample_type`
@@ -96,7 +104,10 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
             Ok(())
         }
     };
-    replace().map_err(|source| WriteError { path: path.to_owned(), source })
+    replace().map_err(|source| WriteError {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn target(path: &Path) -> io::Result<Target> {
@@ -113,23 +124,35 @@ fn target(path: &Path) -> io::Result<Target> {
 }
 
 fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let everyone = Permissions::from_mode(0o666); // The umask takes off what the user does not want.
     let place = directory(path);
-    tempfile::Builder::new().prefix(".leaktrace.").permissions(everyone).tempfile_in(place).map_err(|error| {
-        // The name of the temporary file would only distract.
-        io::Error::new(error.kind(), match error.kind() {
-            io::ErrorKind::NotFound => format!("there is no directory `{}`", place.display()),
-            _ => format!("cannot create a file in `{}`: {}", place.display(), cause(&error)),
+    tempfile::Builder::new()
+        .prefix(".leaktrace.")
+        .permissions(everyone)
+        .tempfile_in(place)
+        .map_err(|error| {
+            // The name of the temporary file would only distract.
+            io::Error::new(
+                error.kind(),
+                match error.kind() {
+                    io::ErrorKind::NotFound => format!("there is no directory `{}`", place.display()),
+                    _ => format!("cannot create a file in `{}`: {}", place.display(), cause(&error)),
+                },
+            )
         })
-    })
 }
 
 fn cause(error: &io::Error) -> String {
-    let innermost = error.get_ref().and_then(|inner| inner.source()).map(ToString::to_string);
+    let innermost = error
+        .get_ref()
+        .and_then(|inner| inner.source())
+        .map(ToString::to_string);
     innermost.unwrap_or_else(|| error.kind().to_string())
 }
 
@@ -159,7 +182,12 @@ mod tests {
             output.write_all(b"half")?;
             Err(io::Error::other("out of ideas"))
         });
-        assert!(error.expect_err("fails").to_string().ends_with("x.pb.gz`: out of ideas"));
+        assert!(
+            error
+                .expect_err("fails")
+                .to_string()
+                .ends_with("x.pb.gz`: out of ideas")
+        );
         assert_eq!(fs::read(&path).expect("reads"), b"old");
         assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 1);
     }
@@ -182,11 +210,16 @@ mod tests {
     fn unwritable_places_are_found_beforehand() {
         let directory = tempfile::tempdir().expect("temporary directory");
         assert!(check_writable(directory.path()).is_err(), "a directory");
-        let missing = check_writable(&directory.path().join("no/x.svg")).expect_err("no such directory").to_string();
+        let missing = check_writable(&directory.path().join("no/x.svg"))
+            .expect_err("no such directory")
+            .to_string();
         assert!(missing.contains("there is no directory `"), "{missing}");
         check_writable(&directory.path().join("x.svg")).expect("writable");
         check_writable(Path::new("/dev/null")).expect("writable");
-        assert!(check_writable(Path::new("/proc/x.svg")).is_err(), "no files can be made there");
+        assert!(
+            check_writable(Path::new("/proc/x.svg")).is_err(),
+            "no files can be made there"
+        );
         assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 0);
     }
 }

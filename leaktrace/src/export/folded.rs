@@ -21,7 +21,11 @@ pub fn lines(profile: &Profile, sample_type: usize) -> Vec<String> {
             *sum = sum.saturating_add(value);
         }
     }
-    stacks.into_iter().filter(|(_, value)| *value > 0).map(|(stack, value)| format!("{stack} {value}")).collect()
+    stacks
+        .into_iter()
+        .filter(|(_, value)| *value > 0)
+        .map(|(stack, value)| format!("{stack} {value}"))
+        .collect()
 }
 
 /// Writes all lines.
@@ -43,7 +47,11 @@ fn fold(profile: &Profile, sample: &Sample) -> String {
             folded.extend(name.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }));
         }
     }
-    if folded.is_empty() { "<unknown>".to_owned() } else { folded }
+    if folded.is_empty() {
+        "<unknown>".to_owned()
+    } else {
+        folded
+    }
 }
 
 #[cfg(test)]
@@ -54,8 +62,14 @@ mod tests {
     #[test]
     fn root_first_sorted_and_without_decline() {
         let mut builder = ProfileBuilder::heap();
-        let mapping = builder.mapping(Mapping { file: "/lib/libx.so".to_owned(), ..Mapping::default() });
-        let frame = |function| FrameLine { function, ..FrameLine::default() };
+        let mapping = builder.mapping(Mapping {
+            file: "/lib/libx.so".to_owned(),
+            ..Mapping::default()
+        });
+        let frame = |function| FrameLine {
+            function,
+            ..FrameLine::default()
+        };
         let inlined = builder.location(None, 1, &[frame("leak;it"), frame("handle")]);
         let hidden = builder.location(Some(mapping), 2, &[]);
         let main = builder.location(None, 3, &[frame("main")]);

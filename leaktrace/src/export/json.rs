@@ -34,14 +34,25 @@ pub fn write(profile: &Profile, mut output: impl Write) -> io::Result<()> {
         sample_types: profile
             .sample_types
             .iter()
-            .map(|value| ValueType { kind: &value.kind, unit: &value.unit })
+            .map(|value| ValueType {
+                kind: &value.kind,
+                unit: &value.unit,
+            })
             .collect(),
-        totals: totals.values.iter().map(|(value_type, total)| (value_type.kind.as_str(), *total)).collect(),
+        totals: totals
+            .values
+            .iter()
+            .map(|(value_type, total)| (value_type.kind.as_str(), *total))
+            .collect(),
         losses: profile
             .metadata
             .losses
             .iter()
-            .map(|loss| Loss { name: &loss.name, count: loss.count, meaning: &loss.meaning })
+            .map(|loss| Loss {
+                name: &loss.name,
+                count: loss.count,
+                meaning: &loss.meaning,
+            })
             .collect(),
         comments: &profile.comments,
         samples: Samples(profile),
@@ -115,11 +126,20 @@ enum Label<'p> {
 
 impl<'p> JsonSample<'p> {
     fn new(profile: &'p Profile, sample: &'p Sample) -> Self {
-        let texts = sample.labels.iter().map(|label| (label.key.as_str(), Label::Text(&label.value)));
-        let numbers = sample.numbers.iter().map(|label| (label.key.as_str(), Label::Number(label.value)));
+        let texts = sample
+            .labels
+            .iter()
+            .map(|label| (label.key.as_str(), Label::Text(&label.value)));
+        let numbers = sample
+            .numbers
+            .iter()
+            .map(|label| (label.key.as_str(), Label::Number(label.value)));
         let kinds = profile.sample_types.iter().map(|value| value.kind.as_str());
         Self {
-            stack: profile.stack(sample).flat_map(|location| frames(profile, location)).collect(),
+            stack: profile
+                .stack(sample)
+                .flat_map(|location| frames(profile, location))
+                .collect(),
             values: kinds.zip(sample.values.iter().copied()).collect(),
             labels: numbers.chain(texts).collect(),
         }
@@ -159,15 +179,34 @@ mod tests {
     #[test]
     fn the_schema() {
         let mut builder = ProfileBuilder::heap();
-        let mapping = builder.mapping(Mapping { file: "/bin/app".to_owned(), ..Mapping::default() });
-        let frame = |function, line| FrameLine { function, file: "app.c", line, ..FrameLine::default() };
+        let mapping = builder.mapping(Mapping {
+            file: "/bin/app".to_owned(),
+            ..Mapping::default()
+        });
+        let frame = |function, line| FrameLine {
+            function,
+            file: "app.c",
+            line,
+            ..FrameLine::default()
+        };
         let leak = builder.location(Some(mapping), 0x1010, &[frame("leak", 3), frame("main", 9)]);
         let hidden = builder.location(Some(mapping), 0x1020, &[]);
-        let labels = vec![TextLabel { key: "heap".to_owned(), value: "native".to_owned() }];
-        let numbers = vec![NumericLabel { key: "bytes".to_owned(), value: 64, unit: String::new() }];
+        let labels = vec![TextLabel {
+            key: "heap".to_owned(),
+            value: "native".to_owned(),
+        }];
+        let numbers = vec![NumericLabel {
+            key: "bytes".to_owned(),
+            value: 64,
+            unit: String::new(),
+        }];
         builder.sample(vec![leak, hidden], &[2, 128, 1, 64], labels, numbers);
         builder.profile_mut().metadata.pid = Some(7);
-        builder.profile_mut().metadata.losses.add("ring_full", 1, "allocations missing");
+        builder
+            .profile_mut()
+            .metadata
+            .losses
+            .add("ring_full", 1, "allocations missing");
         let mut text = Vec::new();
         write(&builder.finish(), &mut text).expect("writes");
         let value: serde_json::Value = serde_json::from_slice(&text).expect("valid JSON");

@@ -187,10 +187,24 @@ pub fn encode(profile: &Profile) -> Vec<u8> {
         unit: strings.add(&value.unit),
     };
     let message = wire::Profile {
-        sample_type: profile.sample_types.iter().map(|value| value_type(&mut strings, value)).collect(),
-        sample: profile.samples.iter().map(|sample| encode_sample(sample, &mut strings)).collect(),
-        mapping: (1..).zip(&profile.mappings).map(|(id, mapping)| encode_mapping(id, mapping, &mut strings)).collect(),
-        location: (1..).zip(&profile.locations).map(|(id, location)| encode_location(id, location)).collect(),
+        sample_type: profile
+            .sample_types
+            .iter()
+            .map(|value| value_type(&mut strings, value))
+            .collect(),
+        sample: profile
+            .samples
+            .iter()
+            .map(|sample| encode_sample(sample, &mut strings))
+            .collect(),
+        mapping: (1..)
+            .zip(&profile.mappings)
+            .map(|(id, mapping)| encode_mapping(id, mapping, &mut strings))
+            .collect(),
+        location: (1..)
+            .zip(&profile.locations)
+            .map(|(id, location)| encode_location(id, location))
+            .collect(),
         function: (1..)
             .zip(&profile.functions)
             .map(|(id, function)| wire::Function {
@@ -228,7 +242,10 @@ struct Strings {
 
 impl Default for Strings {
     fn default() -> Self {
-        Self { table: vec![Vec::new()], known: HashMap::from([(String::new(), 0)]) }
+        Self {
+            table: vec![Vec::new()],
+            known: HashMap::from([(String::new(), 0)]),
+        }
     }
 }
 
@@ -245,8 +262,14 @@ impl Strings {
 }
 
 fn encode_sample(sample: &Sample, strings: &mut Strings) -> wire::Sample {
-    let texts = sample.labels.iter().map(|label| (&label.key, Some(&label.value), 0, None));
-    let numbers = sample.numbers.iter().map(|label| (&label.key, None, label.value, Some(&label.unit)));
+    let texts = sample
+        .labels
+        .iter()
+        .map(|label| (&label.key, Some(&label.value), 0, None));
+    let numbers = sample
+        .numbers
+        .iter()
+        .map(|label| (&label.key, None, label.value, Some(&label.unit)));
     wire::Sample {
         location_id: sample.locations.iter().map(|id| u64::from(id.0) + 1).collect(),
         value: sample.values.clone(),
@@ -305,21 +328,29 @@ fn metadata_comments(metadata: &Metadata) -> Vec<String> {
         comments.push(format!("mode: {}", metadata.mode));
     }
     comments.extend(
-        metadata.losses.iter().map(|loss| format!("loss: {} = {} ({})", loss.name, loss.count, loss.meaning)),
+        metadata
+            .losses
+            .iter()
+            .map(|loss| format!("loss: {} = {} ({})", loss.name, loss.count, loss.meaning)),
     );
     comments
 }
 
 /// Takes the comments that are metadata out of `comments`.
 fn take_metadata(comments: &mut Vec<String>) -> Metadata {
-    let mut metadata = Metadata { losses: Losses::new(), ..Metadata::default() };
+    let mut metadata = Metadata {
+        losses: Losses::new(),
+        ..Metadata::default()
+    };
     comments.retain(|comment| !note(&mut metadata, comment));
     metadata
 }
 
 /// Whether the comment was metadata. The first comment of a kind counts, others stay comments.
 fn note(metadata: &mut Metadata, comment: &str) -> bool {
-    let Some((key, value)) = comment.split_once(": ") else { return false };
+    let Some((key, value)) = comment.split_once(": ") else {
+        return false;
+    };
     match key {
         "comm" if metadata.comm.is_empty() => metadata.comm = value.to_owned(),
         "mode" if metadata.mode.is_empty() => metadata.mode = value.to_owned(),
@@ -333,7 +364,9 @@ fn note(metadata: &mut Metadata, comment: &str) -> bool {
                 let meaning = meaning.strip_prefix('(')?.strip_suffix(')')?;
                 Some((name, count.parse().ok().filter(|count| *count > 0)?, meaning))
             });
-            let Some((name, count, meaning)) = loss else { return false };
+            let Some((name, count, meaning)) = loss else {
+                return false;
+            };
             metadata.losses.add(name, count, meaning);
         }
         _ => return false,
@@ -344,7 +377,11 @@ fn note(metadata: &mut Metadata, comment: &str) -> bool {
 /// Reads a profile, gzip-compressed or not. At most [`MAX_BYTES`] are held.
 pub fn read(mut input: impl Read) -> Result<Profile, DecodeError> {
     let mut head = Vec::with_capacity(2);
-    input.by_ref().take(2).read_to_end(&mut head).map_err(DecodeError::Read)?;
+    input
+        .by_ref()
+        .take(2)
+        .read_to_end(&mut head)
+        .map_err(DecodeError::Read)?;
     let compressed = head == [0x1f, 0x8b];
     let whole = head.as_slice().chain(input);
     let bytes = if compressed {
@@ -358,7 +395,11 @@ pub fn read(mut input: impl Read) -> Result<Profile, DecodeError> {
 fn bounded(input: impl Read, error: impl Fn(io::Error) -> DecodeError) -> Result<Vec<u8>, DecodeError> {
     let mut bytes = Vec::new();
     input.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(error)?;
-    if bytes.len() as u64 > MAX_BYTES { Err(DecodeError::TooLarge) } else { Ok(bytes) }
+    if bytes.len() as u64 > MAX_BYTES {
+        Err(DecodeError::TooLarge)
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// Reads an uncompressed `profile.proto` message and checks it.
@@ -367,10 +408,15 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
         return Err(DecodeError::Inconsistent("the file is empty"));
     }
     let message = wire::Profile::decode(bytes).map_err(DecodeError::NotAProfile)?;
-    let strings: Vec<String> =
-        message.string_table.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
+    let strings: Vec<String> = message
+        .string_table
+        .iter()
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .collect();
     if strings.first().is_some_and(|first| !first.is_empty()) {
-        return Err(DecodeError::Inconsistent("the string table does not begin with an empty string"));
+        return Err(DecodeError::Inconsistent(
+            "the string table does not begin with an empty string",
+        ));
     }
     let text = |index: i64| -> Result<String, DecodeError> {
         match usize::try_from(index).ok().and_then(|index| strings.get(index)) {
@@ -380,24 +426,47 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
         }
     };
     let value_type = |value: &wire::ValueType| -> Result<ValueType, DecodeError> {
-        Ok(ValueType { kind: text(value.kind)?, unit: text(value.unit)? })
+        Ok(ValueType {
+            kind: text(value.kind)?,
+            unit: text(value.unit)?,
+        })
     };
     if message.sample_type.is_empty() {
-        return Err(DecodeError::Inconsistent("not a pprof profile: it names no sample types"));
+        return Err(DecodeError::Inconsistent(
+            "not a pprof profile: it names no sample types",
+        ));
     }
 
-    let mapping_ids = ids(message.mapping.iter().map(|mapping| mapping.id), "mapping ids are not unique")?;
-    let function_ids = ids(message.function.iter().map(|function| function.id), "function ids are not unique")?;
-    let location_ids = ids(message.location.iter().map(|location| location.id), "location ids are not unique")?;
+    let mapping_ids = ids(
+        message.mapping.iter().map(|mapping| mapping.id),
+        "mapping ids are not unique",
+    )?;
+    let function_ids = ids(
+        message.function.iter().map(|function| function.id),
+        "function ids are not unique",
+    )?;
+    let location_ids = ids(
+        message.location.iter().map(|location| location.id),
+        "location ids are not unique",
+    )?;
 
     let mut profile = Profile {
         sample_types: message.sample_type.iter().map(value_type).collect::<Result<_, _>>()?,
         default_sample_type: text(message.default_sample_type)?,
-        period_type: message.period_type.as_ref().map(value_type).transpose()?.unwrap_or_default(),
+        period_type: message
+            .period_type
+            .as_ref()
+            .map(value_type)
+            .transpose()?
+            .unwrap_or_default(),
         period: message.period,
         time_nanos: message.time_nanos,
         duration_nanos: message.duration_nanos,
-        comments: message.comment.iter().map(|index| text(*index)).collect::<Result<_, _>>()?,
+        comments: message
+            .comment
+            .iter()
+            .map(|index| text(*index))
+            .collect::<Result<_, _>>()?,
         drop_frames: text(message.drop_frames)?,
         keep_frames: text(message.keep_frames)?,
         doc_url: text(message.doc_url)?,
@@ -426,11 +495,15 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
         });
     }
     for location in &message.location {
-        profile.locations.push(decode_location(location, &mapping_ids, &function_ids)?);
+        profile
+            .locations
+            .push(decode_location(location, &mapping_ids, &function_ids)?);
     }
     for sample in &message.sample {
         if sample.value.len() != message.sample_type.len() {
-            return Err(DecodeError::Inconsistent("a sample does not have one value per sample type"));
+            return Err(DecodeError::Inconsistent(
+                "a sample does not have one value per sample type",
+            ));
         }
         profile.samples.push(decode_sample(sample, &location_ids, &text)?);
     }
@@ -456,19 +529,32 @@ fn decode_location(
     let mapping = match location.mapping_id {
         0 => None,
         id => Some(
-            mappings.get(&id).map(|id| MappingId(*id)).ok_or(DecodeError::Inconsistent("a mapping id is unknown"))?,
+            mappings
+                .get(&id)
+                .map(|id| MappingId(*id))
+                .ok_or(DecodeError::Inconsistent("a mapping id is unknown"))?,
         ),
     };
     let lines = location
         .line
         .iter()
         .map(|line| {
-            let function =
-                *functions.get(&line.function_id).ok_or(DecodeError::Inconsistent("a function id is unknown"))?;
-            Ok(Line { function: FunctionId(function), line: line.line, column: line.column })
+            let function = *functions
+                .get(&line.function_id)
+                .ok_or(DecodeError::Inconsistent("a function id is unknown"))?;
+            Ok(Line {
+                function: FunctionId(function),
+                line: line.line,
+                column: line.column,
+            })
         })
         .collect::<Result<_, DecodeError>>()?;
-    Ok(Location { mapping, address: location.address, lines, is_folded: location.is_folded })
+    Ok(Location {
+        mapping,
+        address: location.address,
+        lines,
+        is_folded: location.is_folded,
+    })
 }
 
 fn decode_sample(
@@ -476,9 +562,14 @@ fn decode_sample(
     locations: &HashMap<u64, u32>,
     text: &impl Fn(i64) -> Result<String, DecodeError>,
 ) -> Result<Sample, DecodeError> {
-    let mut decoded = Sample { values: sample.value.clone(), ..Sample::default() };
+    let mut decoded = Sample {
+        values: sample.value.clone(),
+        ..Sample::default()
+    };
     for id in &sample.location_id {
-        let position = locations.get(id).ok_or(DecodeError::Inconsistent("a location id is unknown"))?;
+        let position = locations
+            .get(id)
+            .ok_or(DecodeError::Inconsistent("a location id is unknown"))?;
         decoded.locations.push(LocationId(*position));
     }
     for label in &sample.label {
@@ -486,7 +577,11 @@ fn decode_sample(
         if !value.is_empty() {
             decoded.labels.push(TextLabel { key, value });
         } else if label.num != 0 || !unit.is_empty() {
-            decoded.numbers.push(NumericLabel { key, value: label.num, unit });
+            decoded.numbers.push(NumericLabel {
+                key,
+                value: label.num,
+                unit,
+            });
         }
     }
     decoded.labels.sort();

@@ -55,8 +55,18 @@ mod tests {
     #[test]
     fn frames_show_with_their_bytes() {
         let mut builder = ProfileBuilder::heap();
-        let hostile = FrameLine { function: "<script>alert(1)</script>", ..FrameLine::default() };
-        let leak = builder.location(None, 1, &[FrameLine { function: "leak_here", ..FrameLine::default() }]);
+        let hostile = FrameLine {
+            function: "<script>alert(1)</script>",
+            ..FrameLine::default()
+        };
+        let leak = builder.location(
+            None,
+            1,
+            &[FrameLine {
+                function: "leak_here",
+                ..FrameLine::default()
+            }],
+        );
         let root = builder.location(None, 2, &[hostile]);
         builder.sample(vec![leak, root], &[1, 1, 1, 4096], Vec::new(), Vec::new());
         let profile = builder.finish();

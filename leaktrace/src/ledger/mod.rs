@@ -1,1 +1,289 @@
-//! ledger
+//! The ledger of one process: from events to what is outstanding, per stack.
+//!
+//! No I/O and no clock: events come with their time. Invariant: the live totals of the stacks are the sum over the
+//! outstanding blocks and regions.
+//!
+//! A repair is made where the events contradict each other (an allocation at an address that is already live means that
+//! a free was missed); each is counted.
+
+mod blocks;
+mod regions;
+mod snapshot;
+mod stacks;
+
+use std::collections::HashMap;
+
+pub use blocks::{Block, BlockTable};
+pub use regions::{Region, Regions};
+pub use snapshot::{AGE_BOUNDS, Ages, Kind, Row, Snapshot, Window};
+pub use stacks::{Amount, Stack, StackTable, Totals};
+
+use crate::{
+    event::{Event, NewBlock},
+    model::ProcessAddress,
+};
+
+/// What the ledger noticed about its own input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Events applied.
+    pub events: u64,
+    /// Frees of blocks that were allocated before tracing began, or whose allocation was lost.
+    pub unknown_frees: u64,
+    /// Allocations at an address that was live: the free in between was not told.
+    pub missed_frees: u64,
+    /// Allocations whose stack cannot be told apart from others.
+    pub unknown_stacks: u64,
+    /// Allocations whose stack is not complete.
+    pub truncated_stacks: u64,
+    /// Children that the process had.
+    pub forks: u64,
+    /// Programs that it ran before this one, whose memory was given up with them.
+    pub execs: u64,
+}
+
+/// A block that is inside `realloc` and belongs to no one else.
+struct InFlight {
+    address: u64,
+    block: Option<Block>,
+}
+
+/// The ledger of one process.
+#[derive(Default)]
+pub struct Ledger {
+    blocks: BlockTable,
+    regions: Regions,
+    stacks: StackTable,
+    in_flight: HashMap<u32, InFlight>,
+    /// Sampling intervals that blocks refer to by index; the first is 0: every allocation.
+    intervals: Intervals,
+    notes: Notes,
+    windows: snapshot::Windows,
+}
+
+/// Sampling intervals by index. There are few: one at the beginning and one for each change.
+struct Intervals(Vec<u64>);
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self(vec![0])
+    }
+}
+
+impl Intervals {
+    fn index(&mut self, interval: u64) -> u8 {
+        let found = self.0.iter().position(|known| *known == interval).unwrap_or_else(|| {
+            // Beyond 255 changes the nearest known interval stands in.
+            if self.0.len() <= usize::from(u8::MAX) {
+                self.0.push(interval);
+                self.0.len() - 1
+            } else {
+                let nearest = self
+                    .0
+                    .iter()
+                    .enumerate()
+                    .min_by_key(|(_, known)| known.abs_diff(interval));
+                nearest.map_or(0, |(index, _)| index)
+            }
+        });
+        found as u8
+    }
+
+    /// What one record of this size stands for: a block of `size` bytes is taken with the probability
+    /// 1 − exp(−size / interval).
+    fn amount(&self, size: u64, interval: u8) -> Amount {
+        let (size, interval) = (size as f64, self.0[usize::from(interval)] as f64);
+        let objects = if interval == 0.0 || size == 0.0 {
+            1.0
+        } else {
+            -1.0 / (-size / interval).exp_m1()
+        };
+        Amount {
+            objects,
+            bytes: size * objects,
+        }
+    }
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies one event that happened at `now`, in hundredths of a second since the ledger's beginning.
+    pub fn apply(&mut self, event: Event<'_>, now: u32) {
+        self.notes.events += 1;
+        match event {
+            Event::Alloc(new) => self.allocate(new, now),
+            Event::Free(address) => self.free(address),
+            Event::ReallocBegin { old, tid } => {
+                let block = self.take(old.0);
+                self.in_flight.insert(tid, InFlight { address: old.0, block });
+            }
+            Event::ReallocEnd {
+                old,
+                new,
+                failed,
+                tid,
+                begin_deferred,
+            } => {
+                let in_flight = self.in_flight.remove(&tid).filter(|block| block.address == old.0);
+                match in_flight {
+                    Some(InFlight { block: Some(block), .. }) if failed => self.put_back(old.0, block),
+                    // The block was not known, or it is gone for good.
+                    Some(_) => {}
+                    // The beginning is with the deferred frees, or this is a resize in place, which has none.
+                    None if begin_deferred || failed => {}
+                    None => {
+                        self.take(old.0);
+                    }
+                }
+                if let Some(new) = new {
+                    self.allocate(new, now);
+                }
+            }
+            Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter()),
+            Event::Mmap(new) => self.map(new, now),
+            Event::Munmap { address, length } => self.regions.unmap(address.0, address.0.saturating_add(length)),
+            Event::Mremap { old, old_length, new } => self.remap(old, old_length, new, now),
+            Event::Exec => self.exec(),
+            Event::Fork => self.notes.forks += 1,
+            Event::ThreadExit(tid) => {
+                self.in_flight.remove(&tid);
+            }
+            Event::CodeMapped => {}
+        }
+    }
+
+    /// A free of which only the address arrived.
+    pub fn free(&mut self, address: ProcessAddress) {
+        if self.take(address.0).is_none() {
+            self.notes.unknown_frees += 1;
+        }
+    }
+
+    fn allocate(&mut self, new: NewBlock, now: u32) {
+        let stack = self.stacks.find(new.stack);
+        if stack == StackTable::OVERFLOW {
+            self.notes.unknown_stacks += 1;
+        }
+        let block = Block {
+            size: new.size,
+            stack,
+            interval: self.intervals.index(new.interval),
+            born: now,
+        };
+        let amount = self.intervals.amount(block.size, block.interval);
+        if let Some(old) = self.blocks.insert(new.address.0, block) {
+            self.notes.missed_frees += 1;
+            self.release(&old);
+        }
+        let stack = self.stacks.get_mut(stack);
+        stack.native.allocate(amount);
+        if stack.end != leaktrace_common::reason::WalkEnd::Bottom {
+            self.notes.truncated_stacks += 1;
+        }
+    }
+
+    fn put_back(&mut self, address: u64, block: Block) {
+        let amount = self.intervals.amount(block.size, block.interval);
+        let totals = &mut self.stacks.get_mut(block.stack).native;
+        totals.live.add(amount, 1.0);
+        totals.live_records += 1;
+        if let Some(old) = self.blocks.insert(address, block) {
+            self.notes.missed_frees += 1;
+            self.release(&old);
+        }
+    }
+
+    fn take(&mut self, address: u64) -> Option<Block> {
+        let block = self.blocks.remove(address)?;
+        self.release(&block);
+        Some(block)
+    }
+
+    fn release(&mut self, block: &Block) {
+        let amount = self.intervals.amount(block.size, block.interval);
+        self.stacks.get_mut(block.stack).native.release(amount);
+    }
+
+    fn map(&mut self, new: NewBlock, now: u32) {
+        let stack = self.stacks.find(new.stack);
+        self.stacks.get_mut(stack).mapped.add(
+            Amount {
+                objects: 1.0,
+                bytes: new.size as f64,
+            },
+            1.0,
+        );
+        let end = new.address.0.saturating_add(page_aligned(new.size));
+        self.regions.map(new.address.0, Region { end, stack, born: now });
+    }
+
+    /// A moved mapping stays with the stack that made it; only growth belongs to the stack that asked for it.
+    fn remap(&mut self, old: ProcessAddress, old_length: u64, new: NewBlock, now: u32) {
+        let Some(region) = self.regions.containing(old.0) else {
+            return;
+        };
+        let old_length = page_aligned(old_length);
+        let new_length = page_aligned(new.size);
+        self.regions.unmap(old.0, old.0.saturating_add(old_length));
+        let kept = old_length.min(new_length);
+        let end = new.address.0.saturating_add(kept);
+        self.regions.map(new.address.0, Region { end, ..region });
+        if new_length > old_length {
+            let grown = NewBlock {
+                address: ProcessAddress(end),
+                size: new_length - old_length,
+                ..new
+            };
+            self.map(grown, now);
+        }
+    }
+
+    /// All memory of the old program is gone, and its stacks mean nothing any more.
+    fn exec(&mut self) {
+        let notes = Notes {
+            execs: self.notes.execs + 1,
+            ..self.notes
+        };
+        *self = Self {
+            notes,
+            ..Self::default()
+        };
+    }
+
+    /// What the ledger noticed.
+    pub fn notes(&self) -> Notes {
+        self.notes
+    }
+
+    /// Outstanding blocks.
+    pub fn outstanding(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Outstanding bytes over all stacks, and regions.
+    pub fn live_bytes(&self) -> f64 {
+        let native: f64 = self.stacks.iter().map(|(_, stack)| stack.native.live.bytes).sum();
+        native
+            + self
+                .regions
+                .iter()
+                .map(|(start, region)| (region.end - start) as f64)
+                .sum::<f64>()
+    }
+
+    /// Bytes of memory that the outstanding blocks occupy in here.
+    pub fn memory(&self) -> usize {
+        self.blocks.memory()
+    }
+}
+
+fn page_aligned(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(4096).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

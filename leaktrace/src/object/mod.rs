@@ -1,1 +1,7 @@
-//! object
+//! ELF files: layout, symbols, build IDs, relocations, and the control flow of their code.
+//!
+//! Knows nothing of processes or allocators. Files belong to the target and are hostile: every count is limited.
+
+pub mod code;
+pub mod image;
+pub mod symbols;

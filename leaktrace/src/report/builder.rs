@@ -31,14 +31,32 @@ pub struct FrameLine<'a> {
     pub placeholder: bool,
 }
 
+/// What makes a mapping the same one: its place, its file and its build ID.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MappingKey {
+    start: u64,
+    limit: u64,
+    offset: u64,
+    file: String,
+    build_id: String,
+}
+
+/// What makes a sample the same one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct SampleKey {
+    locations: Vec<LocationId>,
+    labels: Vec<TextLabel>,
+    numbers: Vec<NumericLabel>,
+}
+
 /// Collects stacks into a [`Profile`].
 #[derive(Debug)]
 pub struct ProfileBuilder {
     profile: Profile,
-    mappings: HashMap<(u64, u64, u64, String, String), MappingId>,
+    mappings: HashMap<MappingKey, MappingId>,
     functions: HashMap<Function, FunctionId>,
     locations: HashMap<Location, LocationId>,
-    samples: HashMap<(Vec<LocationId>, Vec<TextLabel>, Vec<NumericLabel>), usize>,
+    samples: HashMap<SampleKey, usize>,
 }
 
 impl ProfileBuilder {
@@ -53,7 +71,10 @@ impl ProfileBuilder {
     /// A builder for values of these types.
     pub fn new(sample_types: Vec<ValueType>) -> Self {
         Self {
-            profile: Profile { sample_types, ..Profile::default() },
+            profile: Profile {
+                sample_types,
+                ..Profile::default()
+            },
             mappings: HashMap::new(),
             functions: HashMap::new(),
             locations: HashMap::new(),
@@ -69,7 +90,13 @@ impl ProfileBuilder {
     /// Interns a mapping. Its `has_*` flags are set by [`ProfileBuilder::location`] from what is found there;
     /// flags set here stay set.
     pub fn mapping(&mut self, mapping: Mapping) -> MappingId {
-        let key = (mapping.start, mapping.limit, mapping.offset, mapping.file.clone(), mapping.build_id.clone());
+        let key = MappingKey {
+            start: mapping.start,
+            limit: mapping.limit,
+            offset: mapping.offset,
+            file: mapping.file.clone(),
+            build_id: mapping.build_id.clone(),
+        };
         let next = MappingId(count(&self.profile.mappings));
         let id = *self.mappings.entry(key).or_insert(next);
         if id == next {
@@ -105,8 +132,12 @@ impl ProfileBuilder {
             .map(|frame| Line {
                 function: self.function(Function {
                     name: frame.function.to_owned(),
-                    system_name: if frame.system_name.is_empty() { frame.function } else { frame.system_name }
-                        .to_owned(),
+                    system_name: if frame.system_name.is_empty() {
+                        frame.function
+                    } else {
+                        frame.system_name
+                    }
+                    .to_owned(),
                     file: frame.file.to_owned(),
                     start_line: frame.start_line.into(),
                 }),
@@ -114,7 +145,12 @@ impl ProfileBuilder {
                 column: frame.column.into(),
             })
             .collect();
-        self.raw_location(Location { mapping, address, lines, is_folded: false })
+        self.raw_location(Location {
+            mapping,
+            address,
+            lines,
+            is_folded: false,
+        })
     }
 
     /// Interns a location whose lines are interned already.
@@ -133,23 +169,28 @@ impl ProfileBuilder {
         mut labels: Vec<TextLabel>,
         mut numbers: Vec<NumericLabel>,
     ) {
-        assert_eq!(values.len(), self.profile.sample_types.len(), "one value per sample type");
+        assert_eq!(
+            values.len(),
+            self.profile.sample_types.len(),
+            "one value per sample type"
+        );
         labels.sort();
         numbers.sort();
         let samples = &mut self.profile.samples;
-        let next = samples.len();
-        let position = *self
-            .samples
-            .entry((locations, labels, numbers))
-            .or_insert_with_key(|(locations, labels, numbers)| {
-                samples.push(Sample {
-                    locations: locations.clone(),
-                    values: vec![0; values.len()],
-                    labels: labels.clone(),
-                    numbers: numbers.clone(),
-                });
-                next
+        let key = SampleKey {
+            locations,
+            labels,
+            numbers,
+        };
+        let position = *self.samples.entry(key).or_insert_with_key(|key| {
+            samples.push(Sample {
+                locations: key.locations.clone(),
+                values: vec![0; values.len()],
+                labels: key.labels.clone(),
+                numbers: key.numbers.clone(),
             });
+            samples.len() - 1
+        });
         for (sum, value) in samples[position].values.iter_mut().zip(values) {
             *sum = sum.saturating_add(*value);
         }
@@ -157,7 +198,9 @@ impl ProfileBuilder {
 
     /// The finished profile. Samples whose values are all 0 are left out.
     pub fn finish(mut self) -> Profile {
-        self.profile.samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
+        self.profile
+            .samples
+            .retain(|sample| sample.values.iter().any(|value| *value != 0));
         self.profile
     }
 }
@@ -188,16 +231,35 @@ mod tests {
     #[test]
     fn equal_stacks_merge_and_flags_tell_the_truth() {
         let mut builder = ProfileBuilder::heap();
-        let mapped = |file: &str| Mapping { start: 0x1000, limit: 0x2000, file: file.to_owned(), ..Mapping::default() };
+        let mapped = |file: &str| Mapping {
+            start: 0x1000,
+            limit: 0x2000,
+            file: file.to_owned(),
+            ..Mapping::default()
+        };
         let program = builder.mapping(mapped("/bin/a"));
         let library = builder.mapping(mapped("/lib/b.so"));
         assert_eq!(program, builder.mapping(mapped("/bin/a")));
-        let frame = FrameLine { function: "f", file: "f.c", line: 3, ..FrameLine::default() };
+        let frame = FrameLine {
+            function: "f",
+            file: "f.c",
+            line: 3,
+            ..FrameLine::default()
+        };
         let leaf = builder.location(Some(program), 0x1010, &[frame]);
         assert_eq!(leaf, builder.location(Some(program), 0x1010, &[frame]));
-        let hidden = FrameLine { function: "b.so+0x10", placeholder: true, ..FrameLine::default() };
+        let hidden = FrameLine {
+            function: "b.so+0x10",
+            placeholder: true,
+            ..FrameLine::default()
+        };
         let root = builder.location(Some(library), 0x1010, &[hidden]);
-        let native = || vec![TextLabel { key: "heap".to_owned(), value: "native".to_owned() }];
+        let native = || {
+            vec![TextLabel {
+                key: "heap".to_owned(),
+                value: "native".to_owned(),
+            }]
+        };
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[5, 5, 5, 5], Vec::new(), Vec::new());

@@ -28,12 +28,22 @@ pub struct GraphOptions {
 impl GraphOptions {
     /// Everything, by flat weight.
     pub fn all(sample_type: usize) -> Self {
-        Self { sample_type, cumulative: false, top: 0, node_fraction: 0.0, edge_fraction: 0.0 }
+        Self {
+            sample_type,
+            cumulative: false,
+            top: 0,
+            node_fraction: 0.0,
+            edge_fraction: 0.0,
+        }
     }
 
     /// What pprof shows unless told otherwise: nodes from 0.5 %, edges from 0.1 % of the total.
     pub fn trimmed(sample_type: usize) -> Self {
-        Self { node_fraction: 0.005, edge_fraction: 0.001, ..Self::all(sample_type) }
+        Self {
+            node_fraction: 0.005,
+            edge_fraction: 0.001,
+            ..Self::all(sample_type)
+        }
     }
 }
 
@@ -99,22 +109,27 @@ impl Graph {
     /// # Panics
     /// Where the options name a sample type that the profile does not have (see [`Profile::sample_type`]).
     pub fn new(profile: &Profile, options: &GraphOptions) -> Self {
-        assert!(options.sample_type < profile.sample_types.len() || profile.samples.is_empty(), "no such sample type");
+        assert!(
+            options.sample_type < profile.sample_types.len() || profile.samples.is_empty(),
+            "no such sample type"
+        );
         let names = Names::new(profile);
         let mut weights = Weights::new(profile, &names, options.sample_type, None);
         let sum: i64 = weights.flat.iter().fold(0, |sum, flat| sum.saturating_add(*flat));
         let cutoff = |fraction: f64| ((sum as f64 * fraction) as i64).saturating_abs();
         let (node_cutoff, edge_cutoff) = (cutoff(options.node_fraction), cutoff(options.edge_fraction));
-        let total = profile
-            .samples
-            .iter()
-            .fold(0i64, |total, sample| total.saturating_add(sample.values[options.sample_type].saturating_abs()));
+        let total = profile.samples.iter().fold(0i64, |total, sample| {
+            total.saturating_add(sample.values[options.sample_type].saturating_abs())
+        });
 
         let all = weights.present().count();
         let mut dropped = 0;
         if node_cutoff > 0 {
-            let keep: Vec<bool> =
-                weights.cumulative.iter().map(|weight| weight.saturating_abs() >= node_cutoff).collect();
+            let keep: Vec<bool> = weights
+                .cumulative
+                .iter()
+                .map(|weight| weight.saturating_abs() >= node_cutoff)
+                .collect();
             let kept = weights.present().filter(|node| keep[*node]).count();
             if kept < all {
                 dropped = all - kept;
@@ -133,13 +148,27 @@ impl Graph {
             order.sort_by(|a, b| compare(&weights, &names, options.cumulative, *a, *b));
         }
         let shown_cutoff = ((total as f64 * options.node_fraction) as i64).saturating_abs();
-        weights.into_graph(&names, &order, edge_cutoff, Self { total, dropped, cutoff: shown_cutoff, before_top, ..Self::default() })
+        weights.into_graph(
+            &names,
+            &order,
+            edge_cutoff,
+            Self {
+                total,
+                dropped,
+                cutoff: shown_cutoff,
+                before_top,
+                ..Self::default()
+            },
+        )
     }
 
     /// How much of a node was inlined.
     pub fn inlining(&self, node: &Node) -> Inlining {
         let inline = |edge: &&usize| self.edges[**edge].inline;
-        match (node.callers.iter().any(|edge| inline(&edge)), node.callers.iter().all(|edge| inline(&edge))) {
+        match (
+            node.callers.iter().any(|edge| inline(&edge)),
+            node.callers.iter().all(|edge| inline(&edge)),
+        ) {
             (false, _) => Inlining::None,
             (true, false) => Inlining::Partial,
             (true, true) => Inlining::Full,
@@ -154,7 +183,10 @@ impl Graph {
 
 fn compare(weights: &Weights, names: &Names, cumulative: bool, a: usize, b: usize) -> Ordering {
     let key = |node: usize| {
-        let (flat, cum) = (weights.flat[node].saturating_abs(), weights.cumulative[node].saturating_abs());
+        let (flat, cum) = (
+            weights.flat[node].saturating_abs(),
+            weights.cumulative[node].saturating_abs(),
+        );
         let (first, second) = if cumulative { (cum, flat) } else { (flat, cum) };
         (Reverse(first), names.names[node].as_str(), Reverse(second), node)
     };
@@ -196,20 +228,35 @@ struct Weights {
 impl Weights {
     fn new(profile: &Profile, names: &Names, sample_type: usize, keep: Option<&[bool]>) -> Self {
         let nodes = names.names.len();
-        let mut weights = Self { flat: vec![0; nodes], cumulative: vec![0; nodes], edges: HashMap::new() };
+        let mut weights = Self {
+            flat: vec![0; nodes],
+            cumulative: vec![0; nodes],
+            edges: HashMap::new(),
+        };
         // The number of the last sample that counted for a node or an edge: each counts once per sample.
         let mut counted_node = vec![0usize; nodes];
         let mut counted_edge: HashMap<(u32, u32), usize> = HashMap::new();
         for (number, sample) in profile.samples.iter().enumerate() {
             let weight = sample.values[sample_type];
             if weight != 0 {
-                weights.add(sample, number + 1, weight, names, keep, &mut counted_node, &mut counted_edge);
+                weights.add(
+                    sample,
+                    number + 1,
+                    weight,
+                    names,
+                    keep,
+                    &mut counted_node,
+                    &mut counted_edge,
+                );
             }
         }
         weights
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the two scratch tables are reused over all samples")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the two scratch tables are reused over all samples"
+    )]
     fn add(
         &mut self,
         sample: &Sample,
@@ -271,12 +318,23 @@ impl Weights {
             .into_iter()
             .filter(|(_, (weight, _))| weight.saturating_abs() >= edge_cutoff)
             .filter_map(|((caller, callee), (weight, inline))| {
-                Some(Edge { caller: position[caller as usize]?, callee: position[callee as usize]?, weight, inline })
+                Some(Edge {
+                    caller: position[caller as usize]?,
+                    callee: position[callee as usize]?,
+                    weight,
+                    inline,
+                })
             })
             .collect();
         let nodes = &mut graph.nodes;
         graph.edges.sort_by(|a, b| {
-            let key = |edge: &Edge| (Reverse(edge.weight.saturating_abs()), &nodes[edge.caller].name, &nodes[edge.callee].name);
+            let key = |edge: &Edge| {
+                (
+                    Reverse(edge.weight.saturating_abs()),
+                    &nodes[edge.caller].name,
+                    &nodes[edge.callee].name,
+                )
+            };
             key(a).cmp(&key(b))
         });
         for (index, edge) in graph.edges.iter().enumerate() {

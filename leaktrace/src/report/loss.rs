@@ -32,7 +32,11 @@ impl Losses {
         }
         match self.0.iter_mut().find(|loss| loss.name == name) {
             Some(loss) => loss.count = loss.count.saturating_add(count),
-            None => self.0.push(Loss { name: name.to_owned(), count, meaning: meaning.to_owned() }),
+            None => self.0.push(Loss {
+                name: name.to_owned(),
+                count,
+                meaning: meaning.to_owned(),
+            }),
         }
     }
 

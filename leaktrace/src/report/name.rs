@@ -6,11 +6,23 @@ use std::borrow::Cow;
 
 /// The name with control characters (and the marks that reverse the writing direction) shown as escapes.
 pub fn printable(name: &str) -> Cow<'_, str> {
-    let dangerous = |c: char| c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let dangerous = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     if !name.contains(dangerous) {
         return Cow::Borrowed(name);
     }
-    Cow::Owned(name.chars().map(|c| if dangerous(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect())
+    Cow::Owned(
+        name.chars()
+            .map(|c| {
+                if dangerous(c) {
+                    c.escape_unicode().to_string()
+                } else {
+                    c.to_string()
+                }
+            })
+            .collect(),
+    )
 }
 
 /// The last part of a path.
@@ -26,7 +38,12 @@ pub fn fit(name: &str, width: usize) -> Cow<'_, str> {
     }
     let tail = (width - 1) * 2 / 3;
     let head = width - 1 - tail;
-    let shortened = name.chars().take(head).chain(['…']).chain(name.chars().skip(length - tail)).collect();
+    let shortened = name
+        .chars()
+        .take(head)
+        .chain(['…'])
+        .chain(name.chars().skip(length - tail))
+        .collect();
     Cow::Owned(shortened)
 }
 
@@ -43,7 +60,10 @@ mod tests {
     #[test]
     fn fitting_keeps_both_ends() {
         assert_eq!(fit("short", 10), "short");
-        assert_eq!(fit("github.com/company/service/cache.(*Store).Put", 20), "github.…(*Store).Put");
+        assert_eq!(
+            fit("github.com/company/service/cache.(*Store).Put", 20),
+            "github.…(*Store).Put"
+        );
         assert_eq!(fit("ααααααααααα", 10).chars().count(), 10);
     }
 

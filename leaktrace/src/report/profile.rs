@@ -44,7 +44,10 @@ pub struct ValueType {
 impl ValueType {
     /// A value type from its two names.
     pub fn new(kind: &str, unit: &str) -> Self {
-        Self { kind: kind.to_owned(), unit: unit.to_owned() }
+        Self {
+            kind: kind.to_owned(),
+            unit: unit.to_owned(),
+        }
     }
 
     /// The four types of a heap profile, in the order that every reader of heap profiles expects.
@@ -209,7 +212,10 @@ pub struct Totals {
 impl Totals {
     /// The total of a sample type by its name.
     pub fn get(&self, kind: &str) -> Option<i64> {
-        self.values.iter().find(|(value_type, _)| value_type.kind == kind).map(|(_, value)| *value)
+        self.values
+            .iter()
+            .find(|(value_type, _)| value_type.kind == kind)
+            .map(|(_, value)| *value)
     }
 }
 
@@ -232,7 +238,9 @@ impl Profile {
                 *sum = sum.saturating_add(*value);
             }
         }
-        Totals { values: self.sample_types.iter().cloned().zip(sums).collect() }
+        Totals {
+            values: self.sample_types.iter().cloned().zip(sums).collect(),
+        }
     }
 
     /// Position of the sample type to show: the one asked for, else the profile's default, else the last.
@@ -241,14 +249,22 @@ impl Profile {
         let position = |name: &str| self.sample_types.iter().position(|value_type| value_type.kind == name);
         let unknown = |wanted: &str| UnknownSampleType {
             wanted: wanted.to_owned(),
-            present: self.sample_types.iter().map(|value_type| value_type.kind.clone()).collect(),
+            present: self
+                .sample_types
+                .iter()
+                .map(|value_type| value_type.kind.clone())
+                .collect(),
         };
         let last = self.sample_types.len().checked_sub(1);
         match wanted {
             None => position(&self.default_sample_type).or(last).ok_or_else(|| unknown("")),
             Some(name) => position(name)
                 .or_else(|| name.strip_prefix("inuse_").and_then(position))
-                .or_else(|| name.parse::<usize>().ok().filter(|index| *index < self.sample_types.len()))
+                .or_else(|| {
+                    name.parse::<usize>()
+                        .ok()
+                        .filter(|index| *index < self.sample_types.len())
+                })
                 .ok_or_else(|| unknown(name)),
         }
     }
@@ -266,10 +282,13 @@ impl Profile {
     /// Function names at a location, innermost first; at least one, as it may be that of the file.
     pub fn names<'p>(&'p self, location: &'p Location) -> impl DoubleEndedIterator<Item = Cow<'p, str>> {
         let nameless = || Cow::Owned(nameless(self, location));
-        let lines = location.lines.iter().map(move |line| match self.function(line).name.as_str() {
-            "" => nameless(),
-            name => Cow::Borrowed(name),
-        });
+        let lines = location
+            .lines
+            .iter()
+            .map(move |line| match self.function(line).name.as_str() {
+                "" => nameless(),
+                name => Cow::Borrowed(name),
+            });
         lines.chain(location.lines.is_empty().then(nameless))
     }
 
@@ -290,7 +309,9 @@ fn nameless(profile: &Profile, location: &Location) -> String {
 impl Location {
     /// Where the address lies in the mapped file, in bytes; the address itself without a mapping.
     pub fn file_offset(&self, mapping: Option<&Mapping>) -> u64 {
-        mapping.map_or(self.address, |mapping| self.address.wrapping_sub(mapping.start).wrapping_add(mapping.offset))
+        mapping.map_or(self.address, |mapping| {
+            self.address.wrapping_sub(mapping.start).wrapping_add(mapping.offset)
+        })
     }
 }
 
@@ -302,8 +323,14 @@ mod tests {
         Profile {
             sample_types: vec![ValueType::new("objects", "count"), ValueType::new("space", "bytes")],
             samples: vec![
-                Sample { values: vec![1, 10], ..Sample::default() },
-                Sample { values: vec![2, i64::MAX], ..Sample::default() },
+                Sample {
+                    values: vec![1, 10],
+                    ..Sample::default()
+                },
+                Sample {
+                    values: vec![2, i64::MAX],
+                    ..Sample::default()
+                },
             ],
             ..Profile::default()
         }
@@ -318,7 +345,10 @@ mod tests {
         assert_eq!(profile.sample_type(Some("inuse_space")), Ok(1));
         assert_eq!(profile.sample_type(Some("0")), Ok(0));
         let error = profile.sample_type(Some("cpu")).expect_err("no such type");
-        assert_eq!(error.to_string(), "the profile has no sample type `cpu`; it has objects, space");
+        assert_eq!(
+            error.to_string(),
+            "the profile has no sample type `cpu`; it has objects, space"
+        );
     }
 
     #[test]

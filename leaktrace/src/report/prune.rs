@@ -25,7 +25,11 @@ pub fn prune(profile: &mut Profile) -> Result<(), PruneError> {
         return Ok(());
     }
     let drop = anchored(&profile.drop_frames)?;
-    let keep = if profile.keep_frames.is_empty() { None } else { Some(anchored(&profile.keep_frames)?) };
+    let keep = if profile.keep_frames.is_empty() {
+        None
+    } else {
+        Some(anchored(&profile.keep_frames)?)
+    };
     let matches: Vec<bool> = profile
         .functions
         .iter()
@@ -34,7 +38,11 @@ pub fn prune(profile: &mut Profile) -> Result<(), PruneError> {
             !name.is_empty() && drop.is_match(name) && !keep.as_ref().is_some_and(|keep| keep.is_match(name))
         })
         .collect();
-    let cuts: Vec<Cut> = profile.locations.iter_mut().map(|location| cut(location, &matches)).collect();
+    let cuts: Vec<Cut> = profile
+        .locations
+        .iter_mut()
+        .map(|location| cut(location, &matches))
+        .collect();
 
     for sample in &mut profile.samples {
         let mut found_user = false;
@@ -78,8 +86,10 @@ fn cut(location: &mut Location, matches: &[bool]) -> Cut {
 }
 
 fn anchored(expression: &str) -> Result<Regex, PruneError> {
-    Regex::new(&format!("^({expression})$"))
-        .map_err(|source| PruneError { expression: expression.to_owned(), source: Box::new(source) })
+    Regex::new(&format!("^({expression})$")).map_err(|source| PruneError {
+        expression: expression.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 /// The name without its argument list: up to the first parenthesis that is not part of the name itself.
@@ -111,8 +121,13 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(index, names)| {
-                let frames: Vec<_> =
-                    names.iter().map(|function| FrameLine { function, ..FrameLine::default() }).collect();
+                let frames: Vec<_> = names
+                    .iter()
+                    .map(|function| FrameLine {
+                        function,
+                        ..FrameLine::default()
+                    })
+                    .collect();
                 builder.location(None, index as u64 + 1, &frames)
             })
             .collect();
@@ -130,7 +145,12 @@ mod tests {
 
     #[test]
     fn the_callers_of_the_allocator_stay() {
-        let mut pruned = profile(&[&["__libc_malloc"], &["operator new(unsigned long)"], &["leak(int)"], &["main"]]);
+        let mut pruned = profile(&[
+            &["__libc_malloc"],
+            &["operator new(unsigned long)"],
+            &["leak(int)"],
+            &["main"],
+        ]);
         pruned.drop_frames = "__libc_malloc|operator new".to_owned();
         prune(&mut pruned).expect("valid");
         assert_eq!(left(&pruned), ["leak(int)", "main"]);
@@ -160,7 +180,13 @@ mod tests {
 
     #[test]
     fn argument_lists_are_not_part_of_the_name() {
-        let simple = |name: &str| simplified(&Function { name: name.to_owned(), ..Function::default() }).to_owned();
+        let simple = |name: &str| {
+            simplified(&Function {
+                name: name.to_owned(),
+                ..Function::default()
+            })
+            .to_owned()
+        };
         assert_eq!(simple("a::b(int, char)"), "a::b");
         assert_eq!(simple("(anonymous namespace)::f(int)"), "(anonymous namespace)::f");
         assert_eq!(simple("F::operator()(int)"), "F::operator()");

@@ -34,8 +34,14 @@ impl<'p> Values<'p> {
             .filter(|value| *value > 0)
             .min()
             .unwrap_or(graph.total);
-        let unit = profile.sample_types.get(sample_type).map_or("", |value_type| value_type.unit.as_str());
-        Self { unit, scale: common(smallest, graph.total, unit) }
+        let unit = profile
+            .sample_types
+            .get(sample_type)
+            .map_or("", |value_type| value_type.unit.as_str());
+        Self {
+            unit,
+            scale: common(smallest, graph.total, unit),
+        }
     }
 
     pub(super) fn show(&self, value: i64) -> String {
@@ -99,7 +105,11 @@ pub(super) fn header(profile: &Profile, sample_type: usize) -> String {
         let _ = writeln!(text, "Time: {time}");
     }
     if profile.duration_nanos > 0 {
-        let _ = writeln!(text, "Duration: {}", label(profile.duration_nanos, "nanoseconds", &Scale::Auto));
+        let _ = writeln!(
+            text,
+            "Duration: {}",
+            label(profile.duration_nanos, "nanoseconds", &Scale::Auto)
+        );
     }
     text
 }
@@ -116,31 +126,58 @@ pub(super) fn summary(graph: &Graph, values: &Values<'_>, options: &GraphOptions
     );
     if graph.total != 0 && graph.dropped > 0 {
         let plural = if graph.dropped == 1 { "" } else { "s" };
-        let _ = writeln!(text, "Dropped {} node{plural} (cum <= {})", graph.dropped, values.show(graph.cutoff));
+        let _ = writeln!(
+            text,
+            "Dropped {} node{plural} (cum <= {})",
+            graph.dropped,
+            values.show(graph.cutoff)
+        );
     }
     if options.top > 0 && graph.nodes.len() < graph.before_top {
-        let _ = writeln!(text, "Showing top {} nodes out of {}", graph.nodes.len(), graph.before_top);
+        let _ = writeln!(
+            text,
+            "Showing top {} nodes out of {}",
+            graph.nodes.len(),
+            graph.before_top
+        );
     }
     text
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::report::{FrameLine, Mapping, ProfileBuilder};
 
     /// `main → recurse → recurse → leak` (leak inlined), `main → keep`, and code of a library without names.
     pub(crate) fn sample_profile() -> Profile {
         let mut builder = ProfileBuilder::heap();
-        let mapping = builder.mapping(Mapping { file: "/bin/app".to_owned(), ..Mapping::default() });
-        let library = builder.mapping(Mapping { file: "/lib/libx.so".to_owned(), start: 1, ..Mapping::default() });
-        let frame = |function, line| FrameLine { function, file: "/src/app.c", line, ..FrameLine::default() };
+        let mapping = builder.mapping(Mapping {
+            file: "/bin/app".to_owned(),
+            ..Mapping::default()
+        });
+        let library = builder.mapping(Mapping {
+            file: "/lib/libx.so".to_owned(),
+            start: 1,
+            ..Mapping::default()
+        });
+        let frame = |function, line| FrameLine {
+            function,
+            file: "/src/app.c",
+            line,
+            ..FrameLine::default()
+        };
         let main = builder.location(Some(mapping), 0x10, &[frame("main", 40)]);
         let outer = builder.location(Some(mapping), 0x20, &[frame("recurse", 20)]);
         let inner = builder.location(Some(mapping), 0x30, &[frame("leak", 10), frame("recurse", 21)]);
         let keep = builder.location(Some(mapping), 0x40, &[frame("keep", 30)]);
         let hidden = builder.location(Some(library), 0x50, &[]);
-        builder.sample(vec![inner, outer, main], &[3, 3 << 20, 2, 2 << 20], Vec::new(), Vec::new());
+        builder.sample(
+            vec![inner, outer, main],
+            &[3, 3 << 20, 2, 2 << 20],
+            Vec::new(),
+            Vec::new(),
+        );
         builder.sample(vec![keep, main], &[1, 1 << 19, 1, 1 << 19], Vec::new(), Vec::new());
         builder.sample(vec![hidden, main], &[1, 100, 1, 100], Vec::new(), Vec::new());
         let profile = builder.profile_mut();
@@ -151,7 +188,10 @@ mod tests {
 
     #[test]
     fn by_flat_weight() {
-        let options = TableOptions { graph: GraphOptions::trimmed(3), width: None };
+        let options = TableOptions {
+            graph: GraphOptions::trimmed(3),
+            width: None,
+        };
         insta::assert_snapshot!(table(&sample_profile(), &options), @r"
         File: app
         Type: inuse_space
@@ -169,7 +209,10 @@ mod tests {
 
     #[test]
     fn by_cumulative_weight_all_nodes_counts() {
-        let graph = GraphOptions { cumulative: true, ..GraphOptions::all(2) };
+        let graph = GraphOptions {
+            cumulative: true,
+            ..GraphOptions::all(2)
+        };
         insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: None }), @r"
         File: app
         Type: inuse_objects
@@ -187,7 +230,10 @@ mod tests {
 
     #[test]
     fn top_nodes_in_a_narrow_terminal() {
-        let graph = GraphOptions { top: 1, ..GraphOptions::all(3) };
+        let graph = GraphOptions {
+            top: 1,
+            ..GraphOptions::all(3)
+        };
         insta::assert_snapshot!(table(&sample_profile(), &TableOptions { graph, width: Some(60) }), @r"
         File: app
         Type: inuse_space

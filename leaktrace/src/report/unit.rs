@@ -39,8 +39,15 @@ const FAMILIES: &[Family] = &[
 impl Family {
     fn factor(&self, unit: &str) -> Option<(&'static str, f64)> {
         let lower = unit.to_lowercase();
-        let singular = if lower.len() > 2 { lower.strip_suffix('s').unwrap_or(&lower) } else { &lower };
-        self.units.iter().find(|(_, names, _)| names.contains(&singular)).map(|(name, _, factor)| (*name, *factor))
+        let singular = if lower.len() > 2 {
+            lower.strip_suffix('s').unwrap_or(&lower)
+        } else {
+            &lower
+        };
+        self.units
+            .iter()
+            .find(|(_, names, _)| names.contains(&singular))
+            .map(|(name, _, factor)| (*name, *factor))
     }
 
     fn largest_below(&self, value: f64) -> (&'static str, f64) {
@@ -66,7 +73,9 @@ pub fn scale(value: i64, from: &str, to: &Scale) -> (f64, Cow<'static, str>) {
     let sign = if value < 0 { -1.0 } else { 1.0 };
     let magnitude = value.unsigned_abs() as f64;
     for family in FAMILIES {
-        let Some((_, factor)) = family.factor(from) else { continue };
+        let Some((_, factor)) = family.factor(from) else {
+            continue;
+        };
         let base = magnitude * factor;
         let (name, factor) = match to {
             Scale::Auto => family.largest_below(base),
@@ -87,12 +96,20 @@ pub fn label(value: i64, from: &str, to: &Scale) -> String {
     let (scaled, unit) = scale(value, from, to);
     let text = format!("{scaled:.2}");
     let text = text.strip_suffix(".00").unwrap_or(&text);
-    if text == "0" || text == "-0" { "0".to_owned() } else { format!("{text}{unit}") }
+    if text == "0" || text == "-0" {
+        "0".to_owned()
+    } else {
+        format!("{text}{unit}")
+    }
 }
 
 /// Share of a total, six characters wide or more: ` 12.3%`, `0.046%`, `  100%`. The sign is left out.
 pub fn percentage(value: i64, total: i64) -> String {
-    let ratio = if total == 0 { 0.0 } else { (value as f64 / total as f64).abs() * 100.0 };
+    let ratio = if total == 0 {
+        0.0
+    } else {
+        (value as f64 / total as f64).abs() * 100.0
+    };
     if (99.95..=100.05).contains(&ratio) {
         "  100%".to_owned()
     } else if ratio >= 1.0 {
@@ -109,10 +126,16 @@ fn two_digits(value: f64) -> String {
     }
     // The exponent *after* rounding to two digits decides between both notations.
     let scientific = format!("{value:.1e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    let Some((digits, exponent)) = scientific.split_once('e') else {
+        return scientific;
+    };
     let exponent: i32 = exponent.parse().unwrap_or(0);
     let trim = |text: &str| -> String {
-        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text.to_owned() }
+        if text.contains('.') {
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        } else {
+            text.to_owned()
+        }
     };
     if exponent < -4 {
         format!("{}e-{:02}", trim(digits), -exponent)
@@ -131,7 +154,11 @@ pub fn common(smallest: i64, largest: i64, from: &str) -> Scale {
     } else {
         small
     };
-    Scale::To(if unit.is_empty() { from.to_owned() } else { unit.into_owned() })
+    Scale::To(if unit.is_empty() {
+        from.to_owned()
+    } else {
+        unit.into_owned()
+    })
 }
 
 #[cfg(test)]
@@ -155,7 +182,10 @@ mod tests {
     #[test]
     fn counts_and_times() {
         assert_eq!(label(1234, "count", &Scale::To("count".to_owned())), "1234");
-        assert_eq!(label(1234, "goroutines", &Scale::To("goroutines".to_owned())), "1234goroutines");
+        assert_eq!(
+            label(1234, "goroutines", &Scale::To("goroutines".to_owned())),
+            "1234goroutines"
+        );
         assert_eq!(label(1_500_000_000, "nanoseconds", &Scale::Auto), "1.50s");
     }
 

@@ -1,1 +1,14 @@
-//! session
+//! One tracing run: survey the target, attach, pump events into the ledger, make a profile of it.
+//!
+//! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
+//! process up to date, `pump` is the thread that reads records, `profile` turns a ledger into a profile, `launch` starts
+//! a command under observation, and `recording` runs them all.
+
+pub mod address_space;
+pub mod bare;
+pub mod launch;
+pub mod profile;
+pub mod pump;
+pub mod recording;
+pub mod survey;
+pub mod tracer;

@@ -15,11 +15,24 @@ pub(crate) fn heap_profile() -> Profile {
         build_id: "c0ffee".to_owned(),
         ..Mapping::default()
     });
-    let frame = |function, line| FrameLine { function, file: "/src/app.c", line, start_line: 9, ..FrameLine::default() };
+    let frame = |function, line| FrameLine {
+        function,
+        file: "/src/app.c",
+        line,
+        start_line: 9,
+        ..FrameLine::default()
+    };
     let leaf = builder.location(Some(mapping), 0x40_1010, &[frame("leak", 12), frame("handle", 40)]);
     let root = builder.location(Some(mapping), 0x40_1100, &[frame("main", 50)]);
-    let labels = vec![TextLabel { key: "heap".to_owned(), value: "native".to_owned() }];
-    let numbers = vec![NumericLabel { key: "bytes".to_owned(), value: 64, unit: "bytes".to_owned() }];
+    let labels = vec![TextLabel {
+        key: "heap".to_owned(),
+        value: "native".to_owned(),
+    }];
+    let numbers = vec![NumericLabel {
+        key: "bytes".to_owned(),
+        value: 64,
+        unit: "bytes".to_owned(),
+    }];
     builder.sample(vec![leaf, root], &[10, 640, 4, 256], labels, numbers);
     let profile = builder.profile_mut();
     profile.time_nanos = 1_700_000_000_000_000_000;
@@ -30,7 +43,10 @@ pub(crate) fn heap_profile() -> Profile {
     profile.metadata.comm = "app".to_owned();
     profile.metadata.pid = Some(42);
     profile.metadata.mode = "exact".to_owned();
-    profile.metadata.losses.add("ring_full", 3, "allocations missing (their frees are kept)");
+    profile
+        .metadata
+        .losses
+        .add("ring_full", 3, "allocations missing (their frees are kept)");
     builder.finish()
 }
 
@@ -70,13 +86,22 @@ fn dangling_references_are_refused() {
     };
     assert_eq!(broken(|m| m.sample[0].location_id[0] = 99), "a location id is unknown");
     assert_eq!(broken(|m| m.location[0].mapping_id = 99), "a mapping id is unknown");
-    assert_eq!(broken(|m| m.location[0].line[0].function_id = 0), "a function id is unknown");
+    assert_eq!(
+        broken(|m| m.location[0].line[0].function_id = 0),
+        "a function id is unknown"
+    );
     assert_eq!(broken(|m| m.function[0].name = -1), "a string index is out of range");
     assert_eq!(broken(|m| m.comment.push(10_000)), "a string index is out of range");
-    assert_eq!(broken(|m| m.sample[0].value.truncate(1)), "a sample does not have one value per sample type");
+    assert_eq!(
+        broken(|m| m.sample[0].value.truncate(1)),
+        "a sample does not have one value per sample type"
+    );
     assert_eq!(broken(|m| m.location[1].id = 1), "location ids are not unique");
     assert_eq!(broken(|m| m.mapping[0].id = 0), "mapping ids are not unique");
-    assert_eq!(broken(|m| m.string_table[0] = b"x".to_vec()), "the string table does not begin with an empty string");
+    assert_eq!(
+        broken(|m| m.string_table[0] = b"x".to_vec()),
+        "the string table does not begin with an empty string"
+    );
 }
 
 #[test]

@@ -248,7 +248,8 @@ pub fn globals(table: &PclnTable, code: impl Fn(u64, u64) -> Option<Vec<u8>>) ->
             matches!(name, "runtime.semacquire" | "runtime.semacquire1")
         }),
         wait_reasons: decode("runtime.waitReason.String")
-            .and_then(|code| code.instructions.iter().find_map(load_address))
+            // The first one is of "unknown wait reason".
+            .and_then(|code| code.instructions.iter().rev().find_map(load_address))
             .map(|(_, address)| address),
     }
 }

@@ -1,0 +1,78 @@
+//! The maps, each with its size, its eviction and what happens when it is full.
+//!
+//! Sizes given here are placeholders where userspace sets them at load (`leaktrace/src/bpf/load.rs`).
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use leaktrace_common::{
+    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, Process},
+    reason::Counter,
+    unwind::Row,
+};
+
+use crate::thread::Thread;
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// All records, in one order. Full: the record is dropped and counted; a free goes to [`DEFERRED_FREES`].
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Traced processes by pid. Userspace alone adds and removes.
+#[map]
+pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
+/// Threads that made a hooked call, by thread id; removed when they exit. Full: the thread's calls are not seen, counted.
+#[map]
+pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(32768, BPF_F_NO_PREALLOC);
+
+/// One zeroed [`Thread`]: the value that a new entry of [`THREADS`] starts from (it is larger than the BPF stack).
+#[map]
+pub static THREAD_TEMPLATE: Array<Thread> = Array::with_max_entries(1, 0);
+
+/// Frees whose record did not fit: key → position in the ring at which they happened. Userspace drains it and applies
+/// each free when its reading has come to that position. Full: the free is lost, counted.
+#[map]
+pub static DEFERRED_FREES: HashMap<BlockKey, u64> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// Blocks taken as samples: only their frees leave the kernel. Full: the sample is not taken, counted.
+#[map]
+pub static SAMPLED: HashMap<BlockKey, u32> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// Ids of stacks that userspace has been sent, two places for each id. An id that finds both taken replaces the first;
+/// the other stack is sent again when it comes next, which does no harm.
+#[map]
+pub static KNOWN_STACKS: Array<u64> = Array::with_max_entries(1 << 18, 0);
+
+/// Executable mappings of all processes; each process has a sorted run of them.
+#[map]
+pub static MAPPINGS: Array<CodeMapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Block indices of all unwind tables.
+#[map]
+pub static BLOCKS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rows of all unwind tables.
+#[map]
+pub static ROWS: Array<Row> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Exponential variates in fixed point, ascending (see `sample.rs`).
+#[map]
+pub static EXPONENTIALS: Array<u64> = Array::with_max_entries(EXPONENTIAL_TABLE, 0);
+
+/// Losses by cause.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT as u32, 0);
+
+/// Adds to a counter. Atomic, because a program can be preempted by another one on the same CPU; by instruction, because
+/// `core` has no atomic addition for this target.
+#[inline(always)]
+pub fn count(counter: Counter, amount: u64) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: adds to an aligned map value and touches nothing else.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) amount) };
+    }
+}

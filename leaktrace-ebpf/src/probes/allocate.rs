@@ -1,0 +1,233 @@
+//! Calls that return a block: from entry to return.
+//!
+//! The outermost hooked call of a thread owns the event; calls inside it are the allocator's own business. A pending
+//! call is known by its stack pointer: an entry that is not further in than the pending one means that the pending one
+//! will never return (it threw, or the kernel dropped its return probe).
+
+use aya_ebpf::{bindings::BPF_ANY, cty::c_void, helpers::bpf_get_attach_cookie};
+use leaktrace_common::{
+    config::{BlockKey, Process},
+    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
+    reason::Counter,
+    signature::{Op, Signature},
+};
+
+use crate::{
+    arch::{RETURN_ADDRESS_BYTES, Registers, read_user},
+    emit,
+    maps::{PROCESSES, SAMPLED, count},
+    sample,
+    thread::{self, Thread},
+    unwind,
+};
+
+const ALLOC_OUT: u8 = Op::AllocOut as u8;
+const REALLOC: u8 = Op::Realloc as u8;
+const RESIZE: u8 = Op::Resize as u8;
+/// Calls nested in one pending call before it is held to be abandoned: no allocator nests that deep.
+const MAX_NESTED: u64 = 4096;
+
+/// Whether a call at this stack pointer is part of a pending one. Drops a pending call that cannot return any more.
+#[inline(always)]
+pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
+    let pending = &mut thread.pending;
+    if pending.sp == 0 {
+        return false;
+    }
+    if sp < pending.sp && pending.nested < MAX_NESTED {
+        pending.nested += 1;
+        count(Counter::Nested, 1);
+        return true;
+    }
+    pending.sp = 0;
+    count(Counter::ReturnMissed, 1);
+    false
+}
+
+/// An allocation call begins. Returns whether its return is wanted.
+#[inline(always)]
+pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
+    let (pid, tid) = thread::current();
+    // SAFETY: read-only access to a map value.
+    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
+        return false;
+    };
+    let Some(thread) = thread::get(tid) else {
+        return false;
+    };
+    let sp = regs.sp();
+    if is_nested(thread, sp) {
+        return false;
+    }
+    // SAFETY: the helper takes the program's own context.
+    let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
+    let op = signature.op();
+    let mut size = regs.argument(signature.size_argument());
+    let count_argument = signature.count_argument();
+    if count_argument != 0 {
+        let count = regs.argument(count_argument);
+        // An overflowing product makes the call fail; its size is of no interest then.
+        size = size.wrapping_mul(count);
+    }
+    let old = if op == REALLOC || op == RESIZE {
+        regs.argument(signature.pointer_argument())
+    } else {
+        0
+    };
+    let takes = sample::takes(thread, process, size);
+    let old_taken = old != 0 && (process.sample_interval == 0 || is_sampled(pid, old));
+    if !takes && !old_taken {
+        return false;
+    }
+    let mut flags = 0;
+    if op == REALLOC && old_taken {
+        flags = emit::realloc_begin(pid, tid, old);
+    }
+    let pending = &mut thread.pending;
+    pending.size = size;
+    pending.old = if old_taken { old } else { 0 };
+    pending.out = if op == ALLOC_OUT {
+        regs.argument(signature.out_argument())
+    } else {
+        0
+    };
+    pending.interval = (process.sample_interval >> 4) as u32;
+    pending.op = op;
+    pending.flags = flags;
+    pending.skip_new = !takes as u8;
+    pending.nested = 0;
+    pending.sp = sp;
+    true
+}
+
+#[inline(always)]
+fn is_sampled(pid: u32, address: u64) -> bool {
+    // SAFETY: read-only access to a map value.
+    unsafe { SAMPLED.get(BlockKey { address, pid, pad: 0 }) }.is_some()
+}
+
+/// An allocation call returned to `ip`, where the stack pointer is `sp`.
+#[inline(always)]
+pub fn leave(regs: &Registers, ip: u64, sp: u64) {
+    let (pid, tid) = thread::current();
+    let Some(thread) = thread::known(tid) else {
+        return;
+    };
+    if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
+        return;
+    }
+    thread.pending.sp = 0;
+    // SAFETY: read-only access to a map value.
+    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
+        return;
+    };
+    let (op, old, flags) = (thread.pending.op, thread.pending.old, thread.pending.flags);
+    let mut alloc = Alloc {
+        header: emit::header(KIND_ALLOC, flags, pid),
+        address: regs.return_value(),
+        size: thread.pending.size,
+        stack: 0,
+        tid,
+        interval: thread.pending.interval,
+    };
+    if op == ALLOC_OUT {
+        if alloc.address != 0 {
+            count(Counter::AllocFailed, 1);
+            return;
+        }
+        match read_user(thread.pending.out) {
+            Some(address) => alloc.address = address,
+            None => {
+                count(Counter::ResultUnreadable, 1);
+                emit::lost(&alloc);
+                return;
+            }
+        }
+    } else if op == RESIZE {
+        // Returns the size that the block has now, at the same address.
+        alloc.size = alloc.address;
+        alloc.address = old;
+    }
+    if op != REALLOC && op != RESIZE || old == 0 {
+        if alloc.address == 0 {
+            count(Counter::AllocFailed, 1);
+        } else if thread.pending.skip_new == 0 {
+            allocated(thread, process, regs, alloc, ip, sp);
+        }
+        return;
+    }
+    reallocated(thread, process, regs, alloc, old, ip, sp);
+}
+
+/// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
+#[inline(always)]
+fn remember(process: &Process, alloc: &Alloc) -> bool {
+    if process.sample_interval == 0 {
+        return true;
+    }
+    let key = BlockKey {
+        address: alloc.address,
+        pid: alloc.header.pid,
+        pad: 0,
+    };
+    if SAMPLED.insert(key, alloc.interval, BPF_ANY.into()).is_ok() {
+        return true;
+    }
+    count(Counter::SampledSetFull, 1);
+    false
+}
+
+#[inline(always)]
+fn forget(process: &Process, pid: u32, address: u64) {
+    if process.sample_interval != 0 {
+        let _ = SAMPLED.remove(BlockKey { address, pid, pad: 0 });
+    }
+}
+
+#[inline(always)]
+fn allocated(thread: &mut Thread, process: &Process, regs: &Registers, mut alloc: Alloc, ip: u64, sp: u64) {
+    if remember(process, &alloc) {
+        if let Some(stack) = unwind::stack_id(thread, process, alloc.header.pid, ip, sp, regs.frame_pointer()) {
+            alloc.stack = stack;
+            if emit::record(alloc) {
+                return;
+            }
+        }
+        forget(process, alloc.header.pid, alloc.address);
+    }
+    emit::lost(&alloc);
+}
+
+#[inline(always)]
+fn reallocated(thread: &mut Thread, process: &Process, regs: &Registers, mut alloc: Alloc, old: u64, ip: u64, sp: u64) {
+    let pid = alloc.header.pid;
+    alloc.header.kind = KIND_REALLOC_END;
+    let failed = alloc.address == 0;
+    if failed && alloc.size != 0 {
+        count(Counter::AllocFailed, 1);
+        if alloc.header.flags & FLAG_BEGIN_DEFERRED != 0 {
+            emit::undo_deferred(pid, old);
+        }
+    } else {
+        forget(process, pid, old);
+    }
+    let taken = !failed && thread.pending.skip_new == 0 && remember(process, &alloc);
+    if taken {
+        match unwind::stack_id(thread, process, pid, ip, sp, regs.frame_pointer()) {
+            Some(stack) => alloc.stack = stack,
+            None => {
+                forget(process, pid, alloc.address);
+                emit::lost(&alloc);
+                return;
+            }
+        }
+    } else if !failed {
+        // The old block is gone and the new one is not followed: told as a reallocation to nothing.
+        alloc.address = 0;
+        alloc.size = 0;
+    }
+    if !emit::record(ReallocEnd { new: alloc, old }) && taken {
+        forget(process, pid, alloc.address);
+        emit::lost(&alloc);
+    }
+}

@@ -1,0 +1,192 @@
+//! The address space: anonymous memory mapped outside an allocator, and new code.
+//!
+//! What an allocator maps for itself happens inside a pending call and is not told; giving such memory back is told and
+//! ignored by userspace, which does not know it.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::pt_regs,
+    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    programs::TracePointContext,
+};
+use leaktrace_common::{
+    config::{PROCESS_TRACK_MMAP, Process},
+    event::{Alloc, KIND_CODE_MAPPED, KIND_MMAP, KIND_MREMAP, Remap},
+    reason::Counter,
+};
+
+use crate::{
+    arch::Registers,
+    emit,
+    maps::{PROCESSES, count},
+    thread::{self, PendingMapping, Thread},
+    unwind,
+};
+
+const CALL_MMAP: u64 = 1;
+const CALL_MMAP_CODE: u64 = 2;
+const CALL_MREMAP: u64 = 3;
+
+const PROT_EXEC: u64 = 4;
+const MAP_ANONYMOUS: u64 = 0x20;
+/// The kernel's greatest error number: results above `-MAX_ERRNO` are errors.
+const MAX_ERRNO: u64 = 4095;
+
+/// System call tracepoints: common fields (8 bytes), the call's number (8), then arguments or the result.
+const FIRST_FIELD: usize = 16;
+
+#[inline(always)]
+fn field(ctx: &TracePointContext, index: usize) -> u64 {
+    // SAFETY: the verifier checks that the offset lies inside the tracepoint's record.
+    unsafe { ctx.as_ptr().cast::<u64>().add(FIRST_FIELD / 8 + index).read() }
+}
+
+/// The traced process that the call belongs to, and its thread unless it is inside an allocator.
+#[inline(always)]
+fn traced() -> Option<(u32, u32, &'static Process)> {
+    let (pid, tid) = thread::current();
+    // SAFETY: read-only access to a map value.
+    unsafe { PROCESSES.get(pid) }.map(|process| (pid, tid, process))
+}
+
+pub fn mmap_enter(ctx: &TracePointContext) {
+    let Some((_, tid, process)) = traced() else {
+        return;
+    };
+    let (length, protection, flags) = (field(ctx, 1), field(ctx, 2), field(ctx, 3));
+    let call = if flags & MAP_ANONYMOUS == 0 {
+        if protection & PROT_EXEC == 0 {
+            return;
+        }
+        CALL_MMAP_CODE
+    } else if process.flags & PROCESS_TRACK_MMAP != 0 {
+        CALL_MMAP
+    } else {
+        return;
+    };
+    let Some(thread) = thread::get(tid) else {
+        return;
+    };
+    if call == CALL_MMAP && thread.pending.sp != 0 {
+        return;
+    }
+    thread.mapping = PendingMapping {
+        call,
+        old: 0,
+        old_length: 0,
+        length,
+    };
+}
+
+pub fn mmap_leave(ctx: &TracePointContext) {
+    let Some((pid, tid, process)) = traced() else {
+        return;
+    };
+    let Some(thread) = thread::known(tid) else {
+        return;
+    };
+    let PendingMapping { call, length, .. } = thread.mapping;
+    thread.mapping.call = 0;
+    let address = field(ctx, 0);
+    if address >= MAX_ERRNO.wrapping_neg() {
+        return;
+    }
+    if call == CALL_MMAP_CODE {
+        emit::notice(KIND_CODE_MAPPED, pid, 0);
+    } else if call == CALL_MMAP {
+        let mut alloc = Alloc {
+            header: emit::header(KIND_MMAP, 0, pid),
+            address,
+            size: length,
+            stack: 0,
+            tid,
+            interval: 0,
+        };
+        if !with_stack(thread, process, &mut alloc) || !emit::record(alloc) {
+            count(Counter::MappingLost, 1);
+        }
+    }
+}
+
+/// Walks the stack from the registers with which the thread entered the kernel.
+#[inline(always)]
+fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool {
+    // SAFETY: both helpers return trusted pointers for the current task.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+    if regs.is_null() {
+        return false;
+    }
+    let regs = Registers::from_task(regs);
+    let id = unwind::stack_id(
+        thread,
+        process,
+        alloc.header.pid,
+        regs.ip(),
+        regs.sp(),
+        regs.frame_pointer(),
+    );
+    alloc.stack = id.unwrap_or(0);
+    id.is_some()
+}
+
+pub fn munmap_enter(ctx: &TracePointContext) {
+    let Some((pid, tid, process)) = traced() else {
+        return;
+    };
+    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known(tid).is_some_and(|thread| thread.pending.sp != 0) {
+        return;
+    }
+    emit::unmap(pid, field(ctx, 0), field(ctx, 1));
+}
+
+pub fn mremap_enter(ctx: &TracePointContext) {
+    let Some((_, tid, process)) = traced() else {
+        return;
+    };
+    if process.flags & PROCESS_TRACK_MMAP == 0 {
+        return;
+    }
+    let Some(thread) = thread::get(tid) else {
+        return;
+    };
+    if thread.pending.sp != 0 {
+        return;
+    }
+    thread.mapping = PendingMapping {
+        call: CALL_MREMAP,
+        old: field(ctx, 0),
+        old_length: field(ctx, 1),
+        length: field(ctx, 2),
+    };
+}
+
+pub fn mremap_leave(ctx: &TracePointContext) {
+    let Some((pid, tid, process)) = traced() else {
+        return;
+    };
+    let Some(thread) = thread::known(tid) else {
+        return;
+    };
+    let PendingMapping {
+        call,
+        old,
+        old_length,
+        length,
+    } = thread.mapping;
+    thread.mapping.call = 0;
+    let address = field(ctx, 0);
+    if call != CALL_MREMAP || address >= MAX_ERRNO.wrapping_neg() {
+        return;
+    }
+    let mut new = Alloc {
+        header: emit::header(KIND_MREMAP, 0, pid),
+        address,
+        size: length,
+        stack: 0,
+        tid,
+        interval: 0,
+    };
+    if !with_stack(thread, process, &mut new) || !emit::record(Remap { new, old, old_length }) {
+        count(Counter::MappingLost, 1);
+    }
+}

@@ -1,0 +1,6 @@
+//! What the probes do, a file per call family.
+
+pub mod allocate;
+pub mod lifecycle;
+pub mod mapping;
+pub mod release;

@@ -1,0 +1,502 @@
+//! The stack walk: from the registers of a frame to its caller's, by compiled rows or frame pointers.
+//!
+//! A walk is a function of its first registers, of the stack slots that it reads and of the process's mappings. Each
+//! thread keeps its last walk with every slot that it read. A new walk that comes to a state which the last one passed
+//! through therefore takes the same way from there on if those slots still hold the same values: one comparison a
+//! frame, against a copy of the stack that is read in pieces of 1 KiB, instead of two searches.
+//!
+//! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
+
+use aya_ebpf::{
+    cty::{c_long, c_void},
+    helpers::{bpf_loop, generated},
+};
+use leaktrace_common::{
+    config::{MAPPING_FRAME_POINTER, MAX_FRAMES, MAX_MAPPINGS, Process},
+    event::KIND_STACK,
+    reason::{Counter, WalkEnd},
+    unwind::{
+        BLOCK_SHIFT, BLOCK_SIZE, BP_VIA_BP, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_PLT,
+        RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
+    },
+};
+
+use crate::{
+    arch::{self, signal_frame},
+    emit,
+    maps::{BLOCKS, KNOWN_STACKS, MAPPINGS, ROWS, count},
+    thread::{FRAME_MASK, Frame, Thread, WINDOW_WORDS, Walk},
+};
+
+const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
+/// Value of [`Frame::bp_slot`] that rules verification out.
+const UNVERIFIABLE: u64 = 1;
+const NO_ROW: u32 = u32::MAX;
+const CONTINUE: c_long = 0;
+const STOP: c_long = 1;
+
+/// Walks the stack of the current thread from the given registers and makes its id known to userspace.
+/// `None` if the stack's record did not fit into the ring.
+#[inline(always)]
+pub fn stack_id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp: u64) -> Option<u64> {
+    walk(&mut thread.walk, process, ip, sp, bp);
+    let id = thread.walk.hash;
+    if is_known(id) {
+        return Some(id);
+    }
+    if publish(thread, pid) == 0 {
+        return None;
+    }
+    Some(id)
+}
+
+#[inline(always)]
+fn places(id: u64) -> (u32, u32) {
+    let mask = (1 << 18) - 1;
+    ((id as u32) & mask, ((id >> 32) as u32) & mask)
+}
+
+#[inline(always)]
+fn is_known(id: u64) -> bool {
+    let (first, second) = places(id);
+    KNOWN_STACKS.get(first).is_some_and(|known| *known == id)
+        || KNOWN_STACKS.get(second).is_some_and(|known| *known == id)
+}
+
+struct Shared(*mut Thread);
+
+/// Sends the remembered walk and notes its id, in this order: who finds the id noted can rely on the record's being
+/// ahead of his own. Returns 1 if the record fitted.
+#[inline(never)]
+fn publish(thread: &mut Thread, pid: u32) -> u64 {
+    let depth = thread.walk.kept;
+    thread.record.header = emit::header(KIND_STACK, 0, pid);
+    thread.record.id = thread.walk.hash;
+    thread.record.depth = depth;
+    thread.record.end = thread.walk.end;
+    let mut shared = Shared(thread);
+    // SAFETY: the callback gets `shared`, which outlives the loop.
+    unsafe { bpf_loop(depth, copy_frame as *mut c_void, (&raw mut shared).cast(), 0) };
+    if !emit::stack(thread) {
+        count(Counter::StackLost, 1);
+        return 0;
+    }
+    let id = thread.walk.hash;
+    let (first, second) = places(id);
+    let free = KNOWN_STACKS.get(first).is_some_and(|known| *known == 0);
+    let place = if free || KNOWN_STACKS.get(second).is_some_and(|known| *known != 0) {
+        first
+    } else {
+        second
+    };
+    if let Some(known) = KNOWN_STACKS.get_ptr_mut(place) {
+        // SAFETY: an aligned map value; a torn or lost store only makes the stack be sent again.
+        unsafe { known.write_volatile(id) };
+    }
+    1
+}
+
+extern "C" fn copy_frame(index: u32, context: *mut c_void) -> c_long {
+    // SAFETY: `publish` passes a `Shared` with a live thread.
+    let thread = unsafe { &mut *(*context.cast::<Shared>()).0 };
+    let from = thread.walk.kept.wrapping_sub(1).wrapping_sub(index) & FRAME_MASK;
+    let frame = thread.walk.memo[from as usize].ip;
+    if (index as usize) < MAX_FRAMES {
+        thread.record.frames[index as usize] = frame;
+    }
+    CONTINUE
+}
+
+struct Context(*mut Walk);
+
+#[inline(never)]
+fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
+    walk.ip = ip;
+    walk.sp = sp;
+    walk.bp = bp;
+    walk.exact = 0;
+    walk.unreadable = 0;
+    walk.depth = 0;
+    walk.matched = 0;
+    walk.end = WalkEnd::TooDeep as u32;
+    walk.window_bytes = 0;
+    walk.mapping_first = process.mapping_first;
+    walk.mapping_count = process.mapping_count;
+    if walk.kept_generation != process.generation || walk.kept_seed != process.stack_seed {
+        walk.kept_generation = process.generation;
+        walk.kept_seed = process.stack_seed;
+        walk.kept = 0;
+        walk.map_end = 0;
+    }
+    walk.cursor = walk.kept;
+    let frames = MAX_FRAMES as u32;
+    let mut context = Context(walk);
+    let pointer = (&raw mut context).cast();
+    // SAFETY: each callback gets `context`, which outlives the loops.
+    unsafe { bpf_loop(frames, step as *mut c_void, pointer, 0) };
+    if walk.matched != 0 {
+        walk.verify = walk.cursor;
+        // SAFETY: as above.
+        unsafe { bpf_loop(walk.cursor, verify as *mut c_void, pointer, 0) };
+        if walk.verify > 1 || walk.depth + walk.cursor > frames {
+            // Something further out changed: what was verified counts as found, the rest is walked anew.
+            // SAFETY: as above.
+            unsafe { bpf_loop(walk.cursor, adopt as *mut c_void, pointer, 0) };
+            walk.cursor = 0;
+            walk.matched = 0;
+            walk.unreadable = 0;
+            // SAFETY: as above.
+            unsafe { bpf_loop(frames, step as *mut c_void, pointer, 0) };
+        } else {
+            walk.end = walk.kept_end;
+        }
+    }
+    // What is remembered further out than the match stays; the frames found go on top, outermost first.
+    walk.kept = if walk.matched != 0 { walk.cursor } else { 0 };
+    walk.hash = walk.kept_seed ^ walk.end as u64;
+    if walk.kept != 0 {
+        walk.hash = walk.memo[(walk.kept.wrapping_sub(1) & FRAME_MASK) as usize].hash;
+    }
+    // SAFETY: as above.
+    unsafe { bpf_loop(walk.depth, remember as *mut c_void, pointer, 0) };
+    walk.kept_end = walk.end;
+    if walk.end == WalkEnd::TooDeep as u32 || walk.end == WalkEnd::UnreadableStack as u32 {
+        // Such an end depends on more than the remembered slots.
+        walk.kept_generation = 0;
+    }
+    0
+}
+
+/// Puts the outermost frame found that is not yet remembered on top of the remembered ones.
+extern "C" fn remember(_index: u32, context: *mut c_void) -> c_long {
+    // SAFETY: `walk` passes a `Context` with a live walk.
+    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let from = walk.depth.wrapping_sub(1);
+    let frame = walk.fresh[(from & FRAME_MASK) as usize];
+    let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^= hash >> 29;
+    walk.hash = hash;
+    walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame { hash, ..frame };
+    walk.kept += 1;
+    walk.depth = from;
+    CONTINUE
+}
+
+/// Checks that the slots which led from a remembered frame to the next one out still hold what they held.
+extern "C" fn verify(_index: u32, context: *mut c_void) -> c_long {
+    // SAFETY: as in `remember`.
+    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    if walk.verify <= 1 {
+        return STOP;
+    }
+    let inner = &walk.memo[(walk.verify.wrapping_sub(1) & FRAME_MASK) as usize];
+    let outer = &walk.memo[(walk.verify.wrapping_sub(2) & FRAME_MASK) as usize];
+    let (bp_slot, ip, sp, bp) = (inner.bp_slot, outer.ip, outer.sp, outer.bp);
+    if bp_slot == UNVERIFIABLE {
+        return STOP;
+    }
+    // An unreadable slot gives 0, which is never a remembered instruction pointer.
+    if slot(walk, arch::return_address_slot(sp)) != ip || ip == 0 {
+        return STOP;
+    }
+    if bp_slot != 0 && slot(walk, bp_slot) != bp {
+        return STOP;
+    }
+    walk.verify -= 1;
+    CONTINUE
+}
+
+/// Takes the innermost remembered frame of the verified part over into the frames found, and its outer neighbour's
+/// registers as the state to go on from.
+extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
+    // SAFETY: as in `remember`.
+    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let at = walk.cursor;
+    let frame = walk.memo[(at.wrapping_sub(1) & FRAME_MASK) as usize];
+    walk.ip = frame.ip;
+    walk.sp = frame.sp;
+    walk.bp = frame.bp;
+    if at <= walk.verify || at <= 1 {
+        // The way out of this frame is not verified: `step` takes it.
+        return STOP;
+    }
+    if walk.depth >= MAX_FRAMES as u32 {
+        return STOP;
+    }
+    walk.fresh[(walk.depth & FRAME_MASK) as usize] = frame;
+    walk.depth += 1;
+    walk.cursor = at - 1;
+    CONTINUE
+}
+
+/// Notes the current frame and goes to its caller's.
+extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
+    // SAFETY: as in `remember`.
+    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    // Remembered frames lie above each other; those below the current one are gone.
+    for _ in 0..4 {
+        if walk.cursor == 0 || walk.memo[(walk.cursor.wrapping_sub(1) & FRAME_MASK) as usize].sp >= walk.sp {
+            break;
+        }
+        walk.cursor -= 1;
+    }
+    if walk.cursor > 1 {
+        let candidate = &walk.memo[(walk.cursor.wrapping_sub(1) & FRAME_MASK) as usize];
+        if candidate.sp == walk.sp && candidate.ip == walk.ip && candidate.bp == walk.bp && walk.exact == 0 {
+            walk.matched = 1;
+            return STOP;
+        }
+    }
+    if walk.depth >= MAX_FRAMES as u32 {
+        walk.end = WalkEnd::TooDeep as u32;
+        return STOP;
+    }
+    let at = (walk.depth & FRAME_MASK) as usize;
+    walk.fresh[at] = Frame {
+        ip: walk.ip,
+        sp: walk.sp,
+        bp: walk.bp,
+        bp_slot: 0,
+        hash: 0,
+    };
+    walk.depth += 1;
+    match advance(walk, at) {
+        None => CONTINUE,
+        Some(end) => {
+            walk.end = end as u32;
+            STOP
+        }
+    }
+}
+
+/// Replaces the walk's registers by the caller's; the reason if there is no going on.
+#[inline(always)]
+fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
+    // A return address may lie behind the function's last byte, so the call itself is looked up.
+    let pc = if walk.exact != 0 {
+        walk.ip
+    } else {
+        walk.ip.wrapping_sub(1)
+    };
+    if !(pc >= walk.map_start && pc < walk.map_end) && find_mapping(walk, pc) == 0 {
+        return Some(WalkEnd::NoMapping);
+    }
+    let row = if walk.map_flags & MAPPING_FRAME_POINTER != 0 {
+        Row {
+            low: 0,
+            rule: RULE_FRAME_POINTER,
+            bp_offset: 0,
+            cfa: 0,
+        }
+    } else {
+        let index = find_row(walk, pc);
+        match ROWS.get(index) {
+            Some(row) if index != NO_ROW => *row,
+            _ => return Some(WalkEnd::NoRule),
+        }
+    };
+    walk.exact = 0;
+    let cfa = match row.rule & !BP_VIA_BP {
+        RULE_SP => walk.sp.wrapping_add(row.cfa as i64 as u64),
+        RULE_BP => walk.bp.wrapping_add(row.cfa as i64 as u64),
+        RULE_END => return Some(WalkEnd::Bottom),
+        RULE_FRAME_POINTER => {
+            if walk.bp == 0 {
+                return Some(WalkEnd::Bottom);
+            }
+            walk.bp.wrapping_add(16)
+        }
+        RULE_PLT => {
+            let pushed = (walk.ip & 15) >= row.cfa as u64;
+            walk.sp.wrapping_add(if pushed { 16 } else { 8 })
+        }
+        rule @ (RULE_BP_DEREF | RULE_SP_DEREF) => {
+            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            let base = if rule == RULE_BP_DEREF { walk.bp } else { walk.sp };
+            let value = slot(walk, base.wrapping_add(deref_offset(row.cfa) as i64 as u64));
+            value.wrapping_add(deref_addend(row.cfa) as i64 as u64)
+        }
+        RULE_SIGNAL => {
+            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            let frame = walk.sp;
+            walk.ip = slot(walk, frame.wrapping_add(signal_frame::INSTRUCTION_POINTER));
+            walk.sp = slot(walk, frame.wrapping_add(signal_frame::STACK_POINTER));
+            walk.bp = slot(walk, frame.wrapping_add(signal_frame::FRAME_POINTER));
+            walk.exact = 1;
+            return if walk.unreadable != 0 {
+                Some(WalkEnd::UnreadableStack)
+            } else {
+                None
+            };
+        }
+        _ => return Some(WalkEnd::NoRule),
+    };
+    if cfa <= walk.sp {
+        return Some(WalkEnd::NotProgressing);
+    }
+    let bp_slot = if row.rule == RULE_FRAME_POINTER {
+        walk.bp
+    } else if row.bp_offset == 0 && row.rule & BP_VIA_BP == 0 {
+        0
+    } else {
+        let base = if row.rule & BP_VIA_BP != 0 { walk.bp } else { cfa };
+        base.wrapping_add(row.bp_offset as i64 as u64)
+    };
+    walk.ip = slot(walk, arch::return_address_slot(cfa));
+    walk.sp = cfa;
+    if bp_slot != 0 {
+        if walk.fresh[at].bp_slot == 0 {
+            walk.fresh[at].bp_slot = bp_slot;
+        }
+        walk.bp = slot(walk, bp_slot);
+    }
+    if walk.unreadable != 0 {
+        return Some(WalkEnd::UnreadableStack);
+    }
+    if walk.ip == 0 { Some(WalkEnd::Bottom) } else { None }
+}
+
+/// The value of a stack slot, from the copied piece if it lies there. An unreadable one gives 0 and is noted in
+/// `unreadable` (an `Option` here makes the compiler merge undefined registers, which the verifier refuses).
+#[inline(always)]
+fn slot(walk: &mut Walk, address: u64) -> u64 {
+    let offset = address.wrapping_sub(walk.window_base);
+    if offset < walk.window_bytes && offset & 7 == 0 {
+        return walk.window[((offset >> 3) as usize) & (WINDOW_WORDS - 1)];
+    }
+    refill(walk, address)
+}
+
+/// Copies the piece of the stack that begins at an address (just that slot near the end of the stack) and returns the
+/// slot's value.
+#[inline(never)]
+fn refill(walk: &mut Walk, address: u64) -> u64 {
+    walk.window_base = address;
+    walk.window_bytes = 0;
+    // SAFETY: the destination is a map value of this size; the helper checks the source.
+    let failed = unsafe {
+        generated::bpf_probe_read_user(
+            (&raw mut walk.window).cast(),
+            WINDOW_BYTES as u32,
+            address as *const c_void,
+        )
+    };
+    if failed == 0 {
+        walk.window_bytes = WINDOW_BYTES;
+        return walk.window[0];
+    }
+    walk.window[0] = 0;
+    // SAFETY: as above, for one word.
+    let failed = unsafe { generated::bpf_probe_read_user((&raw mut walk.window).cast(), 8, address as *const c_void) };
+    if failed != 0 {
+        walk.unreadable = 1;
+        return 0;
+    }
+    walk.window_bytes = 8;
+    walk.window[0]
+}
+
+/// A half-open range that a search narrows. It lives in map memory, so that after each step the verifier knows nothing
+/// of it: tracked in registers, each outcome of each comparison would be a path of its own.
+struct Range<'a>(&'a mut [u32; 2]);
+
+impl Range<'_> {
+    #[inline(always)]
+    fn get(&self) -> (u32, u32) {
+        // SAFETY: aligned fields of a live map value.
+        unsafe {
+            (
+                (&raw const self.0[0]).read_volatile(),
+                (&raw const self.0[1]).read_volatile(),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn set_low(&mut self, low: u32) {
+        // SAFETY: as in `get`.
+        unsafe { (&raw mut self.0[0]).write_volatile(low) }
+    }
+
+    #[inline(always)]
+    fn set_high(&mut self, high: u32) {
+        // SAFETY: as in `get`.
+        unsafe { (&raw mut self.0[1]).write_volatile(high) }
+    }
+}
+
+/// Finds the executable mapping of an address and makes it the walk's current one. 0 if there is none.
+#[inline(never)]
+fn find_mapping(walk: &mut Walk, pc: u64) -> u64 {
+    let count = if walk.mapping_count > MAX_MAPPINGS {
+        MAX_MAPPINGS
+    } else {
+        walk.mapping_count
+    };
+    let first = walk.mapping_first;
+    let mut range = Range(&mut walk.range);
+    range.set_low(0);
+    range.set_high(count);
+    // 2^12 = MAX_MAPPINGS, and one halving more to come to an empty range.
+    for _ in 0..13 {
+        let (low, high) = range.get();
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        let Some(mapping) = MAPPINGS.get(first.wrapping_add(middle)) else {
+            return 0;
+        };
+        if pc < mapping.start {
+            range.set_high(middle);
+        } else if pc >= mapping.end {
+            range.set_low(middle + 1);
+        } else {
+            walk.map_start = mapping.start;
+            walk.map_end = mapping.end;
+            walk.map_delta = mapping.delta;
+            walk.map_block_first = mapping.block_first;
+            walk.map_block_count = mapping.block_count;
+            walk.map_flags = mapping.flags;
+            return 1;
+        }
+    }
+    0
+}
+
+/// Index of the row in effect at an address of the current mapping, or [`NO_ROW`].
+#[inline(never)]
+fn find_row(walk: &mut Walk, pc: u64) -> u32 {
+    let offset = pc.wrapping_sub(walk.map_delta);
+    let block = offset >> BLOCK_SHIFT;
+    if block >= walk.map_block_count as u64 {
+        return NO_ROW;
+    }
+    let low_byte = (offset & (BLOCK_SIZE - 1)) as u8;
+    let first = walk.map_block_first.wrapping_add(block as u32);
+    let (Some(begin), Some(end)) = (BLOCKS.get(first), BLOCKS.get(first.wrapping_add(1))) else {
+        return NO_ROW;
+    };
+    let mut range = Range(&mut walk.range);
+    range.set_low(*begin);
+    range.set_high(*end);
+    // A block has at most 256 rows; after the loop the range's beginning is the first row behind the address.
+    for _ in 0..9 {
+        let (low, high) = range.get();
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        let Some(row) = ROWS.get(middle) else {
+            return NO_ROW;
+        };
+        if row.low <= low_byte {
+            range.set_low(middle + 1);
+        } else {
+            range.set_high(middle);
+        }
+    }
+    range.get().0.wrapping_sub(1)
+}

@@ -1,0 +1,317 @@
+//! Decides which allocation functions of a process are hooked, with a reason for each decision.
+//!
+//! - A **base** function (`malloc`, `mallocx`, `mi_malloc`, …) is hooked in every file that defines it: symbol interposition
+//!   decides at run time which definition wins, and nested calls count once. Only a mere jump to another one is not.
+//! - A **wrapper** (`operator new`, `__rust_alloc`, `reallocarray`, …) is hooked only if a way through it avoids what is
+//!   hooked (see [`flow`](crate::allocator::flow)): libstdc++'s operators end in `malloc`, jemalloc's have its fast path inlined.
+//!
+//! Invariant: a skipped function always reaches a hooked one, so no allocation is lost by a decision made here. The
+//! exceptions are named in their reasons.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use leaktrace_common::signature::{Op, Signature};
+
+use crate::allocator::catalog::{self, Layer};
+use crate::allocator::flow::{Funnel, Walk};
+use crate::allocator::inspect::{Candidate, ProcessFile, ProcessFiles};
+use crate::model::ElfAddress;
+use crate::object::code::{Callee, can_decode};
+
+/// One function to hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Its names, the most basic one first.
+    pub names: Vec<String>,
+    /// How to read its arguments.
+    pub signature: Signature,
+    /// May leave by an exception: no uretprobe.
+    pub can_throw: bool,
+    /// Where it begins.
+    pub address: ElfAddress,
+    /// Its size, 0 if unknown.
+    pub size: u64,
+    /// Index into the files that were given.
+    pub file: usize,
+    /// Why it is hooked.
+    pub reason: String,
+}
+
+/// One function that is not hooked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its most basic name.
+    pub symbol: String,
+    /// The file that defines it, as the process sees it.
+    pub file: PathBuf,
+    /// Why it is not hooked.
+    pub reason: String,
+}
+
+/// The decisions for one process.
+#[derive(Clone, Debug, Default)]
+pub struct Detection {
+    /// Functions to hook, by file and address.
+    pub hooks: Vec<Hook>,
+    /// Functions of the catalogue that are not.
+    pub skipped: Vec<Skipped>,
+    /// Every file that was searched, with a note where a part of it could not be read.
+    pub looked_in: Vec<(PathBuf, Option<String>)>,
+}
+
+/// No decision could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DetectError {
+    /// Nothing of the catalogue was found.
+    #[error(
+        "no known allocator: looked for malloc, operator new, __rust_alloc, jemalloc, tcmalloc and mimalloc functions in \
+         the symbols of {}", list(.looked_in)
+    )]
+    NoAllocator {
+        /// Where it was looked for, and what could not be read.
+        looked_in: Vec<(PathBuf, Option<String>)>,
+    },
+}
+
+fn list(files: &[(PathBuf, Option<String>)]) -> String {
+    if files.is_empty() {
+        return "no file (nothing executable is mapped)".into();
+    }
+    let mut names: Vec<String> = files
+        .iter()
+        .take(8)
+        .map(|(path, note)| match note {
+            Some(note) => format!("`{}` ({note})", path.display()),
+            None => format!("`{}`", path.display()),
+        })
+        .collect();
+    if files.len() > names.len() {
+        names.push(format!("{} more files", files.len() - names.len()));
+    }
+    names.join(", ")
+}
+
+/// Decides for all files of a process. After a `dlopen`, call it again with the new list: decisions depend on all files.
+///
+/// # Errors
+/// [`DetectError::NoAllocator`] when nothing can be hooked.
+pub fn detect(process: &ProcessFiles) -> Result<Detection, DetectError> {
+    let mut detector = Detector::new(&process.files);
+    for (file, ProcessFile { inspected, .. }) in process.files.iter().enumerate() {
+        for candidate in 0..inspected.candidates.len() {
+            detector.decide((file, candidate));
+        }
+    }
+    let mut detection = detector.finish();
+    for file in &process.files {
+        let complaints = &file.inspected.complaints;
+        let note = (!complaints.is_empty()).then(|| complaints.join("; "));
+        detection.looked_in.push((file.path.clone(), note));
+    }
+    detection.looked_in.extend(
+        process
+            .unreadable
+            .iter()
+            .map(|file| (file.path.clone(), Some(file.reason.clone()))),
+    );
+    if detection.hooks.is_empty() {
+        return Err(DetectError::NoAllocator {
+            looked_in: detection.looked_in,
+        });
+    }
+    Ok(detection)
+}
+
+/// File and candidate.
+type Key = (usize, usize);
+
+#[derive(Clone, Debug)]
+enum Decision {
+    /// Being decided: a cycle proves nothing.
+    Pending,
+    Hook(String),
+    /// Reaches a hooked one.
+    Funnels(String),
+    /// Is left out although it reaches none.
+    LeftOut(String),
+}
+
+struct Detector<'a> {
+    files: &'a [ProcessFile],
+    by_name: HashMap<&'a [u8], Vec<Key>>,
+    decisions: HashMap<Key, Decision>,
+}
+
+impl<'a> Detector<'a> {
+    fn new(files: &'a [ProcessFile]) -> Self {
+        let mut by_name: HashMap<&[u8], Vec<Key>> = HashMap::new();
+        for (file, ProcessFile { inspected, path, .. }) in files.iter().enumerate() {
+            if is_loader(path) {
+                continue;
+            }
+            for (index, candidate) in inspected.candidates.iter().enumerate() {
+                for name in &candidate.names {
+                    by_name.entry(name.as_bytes()).or_default().push((file, index));
+                }
+            }
+        }
+        Self {
+            files,
+            by_name,
+            decisions: HashMap::new(),
+        }
+    }
+
+    fn candidate(&self, (file, candidate): Key) -> &'a Candidate {
+        &self.files[file].inspected.candidates[candidate]
+    }
+
+    /// Decides on a candidate, and first on those that it calls. Calls nest as deep as wrappers do, a handful at most:
+    /// each level is a different candidate and wrappers that are pending are not entered again.
+    fn decide(&mut self, key: Key) -> bool {
+        if let Some(decision) = self.decisions.get(&key) {
+            return matches!(decision, Decision::Hook(_) | Decision::Funnels(_));
+        }
+        self.decisions.insert(key, Decision::Pending);
+        let decision = self.judge(key);
+        let reached = matches!(decision, Decision::Hook(_) | Decision::Funnels(_));
+        self.decisions.insert(key, decision);
+        reached
+    }
+
+    fn judge(&mut self, key: Key) -> Decision {
+        let candidate = self.candidate(key);
+        let (file, path) = (&self.files[key.0], &self.files[key.0].path);
+        let image = &file.inspected.image;
+        if is_loader(path) {
+            return Decision::LeftOut("serves the dynamic loader alone, until libc is there".into());
+        }
+        if !can_decode(image.machine()) {
+            return self.judge_without_code(key);
+        }
+        let signature = candidate.entry.signature;
+        let frees = signature.op() == Op::Free as u8;
+        let mut reaches = |callee: &Callee| self.reaches(key, callee);
+        match candidate.entry.layer {
+            Layer::Base => match Walk::new(image, frees, &mut reaches).thunk_target(candidate.address) {
+                Some(target) => Decision::Funnels(format!("only jumps to {target}")),
+                None => Decision::Hook("an allocator's own function".into()),
+            },
+            Layer::Wrapper => match Walk::new(image, frees, &mut reaches).funnel(candidate.address) {
+                Funnel::Always(targets) => Decision::Funnels(format!("always reaches {}", targets.join(", "))),
+                Funnel::Around(way) => Decision::Hook(format!("does not always reach a hooked function: {way}")),
+            },
+        }
+    }
+
+    /// Where code cannot be read: nested calls count once, so hooking too much is right, only dearer. What can throw is
+    /// left out as long as a base function is there, because its return instructions cannot be found.
+    fn judge_without_code(&self, key: Key) -> Decision {
+        let candidate = self.candidate(key);
+        if candidate.entry.layer == Layer::Base || !candidate.entry.can_throw {
+            return Decision::Hook("code of this architecture is not decoded: hooked wherever it is defined".into());
+        }
+        Decision::LeftOut("can throw, and its return instructions cannot be found on this architecture".into())
+    }
+
+    /// Whether a callee is a fitting allocation function that is hooked or reaches one. `None` also for itself.
+    fn reaches(&mut self, caller: Key, callee: &Callee) -> Option<String> {
+        let (keys, name) = match callee {
+            Callee::Local(address) => {
+                let index = self.files[caller.0].inspected.candidate_at(*address)?;
+                (
+                    vec![(caller.0, index)],
+                    self.candidate((caller.0, index)).names[0].clone(),
+                )
+            }
+            Callee::Symbol(name) => {
+                catalog::lookup(name)?;
+                let keys = self.by_name.get(name.as_slice())?.clone();
+                (keys, String::from_utf8_lossy(name).into_owned())
+            }
+            Callee::Unknown => return None,
+        };
+        let wanted = self.candidate(caller).entry.signature;
+        let fits = |key: &Key| stands_for(self.candidate(*key).entry.signature, wanted);
+        // Any of the definitions may be the one that wins.
+        if keys.is_empty() || !keys.iter().all(fits) || keys.contains(&caller) {
+            return None;
+        }
+        keys.into_iter().take(64).all(|key| self.decide(key)).then_some(name)
+    }
+
+    fn finish(mut self) -> Detection {
+        self.leave_out_half_inlined_rust();
+        let mut detection = Detection::default();
+        let mut decisions: Vec<(Key, Decision)> = self.decisions.drain().collect();
+        decisions.sort_by_key(|(key, _)| *key);
+        for ((file, index), decision) in decisions {
+            let candidate = &self.files[file].inspected.candidates[index];
+            match decision {
+                Decision::Hook(reason) => detection.hooks.push(Hook {
+                    names: candidate.names.clone(),
+                    signature: candidate.entry.signature,
+                    can_throw: candidate.entry.can_throw,
+                    address: candidate.address,
+                    size: candidate.size,
+                    file,
+                    reason,
+                }),
+                Decision::Funnels(reason) | Decision::LeftOut(reason) => detection.skipped.push(Skipped {
+                    symbol: candidate.names[0].clone(),
+                    file: self.files[file].path.clone(),
+                    reason,
+                }),
+                Decision::Pending => unreachable!("decide replaces it before it returns"),
+            }
+        }
+        detection
+    }
+
+    /// With the deallocation entry point inlined into its callers and the allocation one not, each block would look
+    /// leaked. Better to see nothing of such a program's Rust layer than that.
+    fn leave_out_half_inlined_rust(&mut self) {
+        for file in 0..self.files.len() {
+            let rust: Vec<Key> = (0..self.files[file].inspected.candidates.len())
+                .map(|index| (file, index))
+                .filter(|key| is_rust(&self.candidate(*key).names[0]))
+                .filter(|key| matches!(self.decisions.get(key), Some(Decision::Hook(_))))
+                .collect();
+            let frees = |key: &Key| self.candidate(*key).entry.signature.op() == Op::Free as u8;
+            if !rust.is_empty() && !rust.iter().any(frees) {
+                let reason = "its deallocation function was inlined: every block would look leaked";
+                for key in rust {
+                    self.decisions.insert(key, Decision::LeftOut(reason.into()));
+                }
+            }
+        }
+    }
+}
+
+fn is_rust(name: &str) -> bool {
+    ["___rust_", "__rust_", "___rg_", "__rg_", "___rdl_", "__rdl_"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// Whether a call of `callee` does to the heap what a call of `caller` has to do.
+fn stands_for(callee: Signature, caller: Signature) -> bool {
+    let is = |signature: Signature, op: Op| signature.op() == op as u8;
+    let allocates = is(callee, Op::Alloc) || is(callee, Op::AllocOut);
+    if is(caller, Op::Free) {
+        is(callee, Op::Free)
+    } else if is(caller, Op::Realloc) {
+        is(callee, Op::Realloc) || allocates
+    } else if is(caller, Op::Resize) {
+        is(callee, Op::Resize)
+    } else {
+        allocates || is(callee, Op::Realloc)
+    }
+}
+
+/// The dynamic loader of glibc, which has a small allocator of its own (musl's is libc itself, and is called `ld-musl-…`).
+fn is_loader(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.starts_with("ld-linux") || name.starts_with("ld-2.") || name == "ld.so.1"
+}

@@ -1,0 +1,235 @@
+//! Does every way through a function lead into an allocation function?
+//!
+//! The rule, for wrappers: walk all instructions reachable from the entry. A path ends well when it calls or jumps to an
+//! allocation function of a fitting kind, directly, through a linkage stub or inside a local function for which the same
+//! holds; or when it can never return (a throw, an abort, a trap). A path that reaches a return, or a jump to an unknown
+//! place, without that is a way around, and one is enough: the function has to be hooked itself. For functions that free,
+//! the path of a NULL pointer may return at once.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::ElfAddress;
+use crate::object::code::{Callee, CodeReader, Flow, NullTest, Step, Target};
+use crate::object::image::ElfImage;
+
+/// Most instructions over all functions of one question.
+const MAX_STEPS: usize = 20_000;
+/// Deepest local call that is followed.
+const MAX_DEPTH: usize = 4;
+/// Longest code that counts as a mere jump to another function.
+const MAX_THUNK: usize = 16;
+
+/// External functions that never return. A call of one ends its path.
+const NEVER_RETURN: &[&str] = &[
+    "abort",
+    "exit",
+    "_exit",
+    "__stack_chk_fail",
+    "__assert_fail",
+    "__fortify_fail",
+    "__cxa_throw",
+    "__cxa_rethrow",
+    "__cxa_throw_bad_array_new_length",
+    "__cxa_call_unexpected",
+    "__cxa_call_terminate",
+    "_Unwind_Resume",
+    "_ZSt9terminatev",
+    "_ZSt17__throw_bad_allocv",
+    "_ZSt28__throw_bad_array_new_lengthv",
+];
+
+/// Whether a name is one of a function that never returns.
+pub fn never_returns(name: &[u8]) -> bool {
+    NEVER_RETURN.iter().any(|known| known.as_bytes() == name)
+}
+
+/// Whether execution can run on from `step` into the instruction behind it: not where another function begins, which
+/// means that the call before it never returns.
+pub fn runs_on(image: &ElfImage, step: &Step) -> bool {
+    image.function_starts().binary_search(&step.next().0).is_err()
+}
+
+/// What the walker asks about a callee: is it (or does it always reach) a fitting allocation function? Returns its name.
+pub type Reaches<'a> = dyn FnMut(&Callee) -> Option<String> + 'a;
+
+/// Outcome of a walk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Funnel {
+    /// Every way leads into these functions.
+    Always(Vec<String>),
+    /// There is a way around; says where.
+    Around(String),
+}
+
+/// Answers for one wrapper.
+pub struct Walk<'a, 'b> {
+    reader: CodeReader<'a>,
+    reaches: &'b mut Reaches<'b>,
+    /// Free-like: the NULL path may return.
+    frees: bool,
+    steps: usize,
+    reached: Vec<String>,
+    known: HashMap<ElfAddress, bool>,
+}
+
+impl<'a, 'b> Walk<'a, 'b> {
+    /// For one image.
+    pub fn new(image: &'a ElfImage, frees: bool, reaches: &'b mut Reaches<'b>) -> Self {
+        Self {
+            reader: CodeReader::new(image),
+            reaches,
+            frees,
+            steps: 0,
+            reached: Vec::new(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Walks a function.
+    pub fn funnel(mut self, entry: ElfAddress) -> Funnel {
+        match self.walk(entry, 0) {
+            Ok(()) if self.reached.is_empty() => Funnel::Around("it never reaches one".into()),
+            Ok(()) => {
+                self.reached.sort();
+                self.reached.dedup();
+                Funnel::Always(self.reached)
+            }
+            Err(way) => Funnel::Around(way),
+        }
+    }
+
+    /// The function that this one merely jumps to: no branch, no call, a few instructions.
+    pub fn thunk_target(mut self, entry: ElfAddress) -> Option<String> {
+        let mut at = entry;
+        for _ in 0..MAX_THUNK {
+            let step = self.reader.step(at);
+            match step.flow {
+                Flow::Next => at = step.next(),
+                Flow::Jump(target) => {
+                    let callee = self.reader.callee(target);
+                    return (self.reaches)(&callee);
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    fn walk(&mut self, entry: ElfAddress, depth: usize) -> Result<(), String> {
+        // A function that is being walked counts as one that does not reach: recursion proves nothing.
+        self.known.insert(entry, false);
+        let null_edge = if self.frees { self.null_edge(entry) } else { None };
+        let mut visited = HashSet::new();
+        let mut pending = vec![entry];
+        while let Some(start) = pending.pop() {
+            let mut at = start;
+            while visited.insert(at) {
+                self.steps += 1;
+                if self.steps > MAX_STEPS {
+                    return Err("it is too large to follow".into());
+                }
+                let step = self.reader.step(at);
+                match step.flow {
+                    Flow::Next => {}
+                    Flow::Stop => break,
+                    Flow::Return => return Err(way(entry, at, "returns")),
+                    Flow::Branch(target) => {
+                        if null_edge != Some((at, target)) {
+                            pending.push(target);
+                        }
+                        if null_edge == Some((at, step.next())) {
+                            break;
+                        }
+                    }
+                    Flow::Call(target) => {
+                        if self.ends_in_allocator(target, depth)? || self.is_final(target) {
+                            break;
+                        }
+                    }
+                    Flow::Jump(target) => {
+                        if self.ends_in_allocator(target, depth)? || self.is_final(target) {
+                            break;
+                        }
+                        match target {
+                            // A jump inside the function, or a tail call of a local one: the same thing here.
+                            Target::Address(address) if self.reader.image().is_code(address) => {
+                                match self.reader.callee(target) {
+                                    Callee::Local(address) => at = address,
+                                    _ => return Err(way(entry, at, "leaves the file")),
+                                }
+                                continue;
+                            }
+                            _ => return Err(way(entry, at, "jumps to a place known at run time only")),
+                        }
+                    }
+                }
+                if !runs_on(self.reader.image(), &step) {
+                    break;
+                }
+                at = step.next();
+            }
+        }
+        self.known.insert(entry, true);
+        Ok(())
+    }
+
+    fn is_final(&mut self, target: Target) -> bool {
+        matches!(self.reader.callee(target), Callee::Symbol(name) if never_returns(&name))
+    }
+
+    /// Whether a call ends in an allocation function, on every way through the callee.
+    fn ends_in_allocator(&mut self, target: Target, depth: usize) -> Result<bool, String> {
+        let callee = self.reader.callee(target);
+        if let Some(name) = (self.reaches)(&callee) {
+            self.reached.push(name);
+            return Ok(true);
+        }
+        let Callee::Local(address) = callee else {
+            return Ok(false);
+        };
+        if let Some(known) = self.known.get(&address) {
+            return Ok(*known);
+        }
+        if depth == MAX_DEPTH {
+            return Ok(false);
+        }
+        // The callee may have a way around, and this function still reach an allocator behind the call.
+        let reached = self.reached.len();
+        let always = self.walk(address, depth + 1).is_ok() && self.reached.len() > reached;
+        self.known.insert(address, always);
+        if !always {
+            self.reached.truncate(reached);
+        }
+        if self.steps > MAX_STEPS {
+            Err("it is too large to follow".into())
+        } else {
+            Ok(always)
+        }
+    }
+
+    /// The edge that a NULL pointer takes: from a test of the first argument on the straight line from the entry.
+    fn null_edge(&mut self, entry: ElfAddress) -> Option<(ElfAddress, ElfAddress)> {
+        let mut at = entry;
+        let mut tested = false;
+        for _ in 0..MAX_THUNK {
+            let step = self.reader.step(at);
+            match (step.flow, step.null_test) {
+                (Flow::Branch(target), NullTest::TakenIfZero) if tested => return Some((at, target)),
+                (Flow::Branch(_), NullTest::TakenIfNonZero) if tested => return Some((at, step.next())),
+                (Flow::Next, test) => tested = test == NullTest::Tests || (tested && test == NullTest::None),
+                _ => return None,
+            }
+            at = step.next();
+        }
+        None
+    }
+}
+
+fn way(entry: ElfAddress, at: ElfAddress, what: &str) -> String {
+    let distance = at.0.wrapping_sub(entry.0);
+    if distance < 1 << 20 {
+        format!("a way {what} at +{distance:#x} before reaching one")
+    } else {
+        format!("a way {what} at {at} before reaching one")
+    }
+}

@@ -1,0 +1,330 @@
+//! The kernel side, loaded: programs, maps and what this kernel can do with them.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError},
+    programs::{ProgramError, TracePoint, UProbe},
+};
+use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, Process};
+
+use super::{
+    counters::Counters,
+    deferred::DeferredFrees,
+    program::{MultiProgram, ProgramSource},
+    ring::Ring,
+    syscall::AttachType,
+    tables::{MappedArray, UnwindArrays},
+};
+
+/// The compiled kernel side.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
+
+/// Why the kernel side could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object itself is not as expected.
+    #[error("failed to read the built-in BPF object: {0}")]
+    Object(String),
+    /// Maps or programs were refused.
+    #[error("failed to load the BPF object: {0}")]
+    Ebpf(#[from] EbpfError),
+    /// A map could not be used.
+    #[error("failed to use BPF map `{name}`: {cause}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        cause: MapError,
+    },
+    /// A map could not be mapped into memory.
+    #[error("failed to map BPF array `{name}` into memory: {cause}")]
+    Mmap {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Type information was refused.
+    #[error("failed to load BTF: {0}")]
+    Btf(#[source] io::Error),
+    /// A program was refused.
+    #[error("failed to load BPF program `{program}`: {cause}{}", last_lines(log))]
+    Verifier {
+        /// Which.
+        program: String,
+        /// Why.
+        cause: io::Error,
+        /// What the verifier said.
+        log: String,
+    },
+    /// A program that aya loads was refused.
+    #[error("failed to load BPF program `{program}`: {cause}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        cause: ProgramError,
+    },
+    /// A tracepoint is missing or cannot be used.
+    #[error("failed to attach to tracepoint `{category}:{name}`: {cause}")]
+    Tracepoint {
+        /// Its group.
+        category: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        cause: ProgramError,
+    },
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().rev().take(12).collect();
+    lines
+        .iter()
+        .rev()
+        .fold(String::new(), |text, line| text + "\n  " + line)
+}
+
+/// Sizes of maps that depend on what is to be traced.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bytes of the ring buffer; a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Unwind rows over all files.
+    pub rows: u32,
+    /// Blocks over all files.
+    pub blocks: u32,
+    /// Executable mappings over all processes.
+    pub mappings: u32,
+}
+
+/// How uprobes are attached here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UprobeMechanism {
+    /// `uprobe_session`: one program for entry and return (kernel 6.13).
+    Session,
+    /// One perf event a probe (any kernel).
+    PerfEvent,
+}
+
+pub(super) enum Programs {
+    Session {
+        allocate: MultiProgram,
+        allocate_enter: MultiProgram,
+        return_site: MultiProgram,
+        release: MultiProgram,
+    },
+    PerfEvent,
+}
+
+/// The loaded kernel side. Dropping it detaches every probe and frees every map.
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+    pub(super) source: ProgramSource,
+    pub(super) programs: Programs,
+    processes: HashMap<MapData, u32, Process>,
+}
+
+/// Tracepoints: program, group, name.
+const TRACEPOINTS: [(&str, &str, &str); 8] = [
+    ("mmap_enter", "syscalls", "sys_enter_mmap"),
+    ("mmap_leave", "syscalls", "sys_exit_mmap"),
+    ("munmap_enter", "syscalls", "sys_enter_munmap"),
+    ("mremap_enter", "syscalls", "sys_enter_mremap"),
+    ("mremap_leave", "syscalls", "sys_exit_mremap"),
+    ("process_exec", "sched", "sched_process_exec"),
+    ("process_fork", "sched", "sched_process_fork"),
+    ("thread_exit", "sched", "sched_process_exit"),
+];
+
+/// What the kernel side hands out to the parts that read and write its maps.
+pub struct Parts {
+    /// The loaded kernel side.
+    pub kernel: Kernel,
+    /// Reader of the records.
+    pub ring: Ring,
+    /// Frees that did not fit into the ring.
+    pub deferred: DeferredFrees,
+    /// Loss counters.
+    pub counters: Counters,
+    /// Unwind tables.
+    pub arrays: UnwindArrays,
+}
+
+impl Kernel {
+    /// Loads maps and programs; attaches nothing.
+    pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("EVENTS", sizes.ring_bytes)
+            .map_max_entries("ROWS", sizes.rows.max(1))
+            .map_max_entries("BLOCKS", sizes.blocks.max(1))
+            .map_max_entries("MAPPINGS", sizes.mappings.max(1))
+            .load(OBJECT)?;
+        let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd).map(|fd| fd.as_raw_fd()))?;
+        let programs = Self::load_uprobes(&mut ebpf, &source)?;
+        let mut exponentials: Array<MapData, u64> = take(&mut ebpf, "EXPONENTIALS")?;
+        for (index, value) in exponential_table().into_iter().enumerate() {
+            let set = exponentials.set(index as u32, value, 0);
+            set.map_err(|cause| LoadError::Map {
+                name: "EXPONENTIALS",
+                cause,
+            })?;
+        }
+        let processes = take(&mut ebpf, "PROCESSES")?;
+        Ok(Parts {
+            ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
+            deferred: {
+                let fd = duplicate(&ebpf, "DEFERRED_FREES")?;
+                DeferredFrees::new(take(&mut ebpf, "DEFERRED_FREES")?, fd)
+            },
+            counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
+            arrays: UnwindArrays {
+                mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
+                blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
+                rows: MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
+            },
+            kernel: Self {
+                ebpf,
+                source,
+                programs,
+                processes,
+            },
+        })
+    }
+
+    fn load_uprobes(ebpf: &mut Ebpf, source: &ProgramSource) -> Result<Programs, LoadError> {
+        let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
+        if !forced && source.load("bare", AttachType::Session).is_ok() {
+            let load =
+                |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
+            return Ok(Programs::Session {
+                allocate: load("allocate_session", AttachType::Session)?,
+                allocate_enter: load("allocate_enter", AttachType::Multi)?,
+                return_site: load("allocate_return_site", AttachType::Multi)?,
+                release: load("release_enter", AttachType::Multi)?,
+            });
+        }
+        for program in [
+            "allocate_enter",
+            "allocate_leave",
+            "allocate_return_site",
+            "release_enter",
+        ] {
+            uprobe(ebpf, program)?
+                .load()
+                .map_err(|cause| LoadError::Program { program, cause })?;
+        }
+        Ok(Programs::PerfEvent)
+    }
+
+    /// How uprobes are attached on this kernel.
+    pub fn mechanism(&self) -> UprobeMechanism {
+        match self.programs {
+            Programs::Session { .. } => UprobeMechanism::Session,
+            Programs::PerfEvent => UprobeMechanism::PerfEvent,
+        }
+    }
+
+    /// Attaches the tracepoints; they act on traced processes only.
+    pub fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
+        for (program, category, name) in TRACEPOINTS {
+            let tracepoint: &mut TracePoint = self
+                .ebpf
+                .program_mut(program)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| LoadError::Object(format!("program `{program}` is not in the object")))?;
+            tracepoint
+                .load()
+                .map_err(|cause| LoadError::Program { program, cause })?;
+            tracepoint
+                .attach(category, name)
+                .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
+        }
+        Ok(())
+    }
+
+    /// Adds or replaces a traced process.
+    pub fn set_process(&mut self, pid: u32, process: Process) -> Result<(), LoadError> {
+        self.processes.insert(pid, process, 0).map_err(|cause| LoadError::Map {
+            name: "PROCESSES",
+            cause,
+        })
+    }
+
+    /// Removes a traced process; unknown ones are no error.
+    pub fn remove_process(&mut self, pid: u32) {
+        let _ = self.processes.remove(&pid);
+    }
+}
+
+pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, LoadError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| LoadError::Object(format!("map `{name}` is not in the object")))?;
+    T::try_from(map).map_err(|cause| LoadError::Map { name, cause })
+}
+
+fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+    let fd = ebpf.map(name).and_then(map_fd);
+    let fd = fd.ok_or_else(|| LoadError::Object(format!("map `{name}` is not in the object")))?;
+    fd.try_clone_to_owned().map_err(|cause| LoadError::Mmap { name, cause })
+}
+
+fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerfEventArray(data)
+        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
+
+/// Exponential variates with mean 1 in fixed point, one for each of [`EXPONENTIAL_TABLE`] slices of equal probability:
+/// the mean over the slice. The last slice is the tail: its value is where it begins, and the kernel side draws again
+/// from there.
+fn exponential_table() -> Vec<u64> {
+    let count = EXPONENTIAL_TABLE as f64;
+    // Integral of -ln(u) over a slice: u - u ln u, between the slice's bounds, times the number of slices.
+    let integral = |u: f64| if u <= 0.0 { 0.0 } else { u - u * u.ln() };
+    (0..EXPONENTIAL_TABLE)
+        .map(|slice| {
+            let high = 1.0 - f64::from(slice) / count;
+            let low = 1.0 - f64::from(slice + 1) / count;
+            let value = if slice + 1 == EXPONENTIAL_TABLE {
+                count.ln()
+            } else {
+                (integral(high) - integral(low)) * count
+            };
+            (value * EXPONENTIAL_ONE as f64).round() as u64
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponential_variates_have_mean_one() {
+        let table = exponential_table();
+        // The tail adds one more variate, whose mean is one.
+        let sum: f64 = table.iter().map(|value| *value as f64).sum::<f64>() + EXPONENTIAL_ONE as f64;
+        let mean = sum / f64::from(EXPONENTIAL_TABLE) / EXPONENTIAL_ONE as f64;
+        assert!((mean - 1.0).abs() < 1e-5, "mean {mean}");
+        assert!(table.is_sorted());
+    }
+}

@@ -1,0 +1,221 @@
+//! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
+//! `uprobe_session`, the links that attach them, and taking one entry out of a hash map.
+//!
+//! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
+//! what follows is zero.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use aya_obj::generated::bpf_insn;
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_BTF_LOAD: libc::c_int = 18;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
+
+/// How a uprobe program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// One link for many places of a file (kernel 6.6).
+    Multi = 48,
+    /// The same, and one program for entry and return, which can skip the return (kernel 6.13).
+    Session = 57,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+    btf: u32,
+    func_info_record_size: u32,
+    func_info: u64,
+    func_info_count: u32,
+    line_info_record_size: u32,
+    line_info: u64,
+    line_info_count: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BtfLoad {
+    btf: u64,
+    log: u64,
+    btf_size: u32,
+    log_size: u32,
+    log_level: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    ref_counter_offsets: u64,
+    cookies: u64,
+    count: u32,
+    multi_flags: u32,
+    pid: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: `attributes` is a live, zero-padded repr(C) prefix of `union bpf_attr`; the kernel reads `size` bytes of it
+    // and reads or writes the buffers that it points to, which the callers below keep alive.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as libc::c_int)
+    }
+}
+
+fn bpf_fd<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the commands passed here return a new descriptor that no one else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes one entry out of a hash map: its value, which no one else can get after this (kernel 5.14).
+///
+/// `K` must be the map's key type and the map's values must be 8 bytes.
+pub fn take_element<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<u64> {
+    let mut value = 0u64;
+    bpf(
+        BPF_MAP_LOOKUP_AND_DELETE_ELEM,
+        &MapElement {
+            map: map.as_raw_fd() as u32,
+            pad: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: (&raw mut value) as u64,
+            flags: 0,
+        },
+    )?;
+    Ok(value)
+}
+
+/// Loads type information.
+pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    bpf_fd(
+        BPF_BTF_LOAD,
+        &BtfLoad {
+            btf: btf.as_ptr() as u64,
+            btf_size: btf.len() as u32,
+            ..Default::default()
+        },
+    )
+}
+
+/// A program as the verifier wants it.
+pub struct ProgramImage<'a> {
+    /// Name, cut to 15 bytes.
+    pub name: &'a str,
+    /// Relocated instructions.
+    pub instructions: &'a [bpf_insn],
+    /// Licence.
+    pub license: &'a CStr,
+    /// Type information of the object; needed for callbacks.
+    pub btf: Option<BorrowedFd<'a>>,
+    /// Function records and the size of one.
+    pub func_info: (&'a [u8], usize),
+    /// Line records and the size of one.
+    pub line_info: (&'a [u8], usize),
+}
+
+/// Loads a uprobe program for an attach type. On failure the verifier's log comes with the error.
+pub fn load_program(image: &ProgramImage<'_>, attach_type: AttachType) -> Result<OwnedFd, (io::Error, String)> {
+    let mut name = [0; 16];
+    let length = image.name.len().min(15);
+    name[..length].copy_from_slice(&image.name.as_bytes()[..length]);
+    let mut attributes = ProgramLoad {
+        program_type: BPF_PROG_TYPE_KPROBE,
+        instruction_count: image.instructions.len() as u32,
+        instructions: image.instructions.as_ptr() as u64,
+        license: image.license.as_ptr() as u64,
+        name,
+        expected_attach_type: attach_type as u32,
+        ..Default::default()
+    };
+    if let Some(btf) = image.btf {
+        attributes.btf = btf.as_raw_fd() as u32;
+        attributes.func_info = image.func_info.0.as_ptr() as u64;
+        attributes.func_info_record_size = image.func_info.1 as u32;
+        attributes.func_info_count = image.func_info.0.len().checked_div(image.func_info.1).unwrap_or(0) as u32;
+        attributes.line_info = image.line_info.0.as_ptr() as u64;
+        attributes.line_info_record_size = image.line_info.1 as u32;
+        attributes.line_info_count = image.line_info.0.len().checked_div(image.line_info.1).unwrap_or(0) as u32;
+    }
+    match bpf_fd(BPF_PROG_LOAD, &attributes) {
+        Ok(fd) => Ok(fd),
+        Err(error) => {
+            // Once more, for the log.
+            let mut log = vec![0u8; 1 << 24];
+            attributes.log_level = 1;
+            attributes.log = log.as_mut_ptr() as u64;
+            attributes.log_size = log.len() as u32;
+            let _ = bpf_fd(BPF_PROG_LOAD, &attributes);
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            Err((error, String::from_utf8_lossy(&log[..end]).into_owned()))
+        }
+    }
+}
+
+/// Attaches a program to places of a file.
+///
+/// `path` names the file (uprobes are placed on its inode), `offsets` are file offsets, `cookies` one value for each;
+/// `pid` confines the probes to one process.
+pub fn attach_uprobes(
+    program: BorrowedFd<'_>,
+    attach_type: AttachType,
+    path: &CStr,
+    offsets: &[u64],
+    cookies: &[u64],
+    pid: Option<u32>,
+) -> io::Result<OwnedFd> {
+    assert_eq!(offsets.len(), cookies.len(), "one cookie for each offset");
+    bpf_fd(
+        BPF_LINK_CREATE,
+        &LinkCreate {
+            program: program.as_raw_fd() as u32,
+            attach_type: attach_type as u32,
+            path: path.as_ptr() as u64,
+            offsets: offsets.as_ptr() as u64,
+            cookies: cookies.as_ptr() as u64,
+            count: offsets.len() as u32,
+            pid: pid.unwrap_or(0),
+            ..Default::default()
+        },
+    )
+}

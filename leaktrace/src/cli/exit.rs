@@ -1,0 +1,119 @@
+//! Exit codes: one for each kind of failure, so that scripts can tell them apart.
+
+use std::process::ExitCode;
+
+use crate::{
+    bpf::{features::FeatureError, kernel::LoadError},
+    export::file::WriteError,
+    proc::ProcError,
+    runtime::go::GoError,
+    session::{launch::LaunchError, recording::RecordError, tracer::TraceError},
+};
+
+/// What went wrong, as the exit code tells it. 0 is success, 2 is clap's for wrong usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Anything without a code of its own; `doctor`: recording would not work.
+    Failure = 1,
+    /// There is no such process.
+    NoSuchProcess = 3,
+    /// The pid is a kernel thread.
+    KernelThread = 4,
+    /// The process ended while it was being attached to.
+    ProcessGone = 5,
+    /// A privilege is missing.
+    Permission = 6,
+    /// The kernel lacks something.
+    KernelLacks = 7,
+    /// The target has no allocator that is known.
+    NoAllocator = 8,
+    /// The output cannot be written.
+    Unwritable = 9,
+    /// The input is no profile, or a damaged one.
+    CorruptProfile = 10,
+    /// The BPF programs were refused.
+    Refused = 11,
+    /// The command could not be run.
+    CommandFailed = 12,
+    /// The input cannot be read.
+    Unreadable = 13,
+    /// The process is no Go program.
+    NotGo = 14,
+    /// Its runtime is of a release that is not known.
+    UnsupportedRuntime = 15,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The exit code of an error.
+pub fn code(error: &anyhow::Error) -> ExitCode {
+    let known = error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<RecordError>() {
+            return Some(of_record(error));
+        }
+        if let Some(error) = cause.downcast_ref::<ProcError>() {
+            return Some(of_process(error));
+        }
+        if let Some(error) = cause.downcast_ref::<GoError>() {
+            return Some(of_go(error));
+        }
+        if cause.is::<WriteError>() {
+            return Some(Exit::Unwritable);
+        }
+        cause.downcast_ref::<FeatureError>().map(of_feature)
+    });
+    known.unwrap_or(Exit::Failure).into()
+}
+
+fn of_record(error: &RecordError) -> Exit {
+    match error {
+        RecordError::Process(error) => of_process(error),
+        RecordError::NoAllocator { .. } => Exit::NoAllocator,
+        RecordError::Load(error) => of_load(error),
+        RecordError::Trace(TraceError::Process(error)) => of_process(error),
+        RecordError::Trace(TraceError::Load(error)) => of_load(error),
+        RecordError::Trace(TraceError::Attach(_)) => Exit::Refused,
+        RecordError::Trace(TraceError::Full { .. }) | RecordError::Thread(_) => Exit::Failure,
+        RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,
+        RecordError::Launch(LaunchError::Trace { .. }) => Exit::Permission,
+        RecordError::Gone(_) => Exit::ProcessGone,
+    }
+}
+
+fn of_process(error: &ProcError) -> Exit {
+    match error {
+        ProcError::NoSuchProcess { .. } => Exit::NoSuchProcess,
+        ProcError::Exited { .. } => Exit::ProcessGone,
+        ProcError::KernelThread { .. } => Exit::KernelThread,
+        ProcError::Permission { .. } => Exit::Permission,
+        ProcError::Malformed { .. } | ProcError::Io { .. } => Exit::Failure,
+    }
+}
+
+fn of_go(error: &GoError) -> Exit {
+    match error {
+        GoError::Process(error) => of_process(error),
+        GoError::NotGo { .. } => Exit::NotGo,
+        GoError::Unsupported { .. } => Exit::UnsupportedRuntime,
+        GoError::Memory { .. } | GoError::Corrupt { .. } => Exit::Failure,
+    }
+}
+
+fn of_load(error: &LoadError) -> Exit {
+    match error {
+        LoadError::Tracepoint { .. } => Exit::KernelLacks,
+        _ => Exit::Refused,
+    }
+}
+
+fn of_feature(error: &FeatureError) -> Exit {
+    match error {
+        FeatureError::Capability { .. } => Exit::Permission,
+        _ => Exit::KernelLacks,
+    }
+}

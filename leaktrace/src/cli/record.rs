@@ -1,0 +1,262 @@
+//! `leaktrace record`: trace, write a profile, print the table.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use super::{progress::Progress, quantity, terminal};
+use crate::{
+    bpf::features,
+    export,
+    probe::plan::Plan,
+    report::{
+        graph::GraphOptions,
+        profile::Profile,
+        table::{TableOptions, table},
+    },
+    session::{
+        recording::{Finished, Recording, Target},
+        tracer::Settings,
+    },
+    symbolize::Symbolizer,
+};
+
+/// How often notices are acted on and the end is looked for.
+const TICK: Duration = Duration::from_millis(20);
+/// How often the progress line changes.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// Default mean distance of samples.
+const SAMPLE_INTERVAL: u64 = 512 << 10;
+/// Default size of the ring buffer: a second of a million events.
+const RING_BYTES: u32 = 64 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Every allocation.
+    Exact,
+    /// A sample by bytes, scaled: for long recordings of busy processes.
+    Sampled,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// Process to trace; may be repeated.
+    #[arg(
+        short,
+        long = "pid",
+        value_name = "PID",
+        required_unless_present = "command",
+        conflicts_with = "command"
+    )]
+    pids: Vec<u32>,
+    /// How long to trace (30s, 5m); without it until the target ends or Ctrl-C.
+    #[arg(short, long, value_parser = quantity::duration)]
+    duration: Option<Duration>,
+    /// Where the profile goes; its ending chooses the format: .pb.gz, .svg, .folded, .json
+    /// [default: leaktrace.COMM.PID.pb.gz]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Take every allocation, or a sample by bytes.
+    #[arg(long, value_enum, default_value = "exact")]
+    mode: Mode,
+    /// Mean bytes between samples in sampled mode [default: 512KiB]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    sample_interval: Option<u64>,
+    /// Leave smaller allocations out.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "0")]
+    min_size: u64,
+    /// Rows of the table.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    top: usize,
+    /// Bytes of the ring buffer, rounded up to a power of two.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64MiB", hide = true)]
+    ring_size: u64,
+    /// Command to start and trace from its first instruction.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl RecordArgs {
+    fn settings(&self) -> Result<Settings> {
+        ensure!(
+            self.mode == Mode::Sampled || self.sample_interval.is_none(),
+            "--sample-interval needs --mode sampled"
+        );
+        let interval = match self.mode {
+            Mode::Exact => 0,
+            Mode::Sampled => self.sample_interval.unwrap_or(SAMPLE_INTERVAL),
+        };
+        // The kernel side keeps intervals in units of 16 bytes, in 32 bits.
+        ensure!(
+            interval == 0 || (16..=16 << 31).contains(&interval),
+            "--sample-interval must be 16B to 32GiB"
+        );
+        let ring_bytes = u32::try_from(self.ring_size.clamp(4096, 1 << 30))?.next_power_of_two();
+        debug_assert!(RING_BYTES.is_power_of_two());
+        Ok(Settings {
+            sample_interval: interval & !15,
+            min_size: self.min_size,
+            track_mmap: true,
+            ring_bytes,
+        })
+    }
+
+    fn target(&self) -> Target {
+        if self.command.is_empty() {
+            let mut pids = self.pids.clone();
+            pids.sort_unstable();
+            pids.dedup();
+            Target::Processes(pids)
+        } else {
+            Target::Command(self.command.clone())
+        }
+    }
+}
+
+/// Runs `record`.
+pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
+    let settings = arguments.settings()?;
+    // Found out before anything is traced, not after an hour of it.
+    export::file::check_writable(arguments.output.as_deref().unwrap_or(Path::new("leaktrace.pb.gz")))?;
+    features::require()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let finished = runtime.block_on(record(&arguments, settings))?;
+    write(&arguments, &finished)?;
+    if finished.child.is_some() {
+        eprintln!("leaktrace: the command runs on");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> {
+    let mut recording = Recording::start(&arguments.target(), settings)?;
+    for process in recording.processes() {
+        eprintln!(
+            "tracing pid {} ({}): {} in place; {}",
+            process.key.pid,
+            process.comm.escape_debug(),
+            describe(&process.plan),
+            match arguments.duration {
+                Some(duration) => format!("for {}", humantime::format_duration(duration)),
+                None => "Ctrl-C ends it".to_owned(),
+            }
+        );
+    }
+    let mut progress = Progress::new();
+    let mut tick = tokio::time::interval(TICK);
+    let mut show = tokio::time::interval(PROGRESS);
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let end = tokio::time::sleep(arguments.duration.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => break,
+            result = tokio::signal::ctrl_c() => {
+                result.context("failed to listen for Ctrl-C")?;
+                break;
+            }
+            _ = terminate.recv() => break,
+            _ = tick.tick() => {
+                recording.follow();
+                if recording.is_over() {
+                    break;
+                }
+            }
+            _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),
+        }
+    }
+    progress.clear();
+    Ok(recording.finish())
+}
+
+fn describe(plan: &Plan) -> String {
+    match plan.probes().count() {
+        1 => "1 probe".to_owned(),
+        count => format!("{count} probes"),
+    }
+}
+
+fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
+    let symbolizer = Symbolizer::new();
+    // Several processes share a file only if one was named; else each gets its own.
+    let profiles: Vec<(PathBuf, Profile)> = match &arguments.output {
+        Some(path) => vec![(path.clone(), finished.profile(None, &symbolizer))],
+        None => finished
+            .processes
+            .iter()
+            .map(|process| {
+                let path = default_name(&process.comm, process.key.pid);
+                (path, finished.profile(Some(process.key.pid), &symbolizer))
+            })
+            .collect(),
+    };
+    for (path, profile) in &profiles {
+        let sample_type = profile.sample_type(None)?;
+        export::file::write(path, profile, sample_type)?;
+        let mut pruned = profile.clone();
+        crate::report::prune::prune(&mut pruned)?;
+        let graph = GraphOptions {
+            top: arguments.top,
+            ..GraphOptions::trimmed(sample_type)
+        };
+        print!(
+            "{}",
+            table(
+                &pruned,
+                &TableOptions {
+                    graph,
+                    width: terminal::width()
+                }
+            )
+        );
+        println!("{}", loss_line(profile));
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// What was missed, in one line.
+fn loss_line(profile: &Profile) -> String {
+    let losses = &profile.metadata.losses;
+    if losses.is_empty() {
+        return "Losses: none".to_owned();
+    }
+    let list: Vec<String> = losses
+        .iter()
+        .map(|loss| format!("{} {} ({})", loss.count, loss.name, loss.meaning))
+        .collect();
+    format!("Losses: {}", list.join("; "))
+}
+
+/// `leaktrace.COMM.PID.pb.gz`, with a harmless name whatever the process calls itself.
+fn default_name(comm: &str, pid: u32) -> PathBuf {
+    let harmless = |c: char| {
+        if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
+            c
+        } else {
+            '_'
+        }
+    };
+    let comm: String = comm.chars().map(harmless).collect();
+    PathBuf::from(format!("leaktrace.{comm}.{pid}.pb.gz"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_name_makes_a_harmless_file() {
+        assert_eq!(
+            default_name("../a b\n\u{1b}[31m", 7),
+            PathBuf::from("leaktrace..._a_b___31m.7.pb.gz")
+        );
+    }
+}

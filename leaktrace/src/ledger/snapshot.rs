@@ -1,0 +1,153 @@
+//! What the ledger says at one moment: per stack and kind, with ages and growth.
+
+use std::collections::{HashMap, VecDeque};
+
+use leaktrace_common::reason::WalkEnd;
+
+use super::{Amount, Ledger};
+use crate::model::ProcessAddress;
+
+/// Where memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A native allocator.
+    Native,
+    /// An anonymous mapping outside an allocator.
+    Mapping,
+}
+
+/// Upper bounds of the age classes in seconds; a last class takes what is older.
+pub const AGE_BOUNDS: [u32; 6] = [1, 10, 60, 600, 3600, 86400];
+
+/// Live bytes by age class.
+pub type Ages = [f64; AGE_BOUNDS.len() + 1];
+
+/// One stack in one kind of memory.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// Kind of memory.
+    pub kind: Kind,
+    /// Program counters, innermost first; empty for what could not be told apart.
+    pub frames: &'a [ProcessAddress],
+    /// Where the walk ended.
+    pub end: WalkEnd,
+    /// Allocated since tracing began.
+    pub allocated: Amount,
+    /// Of that, outstanding.
+    pub live: Amount,
+    /// Outstanding bytes by age.
+    pub ages: Ages,
+}
+
+/// Live bytes at a moment in the past.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    /// Hundredths of a second since the ledger's beginning.
+    pub at: u32,
+    /// Live bytes of the process.
+    pub live_bytes: f64,
+}
+
+/// All stacks at one moment.
+pub struct Snapshot<'a> {
+    /// Stacks with anything to tell, in no particular order.
+    pub rows: Vec<Row<'a>>,
+    /// How the live bytes came to be what they are.
+    pub history: Vec<Window>,
+}
+
+/// A bounded history: when it is full every second entry goes and the distance doubles.
+#[derive(Default)]
+pub(super) struct Windows {
+    history: VecDeque<Window>,
+    distance: u32,
+}
+
+const MAX_WINDOWS: usize = 128;
+/// First distance between two entries, in hundredths of a second.
+const FIRST_DISTANCE: u32 = 100;
+
+impl Windows {
+    fn note(&mut self, at: u32, live_bytes: impl FnOnce() -> f64) {
+        let distance = self.distance.max(FIRST_DISTANCE);
+        if self
+            .history
+            .back()
+            .is_some_and(|last| at.saturating_sub(last.at) < distance)
+        {
+            return;
+        }
+        self.history.push_back(Window {
+            at,
+            live_bytes: live_bytes(),
+        });
+        if self.history.len() >= MAX_WINDOWS {
+            let mut keep = false;
+            self.history.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.distance = distance * 2;
+        }
+    }
+}
+
+fn age_class(age_centiseconds: u32) -> usize {
+    let seconds = age_centiseconds / 100;
+    AGE_BOUNDS
+        .iter()
+        .position(|bound| seconds < *bound)
+        .unwrap_or(AGE_BOUNDS.len())
+}
+
+impl Ledger {
+    /// Notes the live bytes for the history; to be called from time to time, cheap when too early.
+    pub fn note_history(&mut self, now: u32) {
+        let mut windows = std::mem::take(&mut self.windows);
+        windows.note(now, || self.live_bytes());
+        self.windows = windows;
+    }
+
+    /// What the ledger says now.
+    pub fn snapshot(&self, now: u32) -> Snapshot<'_> {
+        let mut ages: HashMap<(u32, Kind), Ages> = HashMap::new();
+        for (_, block) in self.blocks.iter() {
+            let bytes = self.intervals.amount(block.size, block.interval).bytes;
+            ages.entry((block.stack, Kind::Native)).or_default()[age_class(now.saturating_sub(block.born))] += bytes;
+        }
+        let mut mapped: HashMap<u32, Amount> = HashMap::new();
+        for (start, region) in self.regions.iter() {
+            let bytes = (region.end - start) as f64;
+            mapped
+                .entry(region.stack)
+                .or_default()
+                .add(Amount { objects: 1.0, bytes }, 1.0);
+            ages.entry((region.stack, Kind::Mapping)).or_default()[age_class(now.saturating_sub(region.born))] += bytes;
+        }
+        let mut rows = Vec::new();
+        for (index, stack) in self.stacks.iter() {
+            let native = (Kind::Native, stack.native.allocated, stack.native.live);
+            let mapping = (
+                Kind::Mapping,
+                stack.mapped,
+                mapped.get(&index).copied().unwrap_or_default(),
+            );
+            for (kind, allocated, live) in [native, mapping] {
+                if allocated.objects != 0.0 || live.objects != 0.0 {
+                    rows.push(Row {
+                        kind,
+                        frames: &stack.frames,
+                        end: stack.end,
+                        allocated,
+                        live,
+                        ages: ages.get(&(index, kind)).copied().unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        Snapshot {
+            rows,
+            history: self.windows.history.iter().cloned().collect(),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Stacks of one process with what was allocated through each.
+
+use hashbrown::HashMap;
+use leaktrace_common::reason::WalkEnd;
+
+use crate::model::{ProcessAddress, StackId};
+
+/// Most stacks that are told apart: what an entry of the block table can name. Later ones share
+/// [`StackTable::OVERFLOW`].
+const MAX_STACKS: usize = 1 << 24;
+
+/// Objects and bytes. In exact mode these are whole numbers below 2^53, which a double holds exactly; in sampled mode
+/// they are sums of scaled samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Amount {
+    /// How many objects.
+    pub objects: f64,
+    /// How many bytes.
+    pub bytes: f64,
+}
+
+impl Amount {
+    /// Adds another amount, `times` times.
+    pub fn add(&mut self, other: Amount, times: f64) {
+        self.objects += other.objects * times;
+        self.bytes += other.bytes * times;
+    }
+}
+
+/// What happened through one stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Allocated since tracing began.
+    pub allocated: Amount,
+    /// Of that, outstanding.
+    pub live: Amount,
+    /// Records that make up `live`: when it comes to 0, so does `live`, without a rest from rounding.
+    pub live_records: u64,
+}
+
+impl Totals {
+    /// One record more.
+    pub fn allocate(&mut self, amount: Amount) {
+        self.allocated.add(amount, 1.0);
+        self.live.add(amount, 1.0);
+        self.live_records += 1;
+    }
+
+    /// One record less.
+    pub fn release(&mut self, amount: Amount) {
+        self.live_records = self.live_records.saturating_sub(1);
+        if self.live_records == 0 {
+            self.live = Amount::default();
+        } else {
+            self.live.add(amount, -1.0);
+        }
+    }
+}
+
+/// A stack and what happened through it.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Program counters, innermost first.
+    pub frames: Box<[ProcessAddress]>,
+    /// Where the walk ended.
+    pub end: WalkEnd,
+    /// Blocks from an allocator.
+    pub native: Totals,
+    /// Anonymous mappings: allocated only; what is live stands in the regions.
+    pub mapped: Amount,
+}
+
+/// All stacks of a process, by index.
+pub struct StackTable {
+    index: HashMap<StackId, u32>,
+    stacks: Vec<Stack>,
+}
+
+impl Default for StackTable {
+    fn default() -> Self {
+        let nothing = Stack {
+            frames: Box::default(),
+            end: WalkEnd::Bottom,
+            native: Totals::default(),
+            mapped: Amount::default(),
+        };
+        Self {
+            index: HashMap::new(),
+            stacks: vec![nothing],
+        }
+    }
+}
+
+impl StackTable {
+    /// The stack that stands for all that cannot be told apart: beyond the limit, or whose record never came.
+    pub const OVERFLOW: u32 = 0;
+
+    /// Notes a stack; one that is known already is left as it is.
+    pub fn define(&mut self, id: StackId, end: WalkEnd, frames: impl Iterator<Item = ProcessAddress>) {
+        if self.stacks.len() >= MAX_STACKS || self.index.contains_key(&id) {
+            return;
+        }
+        let frames = frames.collect();
+        self.index.insert(id, self.stacks.len() as u32);
+        self.stacks.push(Stack {
+            frames,
+            end,
+            native: Totals::default(),
+            mapped: Amount::default(),
+        });
+    }
+
+    /// Index of a stack, [`StackTable::OVERFLOW`] if it is not known.
+    pub fn find(&self, id: StackId) -> u32 {
+        self.index.get(&id).copied().unwrap_or(Self::OVERFLOW)
+    }
+
+    /// The stack at an index; indices come from this table.
+    pub fn get_mut(&mut self, index: u32) -> &mut Stack {
+        let index = if (index as usize) < self.stacks.len() {
+            index
+        } else {
+            Self::OVERFLOW
+        };
+        &mut self.stacks[index as usize]
+    }
+
+    /// All stacks with their indices, the overflow stack first.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Stack)> {
+        self.stacks
+            .iter()
+            .enumerate()
+            .map(|(index, stack)| (index as u32, stack))
+    }
+
+    /// How many stacks are told apart.
+    pub fn len(&self) -> usize {
+        self.stacks.len() - 1
+    }
+
+    /// Whether none came yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,273 @@
+//! The ledger against a naive model, and the cases that the model cannot show.
+#![expect(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+use std::collections::BTreeMap;
+
+use leaktrace_common::reason::WalkEnd;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::StackId;
+
+const A: u64 = 0x5555_0000_1000;
+const B: u64 = 0x5555_0000_2000;
+
+fn new(address: u64, size: u64, stack: u64) -> NewBlock {
+    NewBlock {
+        address: ProcessAddress(address),
+        size,
+        stack: StackId(stack),
+        tid: 1,
+        interval: 0,
+    }
+}
+
+fn ledger() -> Ledger {
+    let mut ledger = Ledger::new();
+    for stack in 1..=4u64 {
+        ledger
+            .stacks
+            .define(StackId(stack), WalkEnd::Bottom, [ProcessAddress(stack)].into_iter());
+    }
+    ledger
+}
+
+fn begin(old: u64, tid: u32) -> Event<'static> {
+    Event::ReallocBegin {
+        old: ProcessAddress(old),
+        tid,
+    }
+}
+
+fn end(old: u64, new: Option<NewBlock>, failed: bool, tid: u32) -> Event<'static> {
+    Event::ReallocEnd {
+        old: ProcessAddress(old),
+        new,
+        failed,
+        tid,
+        begin_deferred: false,
+    }
+}
+
+fn live(ledger: &Ledger) -> BTreeMap<u64, u64> {
+    ledger
+        .blocks
+        .iter()
+        .map(|(address, block)| (address, block.size))
+        .collect()
+}
+
+/// The invariant: totals are sums over the outstanding.
+fn check(ledger: &Ledger) {
+    let mut sums: BTreeMap<u32, (f64, u64)> = BTreeMap::new();
+    for (_, block) in ledger.blocks.iter() {
+        let sum = sums.entry(block.stack).or_default();
+        sum.0 += block.size as f64;
+        sum.1 += 1;
+    }
+    for (index, stack) in ledger.stacks.iter() {
+        let (bytes, records) = sums.get(&index).copied().unwrap_or_default();
+        assert_eq!(stack.native.live.bytes, bytes, "stack {index}");
+        assert_eq!(stack.native.live_records, records, "stack {index}");
+    }
+}
+
+#[test]
+fn an_address_handed_out_during_realloc_stays_with_its_new_owner() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.apply(begin(A, 1), 0);
+    // Another thread is handed the old address before the first one comes back.
+    ledger.apply(Event::Alloc(new(A, 50, 2)), 0);
+    ledger.apply(end(A, Some(new(B, 200, 3)), false, 1), 0);
+    assert_eq!(live(&ledger), BTreeMap::from([(A, 50), (B, 200)]));
+    assert_eq!(ledger.notes.missed_frees, 0);
+    check(&ledger);
+}
+
+#[test]
+fn a_failed_realloc_leaves_the_old_block() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 7);
+    ledger.apply(begin(A, 1), 8);
+    ledger.apply(end(A, None, true, 1), 9);
+    assert_eq!(live(&ledger), BTreeMap::from([(A, 100)]));
+    assert_eq!(ledger.blocks.iter().next().unwrap().1.born, 7);
+    check(&ledger);
+}
+
+#[test]
+fn a_realloc_to_nothing_frees() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.apply(begin(A, 1), 0);
+    ledger.apply(end(A, None, false, 1), 0);
+    assert_eq!(live(&ledger), BTreeMap::new());
+    check(&ledger);
+}
+
+#[test]
+fn a_realloc_whose_beginning_was_deferred_does_not_free_again() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.free(ProcessAddress(A));
+    ledger.apply(Event::Alloc(new(A, 50, 2)), 0);
+    let deferred = Event::ReallocEnd {
+        old: ProcessAddress(A),
+        new: Some(new(B, 200, 3)),
+        failed: false,
+        tid: 1,
+        begin_deferred: true,
+    };
+    ledger.apply(deferred, 0);
+    assert_eq!(live(&ledger), BTreeMap::from([(A, 50), (B, 200)]));
+    check(&ledger);
+}
+
+#[test]
+fn a_resize_in_place_replaces_the_size() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.apply(end(A, Some(new(A, 160, 2)), false, 1), 0);
+    assert_eq!(live(&ledger), BTreeMap::from([(A, 160)]));
+    assert_eq!(ledger.notes.missed_frees, 0);
+    check(&ledger);
+}
+
+#[test]
+fn an_allocation_at_a_live_address_counts_a_missed_free() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.apply(Event::Alloc(new(A, 30, 2)), 0);
+    assert_eq!(live(&ledger), BTreeMap::from([(A, 30)]));
+    assert_eq!(ledger.notes.missed_frees, 1);
+    check(&ledger);
+}
+
+#[test]
+fn exec_gives_everything_up_and_counts_on() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
+    ledger.apply(Event::Mmap(new(0x10000, 4096, 1)), 0);
+    ledger.apply(Event::Exec, 0);
+    assert_eq!((ledger.outstanding(), ledger.live_bytes()), (0, 0.0));
+    assert_eq!((ledger.notes.execs, ledger.notes.events), (1, 3));
+}
+
+#[test]
+fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Mmap(new(0x10000, 0x4000, 1)), 0);
+    let grown = Event::Mremap {
+        old: ProcessAddress(0x10000),
+        old_length: 0x4000,
+        new: new(0x90000, 0x6000, 2),
+    };
+    ledger.apply(grown, 0);
+    let snapshot = ledger.snapshot(0);
+    let live: BTreeMap<u64, f64> = snapshot
+        .rows
+        .iter()
+        .map(|row| (row.frames[0].0, row.live.bytes))
+        .collect();
+    assert_eq!(live, BTreeMap::from([(1, 0x4000 as f64), (2, 0x2000 as f64)]));
+}
+
+#[test]
+fn samples_are_scaled_before_they_are_summed() {
+    let mut ledger = ledger();
+    let interval = 512 * 1024;
+    for (address, size) in [(A, 64u64), (B, 1 << 20)] {
+        ledger.apply(
+            Event::Alloc(NewBlock {
+                interval,
+                ..new(address, size, 1)
+            }),
+            0,
+        );
+    }
+    let scale = |size: f64| 1.0 / (1.0 - (-size / interval as f64).exp());
+    let expected = 64.0 * scale(64.0) + 1048576.0 * scale(1048576.0);
+    let live = ledger.snapshot(0).rows[0].live;
+    assert!((live.bytes / expected - 1.0).abs() < 1e-9, "{} {expected}", live.bytes);
+    ledger.apply(Event::Free(ProcessAddress(A)), 0);
+    ledger.apply(Event::Free(ProcessAddress(B)), 0);
+    assert_eq!(ledger.snapshot(0).rows[0].live, Amount::default());
+}
+
+#[test]
+fn ages_fall_into_their_classes() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 10, 1)), 0);
+    ledger.apply(Event::Alloc(new(B, 20, 1)), 6500);
+    let ages = ledger.snapshot(7000).rows[0].ages;
+    assert_eq!(ages, [0.0, 20.0, 0.0, 10.0, 0.0, 0.0, 0.0]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc {
+        address: u64,
+        size: u64,
+        stack: u64,
+    },
+    Free {
+        address: u64,
+    },
+    Realloc {
+        old: u64,
+        new: u64,
+        size: u64,
+        stack: u64,
+        fails: bool,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let address = || (0u64..24).prop_map(|index| 0x7000_0000 + index * 32);
+    prop_oneof![
+        (address(), 0u64..5000, 1u64..5).prop_map(|(address, size, stack)| Step::Alloc { address, size, stack }),
+        address().prop_map(|address| Step::Free { address }),
+        (address(), address(), 1u64..5000, 1u64..5, any::<bool>()).prop_map(|(old, new, size, stack, fails)| {
+            Step::Realloc {
+                old,
+                new,
+                size,
+                stack,
+                fails,
+            }
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn behaves_like_a_naive_allocator_model(steps in prop::collection::vec(step(), 0..300)) {
+        let mut ledger = ledger();
+        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Alloc { address, size, stack } => {
+                    ledger.apply(Event::Alloc(new(address, size, stack)), 0);
+                    model.insert(address, size);
+                }
+                Step::Free { address } => {
+                    ledger.apply(Event::Free(ProcessAddress(address)), 0);
+                    model.remove(&address);
+                }
+                Step::Realloc { old, new: to, size, stack, fails } => {
+                    ledger.apply(begin(old, 1), 0);
+                    if fails {
+                        ledger.apply(end(old, None, true, 1), 0);
+                    } else {
+                        ledger.apply(end(old, Some(new(to, size, stack)), false, 1), 0);
+                        model.remove(&old);
+                        model.insert(to, size);
+                    }
+                }
+            }
+            check(&ledger);
+        }
+        prop_assert_eq!(live(&ledger), model);
+    }
+}

@@ -1,0 +1,786 @@
+//! One ELF file: its segments, sections, build ID and relocations, read piece by piece.
+//!
+//! Files are read with `pread`, never mapped: a target can truncate its file at any time, and a mapping would then raise
+//! SIGBUS here. Invariant: nothing is allocated by a size that a file states without checking it against a limit first.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+use object::LittleEndian as LE;
+use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64, Sym64};
+use object::pod::{Pod, from_bytes, slice_from_bytes};
+
+use crate::model::{BuildId, ElfAddress, FileOffset};
+
+/// Most program headers.
+const MAX_SEGMENTS: u16 = 1024;
+/// Most sections (files with `-ffunction-sections` that are linked have few; only objects have more).
+const MAX_SECTIONS: u64 = 65_536;
+/// Largest note section or segment that is searched for a build ID.
+const MAX_NOTES: u64 = 1 << 20;
+/// Largest section-name table.
+const MAX_SECTION_NAMES: u64 = 4 << 20;
+/// Largest relocation section (about 2.8 million entries).
+const MAX_RELOCATIONS: u64 = 64 << 20;
+/// Largest string table that is read whole.
+pub(super) const MAX_STRINGS: u64 = 256 << 20;
+/// Largest `.eh_frame_hdr` (about 2 million functions).
+const MAX_FUNCTION_TABLE: u64 = 16 << 20;
+
+/// Why a file cannot be used as an ELF image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No ELF magic.
+    #[error("not an ELF file")]
+    NotElf,
+    /// A 32-bit (or big-endian) file.
+    #[error("not a 64-bit little-endian ELF file")]
+    WrongClass,
+    /// Code for an architecture that leaktrace does not know.
+    #[error("ELF file for machine {machine}, which is not supported (x86-64 and AArch64 are)")]
+    WrongMachine {
+        /// `e_machine`.
+        machine: u16,
+    },
+    /// Something lies beyond the end of the file.
+    #[error("truncated ELF file: {what} lies beyond its end")]
+    Truncated {
+        /// Which part.
+        what: &'static str,
+    },
+    /// A part is larger than what is accepted.
+    #[error("{what} of {size} is beyond the limit of {limit}")]
+    Limit {
+        /// Which part.
+        what: &'static str,
+        /// What the file states.
+        size: u64,
+        /// What is accepted.
+        limit: u64,
+    },
+    /// A structure contradicts the format.
+    #[error("malformed ELF file: {what}")]
+    Malformed {
+        /// Which part.
+        what: &'static str,
+    },
+    /// The read failed.
+    #[error("failed to read the ELF file: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Where an image's bytes come from.
+pub trait Source: Send + Sync {
+    /// Reads at a position; short only at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Its length now.
+    fn len(&self) -> io::Result<u64>;
+}
+
+impl Source for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl Source for Vec<u8> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.get(offset..))
+            .unwrap_or(&[]);
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.as_slice().len() as u64)
+    }
+}
+
+/// Architecture of the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Machine {
+    /// x86-64.
+    X86_64,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+/// What kind of file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Loaded at the addresses that it states (`ET_EXEC`).
+    Fixed,
+    /// Loaded anywhere: a shared library or a position-independent executable (`ET_DYN`).
+    Relocatable,
+}
+
+/// A loadable segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First address.
+    pub address: ElfAddress,
+    /// Where its bytes begin in the file.
+    pub offset: FileOffset,
+    /// Bytes in the file.
+    pub file_size: u64,
+    /// Bytes in memory.
+    pub memory_size: u64,
+    /// Holds code.
+    pub executable: bool,
+    /// Is writable.
+    pub writable: bool,
+}
+
+/// A section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Name, lossy UTF-8.
+    pub name: String,
+    /// Raw `sh_type`.
+    pub kind: u32,
+    /// Loaded at run time.
+    pub allocated: bool,
+    /// Address at run time, 0 if not loaded.
+    pub address: ElfAddress,
+    /// Where its bytes are.
+    pub offset: FileOffset,
+    /// How many.
+    pub size: u64,
+    /// Index of the section that it refers to (a symbol table's strings).
+    pub link: u32,
+}
+
+/// What the dynamic loader stores in a slot that code calls through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotTarget {
+    /// The address of whichever definition of this symbol wins.
+    Symbol(Vec<u8>),
+    /// An address in this file.
+    Local(ElfAddress),
+    /// Decided at run time (an indirect function), or unknown.
+    Unknown,
+}
+
+/// An ELF file that has been checked.
+pub struct ElfImage {
+    source: Box<dyn Source>,
+    len: u64,
+    machine: Machine,
+    kind: Kind,
+    entry: ElfAddress,
+    segments: Vec<Segment>,
+    sections: Vec<Section>,
+    build_id: Option<BuildId>,
+    function_table: Option<(FileOffset, u64, ElfAddress)>,
+    relocations: OnceLock<Vec<Relocation>>,
+    functions: OnceLock<Vec<u64>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Relocation {
+    slot: u64,
+    kind: u32,
+    symbol: u32,
+    /// Section index of the symbol table.
+    table: u32,
+    addend: i64,
+}
+
+impl fmt::Debug for ElfImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ElfImage")
+            .field("machine", &self.machine)
+            .field("kind", &self.kind)
+            .field("build_id", &self.build_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ElfImage {
+    /// Checks an open file.
+    pub fn open(file: File) -> Result<Self, ImageError> {
+        Self::new(Box::new(file))
+    }
+
+    /// Checks an image from any source.
+    pub fn new(source: Box<dyn Source>) -> Result<Self, ImageError> {
+        let len = source.len()?;
+        let mut ident = [0; 16];
+        let read = source.read_at(&mut ident, 0)?;
+        if read < 4 || ident[..4] != elf::ELFMAG {
+            return Err(ImageError::NotElf);
+        }
+        if read < 16 {
+            return Err(ImageError::Truncated { what: "the ELF header" });
+        }
+        // EI_CLASS and EI_DATA: 64-bit, little-endian.
+        if ident[4] != 2 || ident[5] != 1 {
+            return Err(ImageError::WrongClass);
+        }
+        let bytes = read_exact(
+            &*source,
+            len,
+            0,
+            size_of::<FileHeader64<LE>>() as u64,
+            u64::MAX,
+            "the ELF header",
+        )?;
+        let (header, _) = from_bytes::<FileHeader64<LE>>(&bytes).map_err(|()| malformed("the ELF header"))?;
+        let machine = match header.e_machine.get(LE) {
+            elf::EM_X86_64 => Machine::X86_64,
+            elf::EM_AARCH64 => Machine::Aarch64,
+            other => return Err(ImageError::WrongMachine { machine: other.0 }),
+        };
+        let kind = match header.e_type.get(LE) {
+            elf::ET_EXEC => Kind::Fixed,
+            elf::ET_DYN => Kind::Relocatable,
+            // Separate debug files keep the type of their program, so others are objects and core dumps.
+            _ => return Err(malformed("neither an executable nor a shared library")),
+        };
+        let headers = read_program_headers(&*source, len, header)?;
+        let sections = read_sections(&*source, len, header)?;
+        let mut segments = Vec::new();
+        let mut notes = Vec::new();
+        let mut function_table = None;
+        for header in &headers {
+            let offset = header.p_offset.get(LE);
+            let (file_size, memory_size) = (header.p_filesz.get(LE), header.p_memsz.get(LE));
+            let address = header.p_vaddr.get(LE);
+            match header.p_type.get(LE) {
+                elf::PT_LOAD => {
+                    let fits = address.checked_add(memory_size).is_some() && offset.checked_add(file_size).is_some();
+                    if !fits || file_size > memory_size {
+                        return Err(malformed("a segment's size"));
+                    }
+                    let flags = header.p_flags.get(LE).0;
+                    segments.push(Segment {
+                        address: ElfAddress(address),
+                        offset: FileOffset(offset),
+                        file_size,
+                        memory_size,
+                        executable: flags & 1 != 0,
+                        writable: flags & 2 != 0,
+                    });
+                }
+                elf::PT_NOTE => notes.push((offset, file_size)),
+                elf::PT_GNU_EH_FRAME => function_table = Some((FileOffset(offset), file_size, ElfAddress(address))),
+                _ => {}
+            }
+        }
+        notes.extend(
+            sections
+                .iter()
+                .filter(|s| s.kind == elf::SHT_NOTE.0)
+                .map(|s| (s.offset.0, s.size)),
+        );
+        let build_id = notes.iter().take(64).find_map(|&(offset, size)| {
+            parse_build_id(&read_exact(&*source, len, offset, size, MAX_NOTES, "a note").ok()?)
+        });
+        Ok(Self {
+            source,
+            len,
+            machine,
+            kind,
+            entry: ElfAddress(header.e_entry.get(LE)),
+            segments,
+            sections,
+            build_id,
+            function_table,
+            relocations: OnceLock::new(),
+            functions: OnceLock::new(),
+        })
+    }
+
+    /// Architecture of the code.
+    pub fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    /// Fixed or relocatable.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Entry point.
+    pub fn entry(&self) -> ElfAddress {
+        self.entry
+    }
+
+    /// `NT_GNU_BUILD_ID`, if it has one.
+    pub fn build_id(&self) -> Option<&BuildId> {
+        self.build_id.as_ref()
+    }
+
+    /// Loadable segments, in file order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Sections; none in a file without section headers.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Length of the file when it was opened.
+    pub fn file_len(&self) -> u64 {
+        self.len
+    }
+
+    /// First section of a name.
+    pub fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+
+    /// A section's bytes as they are in the file (not decompressed).
+    pub fn section_bytes(&self, section: &Section, limit: u64) -> Result<Vec<u8>, ImageError> {
+        if section.kind == elf::SHT_NOBITS.0 {
+            return Ok(Vec::new());
+        }
+        self.read(section.offset, section.size, limit, "a section")
+    }
+
+    /// `size` bytes at a position of the file.
+    ///
+    /// # Errors
+    /// [`ImageError::Limit`] before anything is allocated, [`ImageError::Truncated`] when the file ends before.
+    pub fn read(&self, offset: FileOffset, size: u64, limit: u64, what: &'static str) -> Result<Vec<u8>, ImageError> {
+        read_exact(&*self.source, self.len, offset.0, size, limit, what)
+    }
+
+    /// Fills a part of `buffer`, as much as the file holds at `offset`.
+    pub(super) fn read_some(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.source.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        done
+    }
+
+    /// The segment that holds an address and has file bytes for it.
+    fn segment_at(&self, address: ElfAddress) -> Option<&Segment> {
+        self.segments
+            .iter()
+            .find(|s| address.0.checked_sub(s.address.0).is_some_and(|d| d < s.file_size))
+    }
+
+    /// Where the byte at an address is in the file.
+    pub fn file_offset(&self, address: ElfAddress) -> Option<FileOffset> {
+        self.segment_at(address)
+            .map(|s| FileOffset(s.offset.0 + (address.0 - s.address.0)))
+    }
+
+    /// At which address a byte of the file is loaded. Where segments overlap in the file, the executable one is meant.
+    pub fn elf_address(&self, offset: FileOffset) -> Option<ElfAddress> {
+        let holds = |s: &&Segment| offset.0.checked_sub(s.offset.0).is_some_and(|d| d < s.file_size);
+        let executable = self.segments.iter().filter(|s| s.executable).find(holds);
+        let segment = executable.or_else(|| self.segments.iter().find(holds))?;
+        Some(ElfAddress(segment.address.0 + (offset.0 - segment.offset.0)))
+    }
+
+    /// Whether an address lies in code.
+    pub fn is_code(&self, address: ElfAddress) -> bool {
+        self.segment_at(address).is_some_and(|segment| segment.executable)
+    }
+
+    /// Up to `max` bytes from an address on, fewer at the end of its segment; empty outside of any.
+    pub fn bytes_at(&self, address: ElfAddress, max: usize) -> Vec<u8> {
+        let Some(segment) = self.segment_at(address) else {
+            return Vec::new();
+        };
+        let distance = address.0 - segment.address.0;
+        let len = usize::try_from(segment.file_size - distance)
+            .unwrap_or(usize::MAX)
+            .min(max)
+            .min(1 << 20);
+        let mut bytes = vec![0; len];
+        let read = self.read_some(&mut bytes, segment.offset.0 + distance);
+        bytes.truncate(read);
+        bytes
+    }
+
+    /// What a slot (`.got`, `.got.plt`) will hold at run time.
+    pub fn slot_target(&self, slot: ElfAddress) -> SlotTarget {
+        let relocations = self.relocations.get_or_init(|| self.read_relocations());
+        let Ok(index) = relocations.binary_search_by_key(&slot.0, |relocation| relocation.slot) else {
+            // No relocation: a fixed-address file has the value itself, and so has a packed relative one (`.relr.dyn`).
+            return match self.bytes_at(slot, 8).try_into().map(u64::from_le_bytes) {
+                Ok(value) if self.is_code(ElfAddress(value)) => SlotTarget::Local(ElfAddress(value)),
+                _ => SlotTarget::Unknown,
+            };
+        };
+        let relocation = relocations[index];
+        if relocation.symbol != 0 {
+            return self
+                .symbol_name(relocation)
+                .map_or(SlotTarget::Unknown, SlotTarget::Symbol);
+        }
+        // R_X86_64_RELATIVE 8, R_AARCH64_RELATIVE 1027: the file's own address.
+        match (self.machine, relocation.kind) {
+            (Machine::X86_64, 8) | (Machine::Aarch64, 1027) => SlotTarget::Local(ElfAddress(relocation.addend as u64)),
+            _ => SlotTarget::Unknown,
+        }
+    }
+
+    /// Addresses at which functions (or their split-off cold parts) begin, ascending, from the unwind table's index.
+    /// Empty without one.
+    pub fn function_starts(&self) -> &[u64] {
+        self.functions
+            .get_or_init(|| self.read_function_starts().unwrap_or_default())
+    }
+
+    /// Relocations of the dynamic loader, by slot. What cannot be read is left out: a missing one only means "unknown".
+    fn read_relocations(&self) -> Vec<Relocation> {
+        let mut all = Vec::new();
+        for section in self
+            .sections
+            .iter()
+            .filter(|s| s.kind == elf::SHT_RELA.0 && s.allocated)
+        {
+            let Ok(bytes) = self.section_bytes(section, MAX_RELOCATIONS) else {
+                continue;
+            };
+            let count = bytes.len() / size_of::<Rela64<LE>>();
+            let Ok((entries, _)) = slice_from_bytes::<Rela64<LE>>(&bytes, count) else {
+                continue;
+            };
+            all.extend(entries.iter().map(|entry| Relocation {
+                slot: entry.r_offset.get(LE),
+                kind: entry.r_type(LE, false).0,
+                symbol: entry.r_sym(LE, false),
+                table: section.link,
+                addend: entry.r_addend.get(LE),
+            }));
+        }
+        all.sort_by_key(|relocation| relocation.slot);
+        all
+    }
+
+    fn symbol_name(&self, relocation: Relocation) -> Option<Vec<u8>> {
+        let table = self.sections.get(relocation.table as usize)?;
+        let strings = self.sections.get(table.link as usize)?;
+        let size = size_of::<Sym64<LE>>() as u64;
+        let at = u64::from(relocation.symbol).checked_mul(size)?;
+        if at.checked_add(size)? > table.size {
+            return None;
+        }
+        let bytes = self
+            .read(FileOffset(table.offset.0.checked_add(at)?), size, size, "a symbol")
+            .ok()?;
+        let (symbol, _) = from_bytes::<Sym64<LE>>(&bytes).ok()?;
+        let name = u64::from(symbol.st_name.get(LE));
+        // Names of interest are short: 512 bytes are enough, a longer one is cut and then matches nothing.
+        let len = strings.size.checked_sub(name)?.min(512);
+        let bytes = self
+            .read(FileOffset(strings.offset.0.checked_add(name)?), len, 512, "a name")
+            .ok()?;
+        Some(bytes.split(|byte| *byte == 0).next()?.to_vec())
+    }
+
+    /// The binary search table of `.eh_frame_hdr`, in the one encoding that linkers write.
+    fn read_function_starts(&self) -> Option<Vec<u64>> {
+        let (offset, size, address) = self.function_table?;
+        let bytes = self.read(offset, size, MAX_FUNCTION_TABLE, ".eh_frame_hdr").ok()?;
+        // version 1; pointer sdata4 pc-relative; count udata4; table sdata4, relative to the section.
+        if bytes.get(..4)? != [1, 0x1b, 0x03, 0x3b] {
+            return None;
+        }
+        let count = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?) as usize;
+        let table = bytes.get(12..)?;
+        let entries = table.chunks_exact(8).take(count);
+        let mut starts: Vec<u64> = entries
+            .filter_map(|entry| Some(i32::from_le_bytes(entry[..4].try_into().ok()?)))
+            .map(|distance| address.0.wrapping_add_signed(i64::from(distance)))
+            .collect();
+        starts.sort_unstable();
+        Some(starts)
+    }
+}
+
+fn malformed(what: &'static str) -> ImageError {
+    ImageError::Malformed { what }
+}
+
+/// Reads exactly `size` bytes. Checks the limit and the file's length before it allocates.
+fn read_exact(
+    source: &dyn Source,
+    len: u64,
+    offset: u64,
+    size: u64,
+    limit: u64,
+    what: &'static str,
+) -> Result<Vec<u8>, ImageError> {
+    if size > limit {
+        return Err(ImageError::Limit { what, size, limit });
+    }
+    if offset.checked_add(size).is_none_or(|end| end > len) {
+        return Err(ImageError::Truncated { what });
+    }
+    let mut bytes = vec![0; size as usize];
+    let mut done = 0;
+    while done < bytes.len() {
+        match source.read_at(&mut bytes[done..], offset + done as u64) {
+            // Truncated since it was opened.
+            Ok(0) => return Err(ImageError::Truncated { what }),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(bytes)
+}
+
+fn read_program_headers(
+    source: &dyn Source,
+    len: u64,
+    header: &FileHeader64<LE>,
+) -> Result<Vec<ProgramHeader64<LE>>, ImageError> {
+    let count = header.e_phnum.get(LE);
+    if count > MAX_SEGMENTS {
+        return Err(ImageError::Limit {
+            what: "number of program headers",
+            size: count.into(),
+            limit: MAX_SEGMENTS.into(),
+        });
+    }
+    if count > 0 && usize::from(header.e_phentsize.get(LE)) != size_of::<ProgramHeader64<LE>>() {
+        return Err(malformed("the size of a program header"));
+    }
+    read_table(source, len, header.e_phoff.get(LE), count.into(), "the program headers")
+}
+
+fn read_sections(source: &dyn Source, len: u64, header: &FileHeader64<LE>) -> Result<Vec<Section>, ImageError> {
+    let offset = header.e_shoff.get(LE);
+    if offset == 0 {
+        return Ok(Vec::new());
+    }
+    if usize::from(header.e_shentsize.get(LE)) != size_of::<SectionHeader64<LE>>() {
+        return Err(malformed("the size of a section header"));
+    }
+    let mut count = u64::from(header.e_shnum.get(LE));
+    let mut names_index = u32::from(header.e_shstrndx.get(LE).0);
+    if count == 0 || names_index == 0xffff {
+        // Extended numbering: the true values are in section 0.
+        let first: Vec<SectionHeader64<LE>> = read_table(source, len, offset, 1, "the section headers")?;
+        let first = first.first().ok_or(malformed("the section headers"))?;
+        count = if count == 0 { first.sh_size.get(LE) } else { count };
+        names_index = if names_index == 0xffff {
+            first.sh_link.get(LE)
+        } else {
+            names_index
+        };
+    }
+    if count > MAX_SECTIONS {
+        return Err(ImageError::Limit {
+            what: "number of sections",
+            size: count,
+            limit: MAX_SECTIONS,
+        });
+    }
+    let headers: Vec<SectionHeader64<LE>> = read_table(source, len, offset, count, "the section headers")?;
+    let names = match headers.get(names_index as usize) {
+        Some(section) if section.sh_type.get(LE) != elf::SHT_NOBITS => {
+            let (offset, size) = (section.sh_offset.get(LE), section.sh_size.get(LE));
+            read_exact(source, len, offset, size, MAX_SECTION_NAMES, "the section names")?
+        }
+        _ => Vec::new(),
+    };
+    let name = |at: u32| {
+        let rest = names.get(at as usize..).unwrap_or(&[]);
+        let end = rest.iter().take(256).position(|byte| *byte == 0).unwrap_or(0);
+        String::from_utf8_lossy(&rest[..end]).into_owned()
+    };
+    let section = |header: &SectionHeader64<LE>| Section {
+        name: name(header.sh_name.get(LE)),
+        kind: header.sh_type.get(LE).0,
+        allocated: header.sh_flags.get(LE).0 & 2 != 0,
+        address: ElfAddress(header.sh_addr.get(LE)),
+        offset: FileOffset(header.sh_offset.get(LE)),
+        size: header.sh_size.get(LE),
+        link: header.sh_link.get(LE),
+    };
+    Ok(headers.iter().map(section).collect())
+}
+
+/// `count` entries of a table; the caller has limited `count`.
+fn read_table<T: Pod + Clone>(
+    source: &dyn Source,
+    len: u64,
+    offset: u64,
+    count: u64,
+    what: &'static str,
+) -> Result<Vec<T>, ImageError> {
+    let bytes = read_exact(source, len, offset, count * size_of::<T>() as u64, u64::MAX, what)?;
+    let (entries, _) = slice_from_bytes::<T>(&bytes, count as usize).map_err(|()| malformed(what))?;
+    Ok(entries.to_vec())
+}
+
+/// Finds `NT_GNU_BUILD_ID` (type 3, name `GNU`) among notes.
+fn parse_build_id(mut notes: &[u8]) -> Option<BuildId> {
+    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
+    // Each round takes at least 12 bytes.
+    loop {
+        let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
+        let name = notes.get(12..12usize.checked_add(name_len)?)?;
+        let start = 12 + name_len.checked_next_multiple_of(4)?;
+        let description = notes.get(start..start.checked_add(len)?)?;
+        if kind == 3 && name == b"GNU\0" {
+            return BuildId::new(description);
+        }
+        notes = notes.get(start + len.checked_next_multiple_of(4)?..)?;
+    }
+}
+
+/// An image that is nothing but code, loaded at [`fixture::BASE`].
+#[cfg(test)]
+pub(crate) mod fixture {
+    use super::*;
+
+    /// Address of the first byte of code.
+    pub(crate) const BASE: u64 = 0x40_1000;
+
+    /// The smallest ELF file that holds `code`.
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    pub(crate) fn code(code: &[u8]) -> ElfImage {
+        let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for half in [2u16, 62] {
+            file.extend(half.to_le_bytes()); // ET_EXEC, EM_X86_64
+        }
+        file.extend(1u32.to_le_bytes());
+        for word in [BASE, 64, 0] {
+            file.extend(word.to_le_bytes()); // entry, program headers, no sections
+        }
+        file.extend(0u32.to_le_bytes());
+        for half in [64u16, 56, 1, 64, 0, 0] {
+            file.extend(half.to_le_bytes());
+        }
+        file.extend([1u32, 5].map(u32::to_le_bytes).concat()); // PT_LOAD, readable and executable
+        let size = code.len() as u64;
+        for word in [0x1000, BASE, BASE, size, size, 0x1000] {
+            file.extend(word.to_le_bytes());
+        }
+        file.resize(0x1000, 0);
+        file.extend(code);
+        ElfImage::new(Box::new(file)).unwrap()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::object::symbols::for_each_symbol;
+    use proptest::prelude::*;
+
+    fn own() -> Vec<u8> {
+        // /bin/true is small; every machine has it.
+        std::fs::read("/bin/true").unwrap()
+    }
+
+    /// Uses everything that an image offers.
+    fn exercise(bytes: Vec<u8>) -> Result<(), ImageError> {
+        let image = ElfImage::new(Box::new(bytes))?;
+        for_each_symbol(&image, |_, _| {});
+        for start in image.function_starts().iter().take(50) {
+            let address = ElfAddress(*start);
+            image.bytes_at(address, 64);
+            assert!(
+                image
+                    .file_offset(address)
+                    .is_none_or(|offset| image.elf_address(offset).is_some())
+            );
+        }
+        for section in image.sections() {
+            let _ = image.section_bytes(section, 1 << 16);
+            image.slot_target(section.address);
+        }
+        image.bytes_at(image.entry(), 64);
+        Ok(())
+    }
+
+    #[test]
+    fn reads_a_system_binary() {
+        let bytes = own();
+        let image = ElfImage::new(Box::new(bytes.clone())).unwrap();
+        assert!(image.is_code(image.entry()));
+        let offset = image.file_offset(image.entry()).unwrap();
+        assert_eq!(image.elf_address(offset), Some(image.entry()));
+        assert!(image.build_id().is_some());
+        assert!(image.function_starts().len() > 3);
+        assert!(image.section(".dynsym").is_some());
+        exercise(bytes).unwrap();
+    }
+
+    #[test]
+    fn tells_what_it_is_not() {
+        let open = |bytes: &[u8]| ElfImage::new(Box::new(bytes.to_vec())).unwrap_err();
+        assert!(matches!(open(b""), ImageError::NotElf));
+        assert!(matches!(open(b"#!/bin/sh\n"), ImageError::NotElf));
+        assert!(matches!(open(b"\x7fELF\x02\x01"), ImageError::Truncated { .. }));
+        let mut bytes = own();
+        bytes[4] = 1;
+        assert!(matches!(open(&bytes), ImageError::WrongClass));
+        bytes[4] = 2;
+        bytes[18] = 8;
+        assert!(matches!(open(&bytes), ImageError::WrongMachine { machine: 8 }));
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error() {
+        let bytes = own();
+        for len in (0..bytes.len()).step_by(bytes.len() / 97) {
+            assert!(
+                exercise(bytes[..len].to_vec()).is_err(),
+                "cut at {len}: the section headers are at the end"
+            );
+        }
+    }
+
+    #[test]
+    fn huge_claims_are_refused_before_memory_is_taken() {
+        let mut bytes = own();
+        bytes[60..62].fill(0); // e_shnum: extended, so that section 0 tells
+        let table = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+        bytes[table + 32..table + 40].copy_from_slice(&(1u64 << 58).to_le_bytes());
+        let error = ElfImage::new(Box::new(bytes)).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ImageError::Limit {
+                    what: "number of sections",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn damaged_files_never_panic(damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40), head in any::<bool>()) {
+            let mut bytes = own();
+            // Half of the damage goes where the headers and tables are.
+            let range = if head { 4096.min(bytes.len()) } else { bytes.len() };
+            for (index, value) in damage {
+                let at = index.index(range);
+                bytes[at] = value;
+            }
+            let _ = exercise(bytes);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The symbols of an image: dynamic, static, and the compressed mini symbol table of stripped files.
+//!
+//! Symbols are visited, not collected: tables hold millions, callers want a few.
+
+use std::io::Read;
+
+use object::LittleEndian as LE;
+use object::elf::{self, Sym64};
+use object::pod::slice_from_bytes;
+
+use crate::model::{ElfAddress, FileOffset};
+use crate::object::image::{ElfImage, MAX_STRINGS, Section};
+
+/// Most symbols of one table.
+const MAX_SYMBOLS: u64 = 16 << 20;
+/// Symbols read at once.
+const CHUNK: u64 = 8192;
+/// Largest `.gnu_debugdata`, compressed.
+const MAX_COMPRESSED: u64 = 32 << 20;
+/// Largest image inside it.
+const MAX_DEBUGDATA: u64 = 128 << 20;
+/// Memory that the decompressor may use.
+const XZ_MEMORY: u64 = 96 << 20;
+
+/// Which table a symbol is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// `.dynsym`: what the file exports.
+    Dynamic,
+    /// `.symtab`.
+    Static,
+    /// `.gnu_debugdata`.
+    Mini,
+}
+
+/// A function (or untyped) symbol with a definition in the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Symbol<'a> {
+    /// Name as stored, without a terminating zero; any bytes.
+    pub name: &'a [u8],
+    /// Address.
+    pub address: ElfAddress,
+    /// Size in bytes, 0 if unknown.
+    pub size: u64,
+    /// The address is that of a resolver which returns the function (`STT_GNU_IFUNC`).
+    pub indirect: bool,
+}
+
+/// Visits every defined function symbol of every table. Tables that cannot be read are passed over: returns what was wrong.
+pub fn for_each_symbol(image: &ElfImage, mut visit: impl FnMut(Table, Symbol<'_>)) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for section in image.sections() {
+        let table = match section.kind {
+            kind if kind == elf::SHT_DYNSYM.0 => Table::Dynamic,
+            kind if kind == elf::SHT_SYMTAB.0 => Table::Static,
+            _ => continue,
+        };
+        if let Err(complaint) = visit_table(image, section, |symbol| visit(table, symbol)) {
+            complaints.push(format!("{}: {complaint}", section.name));
+        }
+    }
+    if let Some(section) = image.section(".gnu_debugdata") {
+        match unpack(image, section) {
+            Ok(mini) => {
+                for section in mini
+                    .sections()
+                    .iter()
+                    .filter(|section| section.kind == elf::SHT_SYMTAB.0)
+                {
+                    // Its own segments hold no bytes: addresses are checked against the outer file.
+                    let outcome = visit_table(&mini, section, |symbol| {
+                        if image.is_code(symbol.address) {
+                            visit(Table::Mini, symbol);
+                        }
+                    });
+                    complaints.extend(outcome.err().map(|complaint| format!(".gnu_debugdata: {complaint}")));
+                }
+            }
+            Err(complaint) => complaints.push(format!(".gnu_debugdata: {complaint}")),
+        }
+    }
+    complaints
+}
+
+/// Where this file itself defines a dynamic symbol.
+pub fn find_definition(image: &ElfImage, name: &[u8]) -> Option<ElfAddress> {
+    let table = image
+        .sections()
+        .iter()
+        .find(|section| section.kind == elf::SHT_DYNSYM.0)?;
+    let mut found = None;
+    let outcome = visit_table(image, table, |symbol| {
+        if symbol.name == name && !symbol.indirect {
+            found = Some(symbol.address);
+        }
+    });
+    outcome.ok().and(found).filter(|address| image.is_code(*address))
+}
+
+fn visit_table(image: &ElfImage, table: &Section, mut visit: impl FnMut(Symbol<'_>)) -> Result<(), String> {
+    let strings = image.sections().get(table.link as usize).ok_or("no string table")?;
+    let strings = image
+        .section_bytes(strings, MAX_STRINGS)
+        .map_err(|error| error.to_string())?;
+    let size = size_of::<Sym64<LE>>() as u64;
+    let count = table.size / size;
+    if count > MAX_SYMBOLS {
+        return Err(format!("{count} symbols are more than {MAX_SYMBOLS}"));
+    }
+    let mut first = 0;
+    while first < count {
+        let chunk = CHUNK.min(count - first);
+        let offset = table
+            .offset
+            .0
+            .checked_add(first * size)
+            .ok_or("position out of range")?;
+        let bytes = image
+            .read(FileOffset(offset), chunk * size, CHUNK * size, "symbols")
+            .map_err(|e| e.to_string())?;
+        let (symbols, _) = slice_from_bytes::<Sym64<LE>>(&bytes, chunk as usize).map_err(|()| "misaligned symbols")?;
+        for symbol in symbols {
+            let kind = symbol.st_type();
+            let is_function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC || kind == elf::STT_NOTYPE;
+            let address = symbol.st_value.get(LE);
+            if !is_function || symbol.st_shndx.get(LE).0 == 0 || address == 0 {
+                continue;
+            }
+            let Some(rest) = strings.get(symbol.st_name.get(LE) as usize..) else {
+                continue;
+            };
+            let Some(end) = rest.iter().position(|byte| *byte == 0) else {
+                continue;
+            };
+            visit(Symbol {
+                name: &rest[..end],
+                address: ElfAddress(address),
+                size: symbol.st_size.get(LE),
+                indirect: kind == elf::STT_GNU_IFUNC,
+            });
+        }
+        first += chunk;
+    }
+    Ok(())
+}
+
+/// Unpacks the ELF image inside `.gnu_debugdata`, bounded in memory and output.
+fn unpack(image: &ElfImage, section: &Section) -> Result<ElfImage, String> {
+    let packed = image
+        .section_bytes(section, MAX_COMPRESSED)
+        .map_err(|error| error.to_string())?;
+    let stream = xz2::stream::Stream::new_stream_decoder(XZ_MEMORY, 0).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    xz2::read::XzDecoder::new_stream(packed.as_slice(), stream)
+        .take(MAX_DEBUGDATA + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("failed to decompress: {error}"))?;
+    if bytes.len() as u64 > MAX_DEBUGDATA {
+        return Err(format!("decompresses to more than {MAX_DEBUGDATA} bytes"));
+    }
+    ElfImage::new(Box::new(bytes)).map_err(|error| error.to_string())
+}

@@ -1,0 +1,223 @@
+//! Which probes a process needs, and where each stands.
+//!
+//! Made from a [`Detection`] and what the kernel can do; attaching is `bpf`'s work. Invariant: a function that can throw
+//! never gets a probe that replaces its return address.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use leaktrace_common::signature::{Op, Signature};
+
+use crate::allocator::detect::{Detection, Hook};
+use crate::allocator::inspect::ProcessFile;
+use crate::model::{BuildId, ElfAddress, FileOffset};
+use crate::probe::returns::{self, ReturnSites, ReturnsError};
+use crate::probe::site::{self, Demand, Site, SiteError};
+use crate::proc::maps::FileId;
+
+/// Most files of which sites are remembered.
+const MAX_CACHED: usize = 65_536;
+
+/// What decides how probes can be placed on this kernel, for one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Features {
+    /// A uretprobe would get the target killed: it has a seccomp filter, and the kernel is 6.11 to 6.13.
+    pub uretprobes_kill: bool,
+    /// The kernel emulates long NOPs (Linux 6.16 and later).
+    pub long_nops: bool,
+}
+
+/// How the end of a call is seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReturnProbe {
+    /// It need not be: the call gives back memory.
+    None,
+    /// A uretprobe, or the return half of a session.
+    FunctionReturn,
+    /// Probes on these return instructions. They fire for other functions too that share the instruction, and a call may
+    /// end without passing one (by an exception, or a way out that could not be followed): the entry's stack pointer tells.
+    Instructions(Vec<FileOffset>),
+}
+
+/// One hooked function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedProbe {
+    /// Its most basic name.
+    pub symbol: String,
+    /// Other names of the same function.
+    pub aliases: Vec<String>,
+    /// How to read its arguments.
+    pub signature: Signature,
+    /// Where the function begins.
+    pub function: ElfAddress,
+    /// Where the entry probe stands.
+    pub entry: Site,
+    /// How the return is seen.
+    pub ret: ReturnProbe,
+    /// Why the function is hooked, and why its return is seen that way.
+    pub reason: String,
+}
+
+/// The probes of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePlan {
+    /// Device and inode.
+    pub file: FileId,
+    /// Path as the process sees it.
+    pub path: PathBuf,
+    /// Path by which probes can be attached from here.
+    pub access_path: PathBuf,
+    /// In order of address.
+    pub probes: Vec<PlannedProbe>,
+}
+
+/// A function that should be hooked and cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its most basic name.
+    pub symbol: String,
+    /// The file that defines it.
+    pub path: PathBuf,
+    /// Why not.
+    pub reason: String,
+}
+
+/// The probes of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Files with at least one probe.
+    pub files: Vec<FilePlan>,
+    /// What had to be left out: allocations of these are not seen.
+    pub refused: Vec<Refused>,
+}
+
+impl Plan {
+    /// All probes with their file.
+    pub fn probes(&self) -> impl Iterator<Item = (&FilePlan, &PlannedProbe)> {
+        self.files
+            .iter()
+            .flat_map(|file| file.probes.iter().map(move |probe| (file, probe)))
+    }
+}
+
+/// Identity of a file's code: the build, or the file itself where no build ID tells.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum CodeKey {
+    Build(BuildId, u64),
+    File(FileId, u64),
+}
+
+/// Makes plans, and decodes each build only once.
+#[derive(Debug, Default)]
+pub struct Planner {
+    sites: HashMap<(CodeKey, ElfAddress, Demand), Result<Site, SiteError>>,
+}
+
+impl Planner {
+    /// Nothing is decoded yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The plan for a process. `files` are those that the detection was made from.
+    pub fn plan(&mut self, detection: &Detection, files: &[ProcessFile], features: Features) -> Plan {
+        let hooked: HashSet<&[u8]> = detection
+            .hooks
+            .iter()
+            .flat_map(|hook| hook.names.iter().map(String::as_bytes))
+            .collect();
+        let mut plan = Plan::default();
+        for hook in &detection.hooks {
+            let Some(file) = files.get(hook.file) else { continue };
+            match self.probe(hook, file, features, &hooked) {
+                Ok(probe) => match plan.files.last_mut().filter(|last| last.file == file.id) {
+                    Some(last) => last.probes.push(probe),
+                    None => plan.files.push(FilePlan {
+                        file: file.id,
+                        path: file.path.clone(),
+                        access_path: file.access_path.clone(),
+                        probes: vec![probe],
+                    }),
+                },
+                Err(reason) => {
+                    plan.refused.push(Refused {
+                        symbol: hook.names[0].clone(),
+                        path: file.path.clone(),
+                        reason,
+                    });
+                }
+            }
+        }
+        plan
+    }
+
+    fn probe(
+        &mut self,
+        hook: &Hook,
+        file: &ProcessFile,
+        features: Features,
+        hooked: &HashSet<&[u8]>,
+    ) -> Result<PlannedProbe, String> {
+        let image = &file.inspected.image;
+        let (ret, how) = if hook.signature.op() == Op::Free as u8 {
+            (ReturnProbe::None, None)
+        } else if hook.can_throw || features.uretprobes_kill {
+            let why = if hook.can_throw {
+                "it can throw"
+            } else {
+                "a uretprobe would get this target killed"
+            };
+            let found: Result<ReturnSites, ReturnsError> =
+                returns::find(image, hook.address, |name| hooked.contains(name));
+            let found = found.map_err(|error| format!("{why}, and its returns cannot be probed: {error}"))?;
+            let mut how = format!("{why}: {} return instructions", found.offsets.len());
+            if !found.leaves_to.is_empty() {
+                how.push_str(&format!(", or the returns of {}", found.leaves_to.join(", ")));
+            }
+            if let Some(way) = &found.incomplete {
+                how.push_str(&format!(" (not all: {way})"));
+            }
+            (ReturnProbe::Instructions(found.offsets), Some(how))
+        } else {
+            (ReturnProbe::FunctionReturn, None)
+        };
+        let demand = Demand {
+            signature: hook.signature,
+            // Also for probes on return instructions: they recognise their call by the entry's stack pointer.
+            return_probe: ret != ReturnProbe::None,
+            long_nops: features.long_nops,
+        };
+        let entry = self
+            .site(file, hook.address, demand)
+            .map_err(|error| error.to_string())?;
+        Ok(PlannedProbe {
+            symbol: hook.names[0].clone(),
+            aliases: hook.names[1..].to_vec(),
+            signature: hook.signature,
+            function: hook.address,
+            entry,
+            ret,
+            reason: [Some(hook.reason.clone()), how]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; "),
+        })
+    }
+
+    fn site(&mut self, file: &ProcessFile, function: ElfAddress, demand: Demand) -> Result<Site, SiteError> {
+        let image = &file.inspected.image;
+        let key = match image.build_id() {
+            Some(id) => CodeKey::Build(id.clone(), image.file_len()),
+            None => CodeKey::File(file.id, image.file_len()),
+        };
+        // A full cache begins anew: sites are cheap to find again, memory is not unbounded.
+        if self.sites.len() >= MAX_CACHED {
+            self.sites.clear();
+        }
+        self.sites
+            .entry((key, function, demand))
+            .or_insert_with(|| site::choose(image, function, demand))
+            .clone()
+    }
+}

@@ -1,0 +1,31 @@
+//! Probes that do nothing, at the places that a recording would choose: what the probes cost by themselves.
+
+use std::time::Duration;
+
+use super::{
+    recording::RecordError,
+    survey::Surveyor,
+    tracer::{self, Settings, TraceError},
+};
+use crate::bpf::kernel::Kernel;
+
+/// Attaches to a process and waits, or until standard input ends.
+pub fn hold(pid: u32, entry_only: bool, duration: Duration) -> Result<(), RecordError> {
+    let survey = Surveyor::new().survey(pid)?;
+    let settings = Settings {
+        sample_interval: 0,
+        min_size: 0,
+        track_mmap: false,
+        ring_bytes: 4096,
+    };
+    let mut parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), &settings))?;
+    let wanted = tracer::wanted(&survey, &Default::default());
+    let probes: Vec<_> = wanted.iter().map(tracer::Wanted::probe).collect();
+    let links = parts
+        .kernel
+        .attach_bare(&probes, Some(pid), entry_only)
+        .map_err(TraceError::from)?;
+    eprintln!("tracing pid {pid} with {} bare probes", links.len());
+    std::thread::sleep(duration);
+    Ok(())
+}

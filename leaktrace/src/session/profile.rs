@@ -1,0 +1,389 @@
+//! From a ledger to a profile: addresses get names here, at the end, and not while events arrive.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::SystemTime,
+};
+
+use leaktrace_common::reason::{Counter, WalkEnd};
+
+use super::tracer::Traced;
+use crate::{
+    ledger::{Kind, Ledger, Notes, Row},
+    model::ProcessAddress,
+    report::{
+        builder::{FrameLine, ProfileBuilder},
+        loss::Losses,
+        profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel},
+    },
+    symbolize::{Addresses, Frame, SymbolSource, Symbolizer},
+};
+
+/// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them.
+const DROP_FRAMES: &str = "(operator new(\\[\\])?\\(.*|__rust_(alloc|alloc_zeroed|realloc)|__rdl_(alloc|alloc_zeroed|realloc)|\
+                           __rust_alloc_error_handler.*|alloc::alloc::(alloc|alloc_zeroed|realloc|Global::.*)|\
+                           <alloc::alloc::Global as .*)";
+
+/// What a recording knows besides its ledgers.
+pub struct Context {
+    /// Mean bytes between samples; 0 in exact mode.
+    pub sample_interval: u64,
+    /// Smallest allocation taken.
+    pub min_size: u64,
+    /// When tracing began.
+    pub attached: SystemTime,
+    /// How long it lasted.
+    pub duration: std::time::Duration,
+    /// The kernel side's counters.
+    pub counters: [u64; Counter::COUNT],
+    /// Records that could not be decoded.
+    pub undecodable: u64,
+}
+
+/// A process to report on.
+pub struct Subject<'a> {
+    /// Where its code is.
+    pub traced: &'a Traced,
+    /// What it holds.
+    pub ledger: &'a Ledger,
+    /// The moment of the snapshot, in the ledger's time.
+    pub now: u32,
+}
+
+/// Makes one profile of one or more processes; with more than one, samples carry the label `pid`.
+pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolizer) -> Profile {
+    let mut builder = ProfileBuilder::heap();
+    let mut notes = Notes::default();
+    let mut truncated = BTreeMap::new();
+    for subject in subjects {
+        let label = (subjects.len() > 1).then_some(subject.traced.key.pid);
+        add_process(&mut builder, subject, label, symbolizer, &mut truncated);
+        add_notes(&mut notes, subject.ledger.notes());
+    }
+    let losses = losses(context, &notes, &truncated);
+    let profile = builder.profile_mut();
+    profile.period = context.sample_interval.max(1) as i64;
+    profile.time_nanos = nanos(
+        context
+            .attached
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    );
+    profile.duration_nanos = nanos(context.duration);
+    profile.drop_frames = DROP_FRAMES.to_owned();
+    profile.comments = comments(subjects, context, &notes);
+    profile.metadata = Metadata {
+        comm: subjects
+            .first()
+            .map(|subject| subject.traced.comm.clone())
+            .unwrap_or_default(),
+        pid: subjects.first().map(|subject| subject.traced.key.pid),
+        mode: if context.sample_interval == 0 {
+            "exact"
+        } else {
+            "sampled"
+        }
+        .to_owned(),
+        losses,
+    };
+    builder.finish()
+}
+
+fn nanos(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn add_notes(sum: &mut Notes, notes: Notes) {
+    sum.events += notes.events;
+    sum.unknown_frees += notes.unknown_frees;
+    sum.missed_frees += notes.missed_frees;
+    sum.unknown_stacks += notes.unknown_stacks;
+    sum.truncated_stacks += notes.truncated_stacks;
+    sum.forks += notes.forks;
+    sum.execs += notes.execs;
+}
+
+/// A return address points behind its call; the call is what is looked up and shown.
+fn call_address(address: ProcessAddress) -> ProcessAddress {
+    ProcessAddress(address.0.saturating_sub(1))
+}
+
+/// Names of addresses, by file and address in it.
+type Names = HashMap<(usize, u64), Vec<Frame>>;
+
+fn add_process(
+    builder: &mut ProfileBuilder,
+    subject: &Subject<'_>,
+    pid: Option<u32>,
+    symbolizer: &Symbolizer,
+    truncated: &mut BTreeMap<WalkEnd, f64>,
+) {
+    let snapshot = subject.ledger.snapshot(subject.now);
+    let names = symbolize(subject.traced, &snapshot.rows, symbolizer);
+    let mappings = intern_mappings(builder, subject.traced);
+    let mut locations: HashMap<u64, LocationId> = HashMap::new();
+    for row in &snapshot.rows {
+        if row.end != WalkEnd::Bottom {
+            *truncated.entry(row.end).or_default() += row.allocated.objects;
+        }
+        let mut stack: Vec<LocationId> = row
+            .frames
+            .iter()
+            .map(|address| {
+                let address = call_address(*address);
+                *locations
+                    .entry(address.0)
+                    .or_insert_with(|| location(builder, subject.traced, &mappings, &names, address))
+            })
+            .collect();
+        if stack.is_empty() {
+            let line = FrameLine {
+                function: "[stack not recorded]",
+                placeholder: true,
+                ..FrameLine::default()
+            };
+            stack.push(builder.location(None, 0, &[line]));
+        }
+        add_row(builder, row, stack, pid);
+    }
+}
+
+fn add_row(builder: &mut ProfileBuilder, row: &Row<'_>, stack: Vec<LocationId>, pid: Option<u32>) {
+    let whole = |value: f64| value.round() as i64;
+    let values = [
+        whole(row.allocated.objects),
+        whole(row.allocated.bytes),
+        whole(row.live.objects),
+        whole(row.live.bytes),
+    ];
+    let heap = match row.kind {
+        Kind::Native => "native",
+        Kind::Mapping => "mmap",
+    };
+    let labels = vec![TextLabel {
+        key: "heap".to_owned(),
+        value: heap.to_owned(),
+    }];
+    let mean_size = if row.allocated.objects > 0.0 {
+        row.allocated.bytes / row.allocated.objects
+    } else {
+        0.0
+    };
+    let mut numbers = vec![NumericLabel {
+        key: "bytes".to_owned(),
+        value: whole(mean_size),
+        unit: "bytes".to_owned(),
+    }];
+    if let Some(pid) = pid {
+        numbers.push(NumericLabel {
+            key: "pid".to_owned(),
+            value: pid.into(),
+            unit: String::new(),
+        });
+    }
+    builder.sample(stack, &values, labels, numbers);
+}
+
+fn symbolize(traced: &Traced, rows: &[Row<'_>], symbolizer: &Symbolizer) -> Names {
+    let mut wanted: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
+    for address in rows.iter().flat_map(|row| row.frames) {
+        if let Some((span, address)) = traced.space.find(call_address(*address)) {
+            wanted.entry(span.file).or_default().insert(address.0);
+        }
+    }
+    let mut names = Names::new();
+    for (index, addresses) in wanted {
+        let file = &traced.files[index];
+        let addresses: Vec<u64> = addresses.into_iter().collect();
+        let path = file.path.to_string_lossy();
+        let source = SymbolSource::File {
+            file: &file.file,
+            path: &path,
+        };
+        let frames = symbolizer.symbolize(&source, Addresses::Elf(&addresses));
+        names.extend(addresses.into_iter().map(|address| (index, address)).zip(frames));
+    }
+    names
+}
+
+/// Interns the process's mappings, the executable's first, and returns their ids by first address.
+fn intern_mappings(builder: &mut ProfileBuilder, traced: &Traced) -> HashMap<u64, crate::report::profile::MappingId> {
+    let mut spans: Vec<_> = traced.space.iter().collect();
+    spans.sort_by_key(|span| (span.file, span.start));
+    spans
+        .into_iter()
+        .map(|span| {
+            let file = &traced.files[span.file];
+            let mapping = Mapping {
+                start: span.start,
+                limit: span.end,
+                offset: span.offset,
+                file: file.path.to_string_lossy().into_owned(),
+                build_id: file.build_id().map(ToString::to_string).unwrap_or_default(),
+                ..Mapping::default()
+            };
+            (span.start, builder.mapping(mapping))
+        })
+        .collect()
+}
+
+fn location(
+    builder: &mut ProfileBuilder,
+    traced: &Traced,
+    mappings: &HashMap<u64, crate::report::profile::MappingId>,
+    names: &Names,
+    address: ProcessAddress,
+) -> LocationId {
+    let Some((span, elf_address)) = traced.space.find(address) else {
+        let name = format!("[unknown]+{address}");
+        let line = FrameLine {
+            function: &name,
+            placeholder: true,
+            ..FrameLine::default()
+        };
+        return builder.location(None, address.0, &[line]);
+    };
+    let mapping = mappings.get(&span.start).copied();
+    let frames = names.get(&(span.file, elf_address.0)).map_or(&[][..], Vec::as_slice);
+    let lines: Vec<FrameLine<'_>> = frames
+        .iter()
+        .map(|frame| FrameLine {
+            function: &frame.function,
+            system_name: &frame.system_name,
+            file: &frame.file,
+            line: frame.line,
+            column: frame.column,
+            start_line: frame.start_line,
+            placeholder: frame.placeholder,
+        })
+        .collect();
+    builder.location(mapping, address.0, &lines)
+}
+
+fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
+    let count = |counter: Counter| context.counters[counter as usize];
+    let mut losses = Losses::new();
+    let entries = [
+        (
+            "alloc_lost",
+            count(Counter::AllocLost),
+            "allocations missing from this profile: the ring buffer was full",
+        ),
+        (
+            "alloc_bytes_lost",
+            count(Counter::AllocBytesLost),
+            "requested bytes of those",
+        ),
+        (
+            "free_lost",
+            count(Counter::FreeLost),
+            "frees missed: as many blocks may be shown that are freed",
+        ),
+        (
+            "thread_table_full",
+            count(Counter::ThreadTableFull),
+            "calls not seen: too many threads",
+        ),
+        (
+            "sampled_set_full",
+            count(Counter::SampledSetFull),
+            "samples not taken: too many outstanding",
+        ),
+        (
+            "return_missed",
+            count(Counter::ReturnMissed),
+            "calls that were entered and never returned",
+        ),
+        (
+            "result_unreadable",
+            count(Counter::ResultUnreadable),
+            "allocations whose address could not be read",
+        ),
+        (
+            "mapping_lost",
+            count(Counter::MappingLost),
+            "mmap, munmap or mremap calls missed",
+        ),
+        (
+            "notice_lost",
+            count(Counter::NoticeLost),
+            "notices of new code or processes missed",
+        ),
+        (
+            "missed_free",
+            notes.missed_frees,
+            "blocks whose address was allocated again without a free; repaired",
+        ),
+        (
+            "unknown_stack",
+            notes.unknown_stacks,
+            "allocations whose stack is not known",
+        ),
+        (
+            "truncated_stack",
+            notes.truncated_stacks,
+            "allocations whose stack is incomplete",
+        ),
+        ("undecodable", context.undecodable, "records that could not be decoded"),
+    ];
+    for (name, count, meaning) in entries {
+        if count != 0 {
+            losses.add(name, count, meaning);
+        }
+    }
+    for (end, objects) in truncated {
+        let (name, meaning) = match end {
+            WalkEnd::Bottom => continue,
+            WalkEnd::NoMapping => ("truncated_no_mapping", "stacks cut at an address outside known code"),
+            WalkEnd::NoRule => ("truncated_no_rule", "stacks cut at code without an unwind rule"),
+            WalkEnd::UnreadableStack => ("truncated_unreadable", "stacks cut at memory that could not be read"),
+            WalkEnd::TooDeep => ("truncated_too_deep", "stacks cut at 127 frames"),
+            WalkEnd::NotProgressing => ("truncated_not_progressing", "stacks cut at a frame that leads nowhere"),
+        };
+        losses.add(name, objects.round() as u64, meaning);
+    }
+    losses
+}
+
+fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
+    let mut comments = vec![match context.sample_interval {
+        0 => "mode: exact".to_owned(),
+        interval => format!("mode: sampled, one sample per {interval} bytes on average, scaled"),
+    }];
+    if context.min_size > 0 {
+        comments.push(format!("allocations below {} bytes are not included", context.min_size));
+    }
+    comments.push("memory allocated before tracing began is not included".to_owned());
+    let count = |counter: Counter| context.counters[counter as usize];
+    comments.push(format!(
+        "events: {}; frees of memory from before tracing began: {}; frees told late: {}; nested calls: {}; failed allocations: {}",
+        notes.events,
+        notes.unknown_frees,
+        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred),
+        count(Counter::Nested),
+        count(Counter::AllocFailed)
+    ));
+    if notes.forks > 0 {
+        comments.push(format!(
+            "the process had {} children, which were not traced",
+            notes.forks
+        ));
+    }
+    if notes.execs > 0 {
+        comments.push(format!(
+            "the process ran {} other programs before this one",
+            notes.execs
+        ));
+    }
+    for subject in subjects {
+        for refused in &subject.traced.plan.refused {
+            comments.push(format!(
+                "not hooked: {} in {}: {}",
+                refused.symbol,
+                refused.path.display(),
+                refused.reason
+            ));
+        }
+    }
+    comments
+}

@@ -1,0 +1,270 @@
+//! The thread that reads records and applies them to the ledgers.
+//!
+//! Frees that did not fit into the ring come from a set beside it, each with its position in the stream. They are put
+//! back into their place like this: a batch of records is copied off the ring first, the set is read then, and only
+//! then is the batch applied, with each free before the first record behind its position. A later allocation at the same
+//! address can be in the batch only if the free was in the set by the time it was read, so none is applied too late.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use leaktrace_common::reason::Counter;
+
+use crate::{
+    bpf::{counters::Counters, deferred::DeferredFrees, ring::Ring},
+    event::{self, Event},
+    ledger::Ledger,
+    model::ProcessAddress,
+};
+
+/// Records copied off the ring at once.
+const BATCH: usize = 16 * 1024;
+/// How long the reader sleeps while records come; at a million events of 48 bytes a second, half a megabyte passes.
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+/// How long it sleeps while none come.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// How often the figures for the progress line are brought up to date.
+const FIGURES_INTERVAL: Duration = Duration::from_millis(200);
+/// Deferred frees taken out of the set at once.
+const DEFERRED_BATCH: usize = 1 << 20;
+
+/// Something that the session has to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A process mapped code.
+    CodeMapped(u32),
+    /// A process runs another program.
+    Exec(u32),
+}
+
+/// Figures that others may read at any time.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Records applied.
+    pub events: AtomicU64,
+    /// Outstanding bytes over all processes.
+    pub live_bytes: AtomicU64,
+    /// Allocations lost.
+    pub lost: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// What the thread leaves.
+pub struct Outcome {
+    /// Ledgers by pid.
+    pub ledgers: HashMap<u32, Ledger>,
+    /// Hundredths of a second since the beginning: the time that ages refer to.
+    pub now: u32,
+    /// The kernel side's counters.
+    pub counters: [u64; Counter::COUNT],
+    /// Records that could not be decoded.
+    pub undecodable: u64,
+}
+
+/// The running thread.
+pub struct Pump {
+    figures: Arc<Figures>,
+    thread: JoinHandle<Outcome>,
+}
+
+impl Pump {
+    /// Starts the thread. Notices go to `notices`.
+    pub fn start(
+        ring: Ring,
+        deferred: DeferredFrees,
+        counters: Counters,
+        notices: mpsc::Sender<Notice>,
+    ) -> std::io::Result<Self> {
+        let figures = Arc::new(Figures::default());
+        let mut state = State {
+            ring,
+            deferred,
+            counters,
+            notices,
+            figures: Arc::clone(&figures),
+            started: Instant::now(),
+            batch: Batch::default(),
+            waiting: BinaryHeap::new(),
+            deferred_seen: 0,
+            ledgers: HashMap::new(),
+            undecodable: 0,
+            events: 0,
+        };
+        let thread = thread::Builder::new().name("pump".to_owned()).spawn(move || {
+            state.run();
+            state.finish()
+        })?;
+        Ok(Self { figures, thread })
+    }
+
+    /// Figures for the progress line.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Reads what is left and hands the ledgers over. To be called when nothing is attached any more.
+    ///
+    /// # Panics
+    /// If the thread did.
+    pub fn stop(self) -> Outcome {
+        self.figures.stop.store(true, Ordering::Release);
+        match self.thread.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// Records copied off the ring: their bytes, and for each its position and end.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    records: Vec<(u64, u32)>,
+}
+
+impl Batch {
+    fn fill(&mut self, ring: &mut Ring) -> usize {
+        self.bytes.clear();
+        self.records.clear();
+        ring.drain(BATCH, |position, record| {
+            self.bytes.extend_from_slice(record);
+            self.records.push((position, self.bytes.len() as u32));
+        })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut start = 0;
+        self.records.iter().map(move |(position, end)| {
+            let record = &self.bytes[start..*end as usize];
+            start = *end as usize;
+            (*position, record)
+        })
+    }
+}
+
+struct State {
+    ring: Ring,
+    deferred: DeferredFrees,
+    counters: Counters,
+    notices: mpsc::Sender<Notice>,
+    figures: Arc<Figures>,
+    started: Instant,
+    batch: Batch,
+    /// Deferred frees whose position is not reached: (position, pid, address), earliest first.
+    waiting: BinaryHeap<Reverse<(u64, u32, u64)>>,
+    /// Deferrals counted by the kernel side when the set was last read.
+    deferred_seen: u64,
+    ledgers: HashMap<u32, Ledger>,
+    undecodable: u64,
+    events: u64,
+}
+
+impl State {
+    fn run(&mut self) {
+        let mut figures_at = Instant::now();
+        let mut quiet = 0;
+        while !self.figures.stop.load(Ordering::Acquire) {
+            let count = self.turn();
+            if figures_at.elapsed() >= FIGURES_INTERVAL {
+                figures_at = Instant::now();
+                self.publish();
+            }
+            quiet = if count == 0 { quiet + 1 } else { 0 };
+            if count < BATCH {
+                self.ring.wait(if quiet > 20 { IDLE_WAIT } else { BUSY_WAIT });
+            }
+        }
+    }
+
+    /// One batch. Returns how many records there were.
+    fn turn(&mut self) -> usize {
+        let count = self.batch.fill(&mut self.ring);
+        self.read_deferred();
+        let now = self.now();
+        let batch = std::mem::take(&mut self.batch);
+        for (position, record) in batch.iter() {
+            self.apply_deferred(position);
+            match event::decode(record) {
+                Some((pid, event)) => self.apply(pid, event, now),
+                None => self.undecodable += 1,
+            }
+        }
+        self.batch = batch;
+        self.events += count as u64;
+        count
+    }
+
+    fn apply(&mut self, pid: u32, event: Event<'_>, now: u32) {
+        match event {
+            Event::CodeMapped => drop(self.notices.send(Notice::CodeMapped(pid))),
+            Event::Exec => drop(self.notices.send(Notice::Exec(pid))),
+            _ => {}
+        }
+        self.ledgers.entry(pid).or_default().apply(event, now);
+    }
+
+    fn read_deferred(&mut self) {
+        let counters = self.counters.read();
+        let count = counters[Counter::FreeDeferred as usize] + counters[Counter::ReallocBeginDeferred as usize];
+        if count == self.deferred_seen {
+            return;
+        }
+        self.deferred_seen = count;
+        let frees = self.deferred.take(DEFERRED_BATCH);
+        self.waiting.extend(
+            frees
+                .into_iter()
+                .map(|free| Reverse((free.position, free.pid, free.address))),
+        );
+    }
+
+    /// Applies the frees that happened before the record at `position`.
+    fn apply_deferred(&mut self, position: u64) {
+        while let Some(Reverse((at, pid, address))) = self.waiting.peek().copied()
+            && at <= position
+        {
+            self.waiting.pop();
+            self.ledgers.entry(pid).or_default().free(ProcessAddress(address));
+        }
+    }
+
+    fn now(&self) -> u32 {
+        (self.started.elapsed().as_millis() / 10).min(u128::from(u32::MAX)) as u32
+    }
+
+    fn publish(&mut self) {
+        let now = self.now();
+        let mut live = 0.0;
+        for ledger in self.ledgers.values_mut() {
+            ledger.note_history(now);
+            live += ledger.live_bytes();
+        }
+        self.figures.events.store(self.events, Ordering::Relaxed);
+        self.figures.live_bytes.store(live as u64, Ordering::Relaxed);
+        self.figures
+            .lost
+            .store(self.counters.read()[Counter::AllocLost as usize], Ordering::Relaxed);
+    }
+
+    fn finish(mut self) -> Outcome {
+        while self.turn() > 0 {}
+        self.read_deferred();
+        self.apply_deferred(u64::MAX);
+        self.publish();
+        Outcome {
+            now: self.now(),
+            counters: self.counters.read(),
+            ledgers: self.ledgers,
+            undecodable: self.undecodable,
+        }
+    }
+}

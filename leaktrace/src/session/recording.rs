@@ -1,0 +1,253 @@
+//! One recording from start to end: survey, load, attach, follow, detach, profile.
+
+use std::{
+    ffi::OsString,
+    process::Child,
+    sync::mpsc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    launch::{Held, LaunchError},
+    profile::{Context, Subject},
+    pump::{Figures, Notice, Outcome, Pump},
+    survey::{Survey, Surveyor},
+    tracer::{self, Settings, TraceError, Traced, Tracer},
+};
+use crate::{
+    allocator::detect::DetectError,
+    bpf::kernel::{Kernel, LoadError},
+    model::ProcessKey,
+    proc::{ProcError, identity},
+    report::profile::Profile,
+    symbolize::Symbolizer,
+};
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Running processes.
+    Processes(Vec<u32>),
+    /// A command to start.
+    Command(Vec<OsString>),
+}
+
+/// Why a recording could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A process could not be looked at.
+    #[error(transparent)]
+    Process(#[from] ProcError),
+    /// Nothing to probe.
+    #[error("failed to trace pid {pid}: {cause}")]
+    NoAllocator {
+        /// The process.
+        pid: u32,
+        /// Where was looked.
+        cause: DetectError,
+    },
+    /// The kernel side could not be set up.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A process could not be traced.
+    #[error(transparent)]
+    Trace(TraceError),
+    /// The command could not be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The process ended while it was being attached to.
+    #[error("the process with pid {0} exited while it was being attached to")]
+    Gone(u32),
+    /// A thread could not be started.
+    #[error("failed to start the reader thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl From<TraceError> for RecordError {
+    fn from(error: TraceError) -> Self {
+        match error {
+            TraceError::Process(error) => Self::Process(error),
+            TraceError::Load(error) => Self::Load(error),
+            error => Self::Trace(error),
+        }
+    }
+}
+
+/// A recording under way.
+pub struct Recording {
+    tracer: Tracer,
+    pump: Pump,
+    notices: mpsc::Receiver<Notice>,
+    settings: Settings,
+    pids: Vec<ProcessKey>,
+    child: Option<Child>,
+    started: Instant,
+    attached: SystemTime,
+}
+
+/// A recording that is over.
+pub struct Finished {
+    /// The processes, with their code.
+    pub processes: Vec<Traced>,
+    /// What the reader thread left.
+    pub outcome: Outcome,
+    /// What the profile has to tell besides.
+    pub context: Context,
+    /// The command, if one was started and still runs.
+    pub child: Option<Child>,
+}
+
+impl Recording {
+    /// Surveys the targets, loads the kernel side and attaches. On return everything is traced.
+    pub fn start(target: &Target, settings: Settings) -> Result<Self, RecordError> {
+        match target {
+            Target::Processes(pids) => Self::attach(pids, settings),
+            Target::Command(command) => Self::launch(command, settings),
+        }
+    }
+
+    fn attach(pids: &[u32], settings: Settings) -> Result<Self, RecordError> {
+        let mut surveyor = Surveyor::new();
+        let mut surveys = Vec::new();
+        for &pid in pids {
+            let survey = surveyor.survey(pid)?;
+            match survey.detection {
+                Err(cause) => return Err(RecordError::NoAllocator { pid, cause }),
+                Ok(_) => surveys.push(survey),
+            }
+        }
+        let mut recording = Self::load(surveyor, &surveys, settings)?;
+        for survey in surveys {
+            let key = survey.key();
+            recording.add(survey)?;
+            recording.pids.push(key);
+        }
+        Ok(recording)
+    }
+
+    fn launch(command: &[OsString], settings: Settings) -> Result<Self, RecordError> {
+        let held = Held::start(command)?;
+        let pid = held.pid();
+        let mut surveyor = Surveyor::new();
+        let survey = surveyor.survey(pid)?;
+        let key = survey.key();
+        let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings)?;
+        recording.add(survey)?;
+        recording.pids.push(key);
+        let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
+        recording.child = Some(child);
+        Ok(recording)
+    }
+
+    fn add(&mut self, survey: Survey) -> Result<(), RecordError> {
+        let pid = survey.key().pid;
+        match self.tracer.add(survey) {
+            Err(TraceError::Attach(error)) if error.is_gone() => Err(RecordError::Gone(pid)),
+            result => Ok(result?),
+        }
+    }
+
+    fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings) -> Result<Self, RecordError> {
+        let parts = Kernel::load(tracer::sizes(surveys, &settings))?;
+        let (sender, notices) = mpsc::channel();
+        let tracer = Tracer::new(parts.kernel, parts.arrays, surveyor, settings)?;
+        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        Ok(Self {
+            tracer,
+            pump,
+            notices,
+            settings,
+            pids: Vec::new(),
+            child: None,
+            started: Instant::now(),
+            attached: SystemTime::now(),
+        })
+    }
+
+    /// The processes being recorded.
+    pub fn processes(&self) -> impl Iterator<Item = &Traced> {
+        self.pids.iter().filter_map(|key| self.tracer.process(key.pid))
+    }
+
+    /// Figures for the progress line.
+    pub fn figures(&self) -> &Figures {
+        self.pump.figures()
+    }
+
+    /// How long it has lasted.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Acts on what the kernel side noticed: new code, new programs. To be called often.
+    pub fn follow(&mut self) {
+        let mut seen = Vec::new();
+        while let Ok(notice) = self.notices.try_recv() {
+            if !seen.contains(&notice) {
+                seen.push(notice);
+            }
+        }
+        for notice in seen {
+            let result = match notice {
+                Notice::CodeMapped(pid) => self.tracer.refresh(pid),
+                Notice::Exec(pid) => self.tracer.restart(pid),
+            };
+            if let Err(error) = result {
+                tracing::debug!("failed to follow {notice:?}: {error}");
+            }
+        }
+    }
+
+    /// Whether every process has ended (or the command, which then is waited for).
+    pub fn is_over(&mut self) -> bool {
+        if let Some(child) = &mut self.child
+            && let Ok(Some(_)) = child.try_wait()
+        {
+            self.child = None;
+            return true;
+        }
+        self.pids.iter().all(|key| match identity::read_stat(key.pid) {
+            Ok(stat) => stat.key != *key || matches!(stat.state, 'Z' | 'X' | 'x'),
+            Err(_) => true,
+        })
+    }
+
+    /// Detaches, reads what is left and hands everything over.
+    pub fn finish(mut self) -> Finished {
+        let duration = self.started.elapsed();
+        let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
+        let outcome = self.pump.stop();
+        let context = Context {
+            sample_interval: self.settings.sample_interval,
+            min_size: self.settings.min_size,
+            attached: self.attached,
+            duration,
+            counters: outcome.counters,
+            undecodable: outcome.undecodable,
+        };
+        Finished {
+            processes,
+            outcome,
+            context,
+            child: self.child,
+        }
+    }
+}
+
+impl Finished {
+    /// One profile of all processes, or of one of them.
+    pub fn profile(&self, only: Option<u32>, symbolizer: &Symbolizer) -> Profile {
+        let empty = crate::ledger::Ledger::new();
+        let subjects: Vec<Subject<'_>> = self
+            .processes
+            .iter()
+            .filter(|traced| only.is_none_or(|pid| pid == traced.key.pid))
+            .map(|traced| Subject {
+                traced,
+                ledger: self.outcome.ledgers.get(&traced.key.pid).unwrap_or(&empty),
+                now: self.outcome.now,
+            })
+            .collect();
+        super::profile::build(&subjects, &self.context, symbolizer)
+    }
+}
