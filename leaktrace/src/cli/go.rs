@@ -9,9 +9,11 @@ use clap::{Args, Subcommand};
 use crate::report::unit::{Scale, label};
 use crate::runtime::go::{GoError, GoProcess};
 
+mod census;
 mod gc;
 mod goroutines;
 mod heap;
+mod objects;
 mod pause;
 
 /// Arguments of `leaktrace go`.
@@ -29,6 +31,10 @@ enum GoCommand {
     Goroutines(goroutines::GoroutinesArgs),
     /// Follow the garbage collector.
     Gc(gc::GcArgs),
+    /// Count objects, spans and stacks, and say where resident memory goes.
+    Census(census::CensusArgs),
+    /// Sampled live objects by allocation site, with their ages.
+    Objects(objects::ObjectsArgs),
 }
 
 /// The process to read.
@@ -55,6 +61,8 @@ impl GoArgs {
             GoCommand::Heap(args) => heap::run(args),
             GoCommand::Goroutines(args) => goroutines::run(args),
             GoCommand::Gc(args) => gc::run(args),
+            GoCommand::Census(args) => census::run(args),
+            GoCommand::Objects(args) => objects::run(args),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! found torn.
 
 pub mod buildinfo;
+pub mod census;
 pub mod check;
 pub mod clock;
 pub mod dump;
@@ -21,10 +22,13 @@ pub mod leaks;
 pub mod locate;
 pub mod memory;
 pub mod module;
+pub mod objects;
 pub mod offsets;
 pub mod process;
 pub mod profile;
 pub mod rate;
+pub mod residency;
+pub mod spans;
 pub mod stacks;
 pub mod version;
 

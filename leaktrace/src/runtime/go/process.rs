@@ -17,6 +17,7 @@ use super::locate::{self, Globals};
 use super::memory::{Target, word};
 use super::module::{self, Module};
 use super::offsets::{self, Layout};
+use super::spans::{self, ObjectSnapshot, SpanError, SpanSnapshot};
 use super::version::GoVersion;
 use crate::model::ProcessKey;
 use crate::proc::memory::{AT_ENTRY, AuxVector, MemoryReader, ProcessMemory};
@@ -205,6 +206,26 @@ impl<M: MemoryReader> GoProcess<M> {
         let (layout, _) = self.layout(Area::Goroutines)?;
         let table = self.table();
         goroutines::read(&self.memory, &self.globals, layout, table).map_err(|error| self.goroutine_error(error))
+    }
+
+    /// All spans now.
+    pub fn spans(&self) -> Result<SpanSnapshot, GoError> {
+        let (layout, _) = self.layout(Area::Spans)?;
+        spans::read(&self.memory, &self.globals, layout).map_err(|error| self.span_error(error))
+    }
+
+    /// The sampled objects on these spans, by the buckets of this heap.
+    pub fn objects(&self, spans: &SpanSnapshot, heap: &HeapSnapshot) -> Result<ObjectSnapshot, GoError> {
+        let (layout, _) = self.layout(Area::Spans)?;
+        let buckets = heap.buckets.iter().map(|bucket| bucket.address).collect();
+        spans::read_objects(&self.memory, layout, spans, &buckets).map_err(|error| self.span_error(error))
+    }
+
+    fn span_error(&self, error: SpanError) -> GoError {
+        match error {
+            SpanError::List(what) => GoError::Corrupt { pid: self.pid(), area: Area::Spans, what },
+            SpanError::Memory(source) => GoError::memory(self.pid(), source),
+        }
     }
 
     /// What a goroutine does, or why it waits: `chan receive`, `IO wait`, `running`.
