@@ -106,6 +106,21 @@ pub struct Frame<'t> {
     pub inlined: bool,
 }
 
+impl Frame<'_> {
+    /// The name as Go shows it: `[...]` for type arguments.
+    pub fn display(&self) -> Cow<'_, str> {
+        without_type_arguments(&self.function)
+    }
+}
+
+/// `main.(*List[...]).Push` for `main.(*List[go.shape.int]).Push`, as tracebacks and profiles show generic functions.
+pub fn without_type_arguments(name: &str) -> Cow<'_, str> {
+    match (name.find('['), name.rfind(']')) {
+        (Some(open), Some(close)) if open < close => format!("{}[...]{}", &name[..open], &name[close + 1..]).into(),
+        _ => name.into(),
+    }
+}
+
 /// A parsed table. Cheap to clone.
 #[derive(Clone)]
 pub struct PclnTable {

@@ -8,7 +8,7 @@ use leaktrace::runtime::go::heap::View;
 use leaktrace::runtime::go::stacks::Symbolizer;
 use leaktrace::runtime::go::{GoProcess, profile};
 
-use super::support::{Truth, everywhere};
+use super::support::{Truth, assert_same, everywhere};
 
 /// A bucket: in use, allocated (objects and bytes each), return addresses, visible frames.
 type Record = ([u64; 4], Vec<u64>, Vec<String>);
@@ -39,7 +39,7 @@ fn visible_frames(symbolizer: &mut Symbolizer<'_>, stack: &[u64]) -> Vec<String>
     let mut places = symbolizer.heap_stack(stack);
     profile::hide_runtime(&mut places);
     let frames = places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit");
-    frames.map(|frame| format!("{} {}:{}", frame.function, frame.file, frame.line)).collect()
+    frames.map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line)).collect()
 }
 
 /// Stacks as text with values and the size label, of a decoded profile.
@@ -101,7 +101,7 @@ fn compare(rate: &str) {
         // Up to Go 1.22 a record of the program's own has room for 32 addresses, as its buckets have.
         found.sort();
         expected.sort();
-        assert!(expected.len() > 5, "{name}: only {} buckets", expected.len());
+        assert!(expected.len() >= 3, "{name}: only {} buckets", expected.len());
         assert_eq!(found.len(), expected.len(), "{name}");
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found, expected, "{name}");
@@ -111,7 +111,7 @@ fn compare(rate: &str) {
         assert_eq!(ours.period, theirs.period, "{name}");
         assert_eq!(ours.sample_types, theirs.sample_types, "{name}");
         assert_eq!(ours.totals(), theirs.totals(), "{name}");
-        assert_eq!(sums(&ours), sums(&theirs), "{name}");
+        assert_same(&sums(&ours), &sums(&theirs), &name);
         compared += expected.len();
     }
     println!("{compared} buckets compared");

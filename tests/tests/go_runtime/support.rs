@@ -235,3 +235,14 @@ pub fn everywhere() -> impl Iterator<Item = (u32, Form)> {
     let minors: Vec<u32> = MINORS.into_iter().filter(|&minor| goroot(minor).is_some()).collect();
     minors.into_iter().flat_map(|minor| FORMS.map(|form| (minor, form)))
 }
+
+/// Equality of maps that shows the first entries in which they differ.
+pub fn assert_same<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+    found: &std::collections::BTreeMap<K, V>,
+    expected: &std::collections::BTreeMap<K, V>,
+    name: &str,
+) {
+    let missing = expected.iter().filter(|(key, value)| found.get(key) != Some(value)).take(2).collect::<Vec<_>>();
+    let extra = found.iter().filter(|(key, value)| expected.get(key) != Some(value)).take(2).collect::<Vec<_>>();
+    assert!(missing.is_empty() && extra.is_empty(), "{name}\nexpected {missing:#?}\nfound {extra:#?}");
+}

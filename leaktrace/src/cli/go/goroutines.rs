@@ -224,7 +224,7 @@ fn write_frames(text: &mut String, symbolizer: &mut Symbolizer<'_>, stack: &[u64
     let frames: Vec<_> =
         places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit").collect();
     for frame in frames.iter().take(SHOWN_FRAMES) {
-        let _ = writeln!(text, "    {} {}:{}", frame.function, frame.file, frame.line);
+        let _ = writeln!(text, "    {} {}:{}", frame.display(), frame.file, frame.line);
     }
     if frames.len() > SHOWN_FRAMES {
         let _ = writeln!(text, "    … {} more", frames.len() - SHOWN_FRAMES);

@@ -153,7 +153,7 @@ fn frames(symbolizer: &mut Symbolizer<'_>, bucket: &Bucket) -> Vec<String> {
     let mut places = symbolizer.heap_stack(&bucket.stack);
     hide_runtime(&mut places);
     let frames = places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit");
-    frames.map(|frame| format!("{} {}:{}", frame.function, frame.file, frame.line)).collect()
+    frames.map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line)).collect()
 }
 
 fn json<'a>(site: &Site<'_>, stack: &'a [String]) -> SiteJson<'a> {

@@ -8,7 +8,7 @@ use super::goroutines::{Goroutine, StackState, Status};
 use super::process::GoProcess;
 use super::stacks::Symbolizer;
 use crate::proc::memory::MemoryReader;
-use crate::symbolize::pclntab::PclnTable;
+use crate::symbolize::pclntab::{PclnTable, without_type_arguments};
 
 /// Frames that are shown of one goroutine; half of them from each end.
 const MAX_SHOWN: usize = 100;
@@ -78,7 +78,7 @@ pub fn write<M: MemoryReader>(
             if !is_shown(&frame.function, lines.is_empty()) {
                 continue;
             }
-            let mut line = format!("{}(...)\n\t{}:{}", function_text(&frame.function), frame.file, frame.line);
+            let mut line = format!("{}(...)\n\t{}:{}", function_text(&frame.display()), frame.file, frame.line);
             let entry = table.function_at(place.address).map_or(pc, |function| function.entry);
             if !frame.inlined && pc > entry {
                 let _ = write!(line, " +{:#x}", pc - entry);
@@ -115,7 +115,7 @@ fn write_creator(out: &mut String, symbolizer: &Symbolizer<'_>, goroutine: &Goro
     if goroutine.id == 1 || !is_shown(&name, false) {
         return;
     }
-    let _ = write!(out, "created by {name}");
+    let _ = write!(out, "created by {}", without_type_arguments(&name));
     if goroutine.parent != 0 {
         let _ = write!(out, " in goroutine {}", goroutine.parent);
     }
@@ -133,5 +133,5 @@ pub fn creation_site(table: &PclnTable, creator_pc: u64) -> Option<String> {
     let function = table.function_at(creator_pc)?;
     let call = creator_pc.saturating_sub(u64::from(creator_pc > function.entry));
     let (file, line) = table.position(&function, call);
-    Some(format!("{} {file}:{line}", table.name(&function)))
+    Some(format!("{} {file}:{line}", without_type_arguments(&table.name(&function))))
 }

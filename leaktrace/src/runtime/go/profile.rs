@@ -38,6 +38,7 @@ pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
 
 /// Interns a place.
 pub fn add_place(builder: &mut ProfileBuilder, mapping: MappingId, place: &Place<'_>) -> crate::report::LocationId {
+    // Profiles carry type arguments, as Go's own do; tracebacks do not.
     let lines: Vec<FrameLine<'_>> = place
         .frames
         .iter()
@@ -91,15 +92,26 @@ pub fn add_heap<M: MemoryReader>(
     }
 }
 
+/// The stack from the first function on that is not the runtime's. Go's own profiles decide that by the return address,
+/// which at the end of an inlined call belongs to another function than the call; so it is decided here, to show the
+/// same stacks.
+fn visible_stack<'s>(symbolizer: &mut Symbolizer<'_>, stack: &'s [u64]) -> &'s [u64] {
+    let is_visible = |&pc: &u64| {
+        let frames = symbolizer.frames(pc);
+        frames.first().is_some_and(|frame| !is_runtime(&frame.function))
+    };
+    stack.iter().position(is_visible).map_or(stack, |first| &stack[first..])
+}
+
 fn stack(
     builder: &mut ProfileBuilder,
     mapping: MappingId,
     symbolizer: &mut Symbolizer<'_>,
     bucket: &Bucket,
 ) -> Vec<crate::report::LocationId> {
-    let mut places = symbolizer.heap_stack(&bucket.stack);
+    let visible = visible_stack(symbolizer, &bucket.stack);
+    let mut places = symbolizer.heap_stack(visible);
     end_at_entry(&mut places);
-    hide_runtime(&mut places);
     places.iter().map(|place| add_place(builder, mapping, place)).collect()
 }
 
