@@ -240,6 +240,11 @@ impl PclnTable {
         Self { text, ..self.clone() }
     }
 
+    /// The bytes that the table was made from.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     /// First address of the text.
     pub fn text(&self) -> u64 {
         self.text

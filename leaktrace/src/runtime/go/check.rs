@@ -45,6 +45,7 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
         return Err(format!("a heap record of {record} bytes a cycle is not known"));
     }
     let mut address = memory.u64_at(head).map_err(|error| format!("mbuckets: {error}"))?;
+    let (mut looked_at, mut contradictions) = (0, 0);
     for _ in 0..SAMPLE {
         if address == 0 {
             break;
@@ -61,9 +62,30 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
         if frees > allocs || allocs > 1 << 48 {
             return Err(format!("heap bucket at {address:#x} counts {allocs} allocations and {frees} frees"));
         }
+        // Behind the counts are the bytes (count times size) up to Go 1.26, and the next cycle's counts from 1.27 on.
+        let with_bytes = word(&records, 16) == allocs.wrapping_mul(size);
+        if allocs > 0 && size > 1 && with_bytes != (record == 32) {
+            contradictions += 1;
+        }
+        looked_at += 1;
         address = word(&bytes, 8);
     }
+    // One or two may be in the middle of an update.
+    if contradictions * 4 > looked_at {
+        return Err(format!("{contradictions} of {looked_at} heap buckets have no counts of {record} bytes a cycle"));
+    }
     Ok(())
+}
+
+/// The layout with the other of the two known forms of a heap record.
+pub fn other_record(layout: &Layout) -> Layout {
+    let word_at = |offset| Field { offset, size: 8 };
+    let mut layout = layout.clone();
+    let (size, bytes) = if layout.record.size.offset == 16 { (32, Some((16, 24))) } else { (16, None) };
+    layout.record.size.offset = size;
+    layout.record.alloc_bytes = bytes.map(|(alloc, _)| word_at(alloc));
+    layout.record.free_bytes = bytes.map(|(_, free)| word_at(free));
+    layout
 }
 
 /// Goroutines: states, ids and stack bounds.

@@ -12,7 +12,7 @@ use crate::symbolize::pclntab::PclnTable;
 const MAX_CODE: u64 = 64 << 10;
 
 /// Addresses of the globals that the readers use, in the process; `None` for what was not found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Globals {
     /// `mbuckets`: head of the list of heap buckets.
     pub buckets: Option<u64>,

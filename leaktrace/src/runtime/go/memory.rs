@@ -95,7 +95,7 @@ impl MemoryImage {
         Self::default()
     }
 
-    /// Adds bytes at an address. Segments should not overlap: the one that begins last wins.
+    /// Adds bytes at an address. Where segments overlap, the one that begins last and covers a read wins.
     pub fn insert(&mut self, address: u64, bytes: Vec<u8>) {
         self.segments.insert(address, bytes);
     }
@@ -135,7 +135,8 @@ impl MemoryImage {
 
 impl MemoryReader for MemoryImage {
     fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
-        let found = self.segments.range(..=address.0).next_back().and_then(|(&start, bytes)| {
+        // The nearest few: a shorter segment may lie within a longer one.
+        let found = self.segments.range(..=address.0).rev().take(8).find_map(|(&start, bytes)| {
             usize::try_from(address.0 - start).ok().and_then(|at| bytes.get(at..)?.get(..buffer.len()))
         });
         match found {
@@ -145,6 +146,37 @@ impl MemoryReader for MemoryImage {
             }
             None => Err(MemoryError::Unmapped { pid: 0, address, len: buffer.len() }),
         }
+    }
+}
+
+/// Reads through another memory and keeps what was read.
+#[derive(Debug)]
+pub struct Recorder<'m, M> {
+    memory: &'m M,
+    image: std::cell::RefCell<MemoryImage>,
+}
+
+impl<'m, M: MemoryReader> Recorder<'m, M> {
+    /// Records reads of `memory`.
+    pub fn new(memory: &'m M) -> Self {
+        Self { memory, image: std::cell::RefCell::default() }
+    }
+
+    /// What was read.
+    pub fn into_image(self) -> MemoryImage {
+        self.image.into_inner()
+    }
+}
+
+impl<M: MemoryReader> MemoryReader for Recorder<'_, M> {
+    fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.memory.read(address, buffer)?;
+        let mut image = self.image.borrow_mut();
+        // Short reads at the begin of longer ones are in those already.
+        if image.segments.get(&address.0).is_none_or(|known| known.len() < buffer.len()) {
+            image.insert(address.0, buffer.to_vec());
+        }
+        Ok(())
     }
 }
 

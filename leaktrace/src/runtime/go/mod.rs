@@ -27,6 +27,7 @@ pub mod offsets;
 pub mod process;
 pub mod profile;
 pub mod rate;
+pub mod recording;
 pub mod residency;
 pub mod spans;
 pub mod stacks;

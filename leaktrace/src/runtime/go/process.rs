@@ -286,18 +286,18 @@ fn choose<M: MemoryReader>(
             && let Ok(layout) = Layout::from_map(&base.map)
         {
             let text = module.table.text()..module.table.text_end();
-            let moved = match (area, check(&layout)) {
-                (_, Ok(())) => Some(layout),
-                (Area::Collector, _) => check::shifted_work(memory, globals, &layout),
-                (Area::Goroutines, _) => check::shifted_goroutine(memory, globals, &layout, text),
-                (_, Err(cause)) => {
-                    failure = failure.or(Some(cause));
-                    None
-                }
+            let verdict = check(&layout);
+            let moved = match area {
+                _ if verdict.is_ok() => Some(layout),
+                Area::Heap => Some(check::other_record(&layout)).filter(|other| check(other).is_ok()),
+                Area::Collector => check::shifted_work(memory, globals, &layout),
+                Area::Goroutines => check::shifted_goroutine(memory, globals, &layout, text),
+                Area::Spans => None,
             };
             if let Some(layout) = moved {
                 return Ok((layout, Source::Calibrated(base.version.clone())));
             }
+            failure = failure.or(verdict.err());
         }
         Err(failure.unwrap_or_else(|| "no layout is known for this release".to_owned()))
     })
