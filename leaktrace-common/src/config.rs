@@ -9,27 +9,47 @@ pub const EXPONENTIAL_TABLE: u32 = 4096;
 /// Fixed-point one of the table of exponential variates.
 pub const EXPONENTIAL_ONE: u64 = 1 << 16;
 
-/// One traced process: how it is traced, and where its mappings stand.
+/// How one process is traced, and where its mappings stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// `PROCESS_*` flags.
+    pub flags: u32,
     /// First of its records in the mapping array.
     pub mapping_first: u32,
     /// How many there are; sorted by start address, not overlapping.
     pub mapping_count: u32,
-    /// Changes with each new set of mappings: remembered walks do not outlive it.
-    pub generation: u32,
-    /// `PROCESS_*` flags.
-    pub flags: u32,
     /// Mean bytes between samples; 0: every allocation is taken.
     pub sample_interval: u64,
     /// Allocations below this many bytes are not taken.
     pub min_size: u64,
     /// Seed of its stack ids, so that no two programs share one.
     pub stack_seed: u64,
+    /// Changes with each new set of mappings: remembered walks do not outlive it. Never 0.
+    pub generation: u64,
 }
 
-const _: () = assert!(size_of::<Process>() == 40 && align_of::<Process>() == 8);
+const _: () = assert!(size_of::<Process>() == 48 && align_of::<Process>() == 8);
+
+/// The place of a traced process, which the cookies of its probes name.
+///
+/// Userspace writes the version that is not current and then makes it current with one store; a program that is in the
+/// middle of the old one has until the next change to finish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessSlot {
+    /// Which version is current: 0 or 1.
+    pub current: u64,
+    /// The versions.
+    pub versions: [Process; 2],
+}
+
+const _: () = assert!(size_of::<ProcessSlot>() == 104 && align_of::<ProcessSlot>() == 8);
+
+/// Most processes traced at once.
+pub const MAX_PROCESSES: u32 = 4096;
 
 /// Anonymous mappings outside the allocator are tracked.
 pub const PROCESS_TRACK_MMAP: u32 = 1;
@@ -76,7 +96,7 @@ const _: () = assert!(size_of::<BlockKey>() == 16);
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: repr(C), integers only, no implicit padding (asserted by size), every bit pattern valid.
-    unsafe impl aya::Pod for super::Process {}
+    unsafe impl aya::Pod for super::ProcessSlot {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CodeMapping {}
     // SAFETY: as above.

@@ -19,7 +19,8 @@ pub enum Op {
     Free = 5,
 }
 
-/// Argument positions (1-based; 0 is "none") and operation, packed in 64 bits.
+/// Argument positions (1-based; 0 is "none") and operation, packed in 64 bits; in a cookie also the traced process's
+/// slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Signature(pub u64);
@@ -30,7 +31,8 @@ impl Signature {
     const POINTER: u32 = 16;
     const OUT: u32 = 24;
     const OP: u32 = 32;
-    const RETURNS: u32 = 40;
+    const SITE: u32 = 40;
+    const SLOT: u32 = 48;
 
     /// A call with no arguments of interest.
     pub const fn new(op: Op) -> Self {
@@ -61,9 +63,14 @@ impl Signature {
         self.with(Self::OUT, argument)
     }
 
-    /// Marks a probe that stands on a return instruction instead of an entry.
-    pub const fn at_return(self) -> Self {
-        self.with(Self::RETURNS, 1)
+    /// The lowest byte of the probed instruction's address, which is the same in file and memory.
+    pub const fn site(self, low_byte: u8) -> Self {
+        self.with(Self::SITE, low_byte)
+    }
+
+    /// The slot of the process that the probe is for.
+    pub const fn slot(self, slot: u16) -> Self {
+        Self(self.0 & !(0xffff << Self::SLOT) | (slot as u64) << Self::SLOT)
     }
 
     /// Position of the size argument.
@@ -86,9 +93,14 @@ impl Signature {
         (self.0 >> Self::OUT) as u8
     }
 
-    /// Whether the probe stands on a return instruction.
-    pub const fn is_return_site(self) -> bool {
-        (self.0 >> Self::RETURNS) as u8 != 0
+    /// The lowest byte of the probed instruction's address.
+    pub const fn site_byte(self) -> u8 {
+        (self.0 >> Self::SITE) as u8
+    }
+
+    /// The slot of the process.
+    pub const fn process_slot(self) -> u16 {
+        (self.0 >> Self::SLOT) as u16
     }
 
     /// The operation as a number (see [`Op`]); kept raw because the kernel side matches on it.

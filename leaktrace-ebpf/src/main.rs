@@ -21,7 +21,6 @@ mod unwind;
 
 use aya_ebpf::{
     cty::c_void,
-    helpers::bpf_get_func_ip,
     macros::{tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
@@ -33,48 +32,46 @@ const WANT_RETURN: u32 = 0;
 /// Skip the return: nothing is pending.
 const SKIP_RETURN: u32 = 1;
 
-/// Allocation calls, entry and return in one program: which of both it is shows in the instruction pointer, which is
-/// the probed instruction at an entry and the caller's at a return.
+/// Allocation calls, entry and return in one program.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
     let regs = arch::Registers::from_context(ctx);
-    // SAFETY: the helper takes the program's own context.
-    let probed = unsafe { bpf_get_func_ip(ctx) };
-    if probed == regs.ip() {
-        if allocate::enter(ctx, &regs) {
-            WANT_RETURN
-        } else {
-            SKIP_RETURN
-        }
-    } else {
-        allocate::leave(&regs, regs.ip(), regs.sp());
-        WANT_RETURN
-    }
+    if allocate::enter_or_leave(ctx, &regs) { WANT_RETURN } else { SKIP_RETURN }
 }
 
-/// Entry of an allocation call, where sessions are not to be had or the return is probed by instruction.
+/// Entry of an allocation call whose return `allocate_leave` serves.
 #[uprobe]
 pub fn allocate_enter(ctx: ProbeContext) -> u32 {
     let ctx = ctx.regs.cast();
-    allocate::enter(ctx, &arch::Registers::from_context(ctx));
+    allocate::enter(ctx, &arch::Registers::from_context(ctx), true);
+    0
+}
+
+/// Entry of an allocation call whose return `allocate_return_site` serves.
+#[uprobe]
+pub fn allocate_enter_site(ctx: ProbeContext) -> u32 {
+    let ctx = ctx.regs.cast();
+    allocate::enter(ctx, &arch::Registers::from_context(ctx), false);
     0
 }
 
 /// Return of an allocation call, by return probe.
 #[uretprobe]
 pub fn allocate_leave(ctx: RetProbeContext) -> u32 {
-    let regs = arch::Registers::from_context(ctx.regs.cast());
-    allocate::leave(&regs, regs.ip(), regs.sp());
+    let ctx = ctx.regs.cast();
+    let regs = arch::Registers::from_context(ctx);
+    allocate::leave(ctx, &regs, regs.ip(), regs.sp());
     0
 }
 
 /// Return of an allocation call, by a probe on its return instruction.
 #[uprobe]
 pub fn allocate_return_site(ctx: ProbeContext) -> u32 {
-    let regs = arch::Registers::from_context(ctx.regs.cast());
+    let ctx = ctx.regs.cast();
+    let regs = arch::Registers::from_context(ctx);
     if let Some((ip, sp)) = arch::caller_at_return_instruction(&regs) {
-        allocate::leave(&regs, ip, sp);
+        allocate::leave(ctx, &regs, ip, sp);
     }
     0
 }

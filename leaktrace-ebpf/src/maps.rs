@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, Process},
+    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, MAX_PROCESSES, Process, ProcessSlot},
     reason::Counter,
     unwind::Row,
 };
@@ -21,9 +21,13 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// Traced processes by pid. Userspace alone adds and removes.
+/// Traced processes by slot. Userspace writes it through shared memory.
 #[map]
-pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+pub static PROCESSES: Array<ProcessSlot> = Array::with_max_entries(MAX_PROCESSES, BPF_F_MMAPABLE);
+
+/// Slots by pid, for tracepoints, which carry no cookie. Userspace alone adds and removes.
+#[map]
+pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
 
 /// Threads that made a hooked call, by thread id; removed when they exit. Full: the thread's calls are not seen, counted.
 #[map]
@@ -66,6 +70,22 @@ pub static EXPONENTIALS: Array<u64> = Array::with_max_entries(EXPONENTIAL_TABLE,
 /// Losses by cause.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT as u32, 0);
+
+/// The process in a slot, if it is still the one with this pid.
+#[inline(always)]
+pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
+    let slot = PROCESSES.get(slot)?;
+    let process = if slot.current == 0 { &slot.versions[0] } else { &slot.versions[1] };
+    if process.pid == pid { Some(process) } else { None }
+}
+
+/// The process with this pid, if it is traced.
+#[inline(always)]
+pub fn process_by_pid(pid: u32) -> Option<&'static Process> {
+    // SAFETY: read-only access to a map value.
+    let slot = unsafe { SLOTS.get(pid) }?;
+    process(*slot, pid)
+}
 
 /// Adds to a counter. Atomic, because a program can be preempted by another one on the same CPU; by instruction, because
 /// `core` has no atomic addition for this target.

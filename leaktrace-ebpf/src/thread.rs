@@ -12,7 +12,7 @@ pub const FRAME_SLOTS: usize = 128;
 /// Mask of an index into them.
 pub const FRAME_MASK: u32 = FRAME_SLOTS as u32 - 1;
 /// 8-byte words of stack that are read at once.
-pub const WINDOW_WORDS: usize = 128;
+pub const WINDOW_WORDS: usize = 64;
 
 const _: () = assert!(MAX_FRAMES < FRAME_SLOTS);
 
@@ -36,8 +36,8 @@ pub struct Pending {
     pub flags: u8,
     /// The new block is not taken (not sampled, too small): only the end of the old one is told.
     pub skip_new: u8,
-    /// Explicit padding.
-    pub pad: u8,
+    /// A return probe waits for it, which a call that it makes last (a jump) does not take away.
+    pub returns_surely: u8,
     /// Hooked calls seen inside this one.
     pub nested: u64,
 }
@@ -105,7 +105,7 @@ pub struct Walk {
     /// Frames of the remembered walk, and what it was made with.
     pub kept: u32,
     pub kept_end: u32,
-    pub kept_generation: u32,
+    pub kept_generation: u64,
     pub kept_seed: u64,
     pub hash: u64,
     /// Copy of a piece of the stack.

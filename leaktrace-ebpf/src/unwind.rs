@@ -3,7 +3,7 @@
 //! A walk is a function of its first registers, of the stack slots that it reads and of the process's mappings. Each
 //! thread keeps its last walk with every slot that it read. A new walk that comes to a state which the last one passed
 //! through therefore takes the same way from there on if those slots still hold the same values: one comparison a
-//! frame, against a copy of the stack that is read in pieces of 1 KiB, instead of two searches.
+//! frame, against a copy of the stack that is read in pieces of 512 bytes, instead of two searches.
 //!
 //! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
 
@@ -235,7 +235,7 @@ extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
 extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
     // SAFETY: as in `remember`.
     let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
-    // Remembered frames lie above each other; those below the current one are gone.
+    // Remembered frames lie above each other as long as they are on one stack; those below the current one are gone.
     for _ in 0..4 {
         if walk.cursor == 0 || walk.memo[(walk.cursor.wrapping_sub(1) & FRAME_MASK) as usize].sp >= walk.sp {
             break;
@@ -333,7 +333,12 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
         }
         _ => return Some(WalkEnd::NoRule),
     };
-    if cfa <= walk.sp {
+    if walk.unreadable != 0 {
+        return Some(WalkEnd::UnreadableStack);
+    }
+    // A chain of frame pointers may lead to another stack (from C into Go), but not back to the same frame.
+    let stuck = if row.rule == RULE_FRAME_POINTER { cfa == walk.sp } else { cfa <= walk.sp };
+    if stuck {
         return Some(WalkEnd::NotProgressing);
     }
     let bp_slot = if row.rule == RULE_FRAME_POINTER {

@@ -103,7 +103,7 @@ fn linker(rustc: &Path) -> Result<PathBuf> {
         bail!("`{} -vV` names no LLVM version", rustc.display())
     };
     let package = format!("llvm-{llvm}-dev");
-    packages::ensure(&[package.as_str(), "g++", "zlib1g-dev", "libzstd-dev"], "bpf-linker")?;
+    packages::ensure(&[package.as_str(), "g++"], "bpf-linker")?;
     eprintln!("setup: installing bpf-linker {BPF_LINKER} on LLVM {llvm} with cargo install (some minutes)");
     let mut install = command::cargo();
     // Without the prefix its build script looks in /usr/lib64 and finds no LLVM.

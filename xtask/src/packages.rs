@@ -25,7 +25,8 @@ pub const TEST: &[&str] = &[
     "golang",
     "libjemalloc2",
     "binutils",
-    "file",
+    "xz-utils",
+    "util-linux",
 ];
 
 /// Programs that `bench` measures leaktrace against, beside those of [`TEST`].

@@ -1,10 +1,16 @@
 //! Calls that return a block: from entry to return.
 //!
 //! The outermost hooked call of a thread owns the event; calls inside it are the allocator's own business. A pending
-//! call is known by its stack pointer: an entry that is not further in than the pending one means that the pending one
-//! will never return (it threw, or the kernel dropped its return probe).
+//! call is known by its stack pointer: an entry further out than the pending one means that the pending one will never
+//! return (it threw, or the kernel dropped its return probe). An entry at the same stack pointer is a call that the
+//! pending function makes last, by a jump (`reallocarray` → `realloc`): under a return probe the outer one still owns
+//! the event; where returns are probed by instruction, which the jump passes by, the inner one does.
 
-use aya_ebpf::{bindings::BPF_ANY, cty::c_void, helpers::bpf_get_attach_cookie};
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    cty::c_void,
+    helpers::{bpf_get_attach_cookie, bpf_get_func_ip},
+};
 use leaktrace_common::{
     config::{BlockKey, Process},
     event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
@@ -15,7 +21,7 @@ use leaktrace_common::{
 use crate::{
     arch::{RETURN_ADDRESS_BYTES, Registers, read_user},
     emit,
-    maps::{PROCESSES, SAMPLED, count},
+    maps::{self, SAMPLED, count},
     sample,
     thread::{self, Thread},
     unwind,
@@ -34,7 +40,8 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
     if pending.sp == 0 {
         return false;
     }
-    if sp < pending.sp && pending.nested < MAX_NESTED {
+    let inside = sp < pending.sp || sp == pending.sp && pending.returns_surely != 0;
+    if inside && pending.nested < MAX_NESTED {
         pending.nested += 1;
         count(Counter::Nested, 1);
         return true;
@@ -44,23 +51,69 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
     false
 }
 
+/// What every probe of a call needs.
+pub struct Call {
+    pub pid: u32,
+    pub tid: u32,
+    pub signature: Signature,
+    pub process: &'static Process,
+}
+
+impl Call {
+    /// `None` if the process is not traced (any more).
+    #[inline(always)]
+    pub fn current(ctx: *mut c_void) -> Option<Self> {
+        // SAFETY: the helper takes the program's own context.
+        let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
+        let (pid, tid) = thread::current();
+        let process = maps::process(signature.process_slot().into(), pid)?;
+        Some(Self { pid, tid, signature, process })
+    }
+}
+
 /// An allocation call begins. Returns whether its return is wanted.
 #[inline(always)]
-pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
-    let (pid, tid) = thread::current();
-    // SAFETY: read-only access to a map value.
-    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
+pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
+    let Some(call) = Call::current(ctx) else {
         return false;
     };
-    let Some(thread) = thread::get(tid) else {
+    match thread::get(call.tid) {
+        Some(thread) => begin(&call, thread, regs, returns_surely),
+        None => false,
+    }
+}
+
+/// The same for a program that serves entry and return. Which of both it is shows in the instruction pointer: the probed
+/// instruction at an entry, the caller's at a return. Its lowest byte tells nearly always, without asking the kernel.
+#[inline(always)]
+pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
+    let Some(call) = Call::current(ctx) else {
         return false;
     };
+    let Some(thread) = thread::get(call.tid) else {
+        return false;
+    };
+    let ip = regs.ip();
+    let may_be_entry = ip as u8 == call.signature.site_byte();
+    if thread.pending.sp == 0 {
+        // A return without anything pending has nothing to tell.
+        return may_be_entry && begin(&call, thread, regs, true);
+    }
+    // SAFETY: the helper takes the program's own context.
+    if may_be_entry && unsafe { bpf_get_func_ip(ctx) } == ip {
+        return begin(&call, thread, regs, true);
+    }
+    end(&call, thread, regs, ip, regs.sp());
+    true
+}
+
+#[inline(always)]
+fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: bool) -> bool {
+    let Call { pid, tid, signature, process } = *call;
     let sp = regs.sp();
     if is_nested(thread, sp) {
         return false;
     }
-    // SAFETY: the helper takes the program's own context.
-    let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
     let op = signature.op();
     let mut size = regs.argument(signature.size_argument());
     let count_argument = signature.count_argument();
@@ -95,32 +148,36 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) -> bool {
     pending.op = op;
     pending.flags = flags;
     pending.skip_new = !takes as u8;
+    pending.returns_surely = returns_surely as u8;
     pending.nested = 0;
     pending.sp = sp;
     true
 }
 
+/// Whether a block was taken as a sample.
 #[inline(always)]
-fn is_sampled(pid: u32, address: u64) -> bool {
+pub fn is_sampled(pid: u32, address: u64) -> bool {
     // SAFETY: read-only access to a map value.
     unsafe { SAMPLED.get(BlockKey { address, pid, pad: 0 }) }.is_some()
 }
 
 /// An allocation call returned to `ip`, where the stack pointer is `sp`.
 #[inline(always)]
-pub fn leave(regs: &Registers, ip: u64, sp: u64) {
-    let (pid, tid) = thread::current();
-    let Some(thread) = thread::known(tid) else {
-        return;
-    };
+pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
+    if let Some(call) = Call::current(ctx)
+        && let Some(thread) = thread::known(call.tid)
+    {
+        end(&call, thread, regs, ip, sp);
+    }
+}
+
+#[inline(always)]
+fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
+    let Call { pid, tid, process, .. } = *call;
     if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
         return;
     }
     thread.pending.sp = 0;
-    // SAFETY: read-only access to a map value.
-    let Some(process) = (unsafe { PROCESSES.get(pid) }) else {
-        return;
-    };
     let (op, old, flags) = (thread.pending.op, thread.pending.old, thread.pending.flags);
     let mut alloc = Alloc {
         header: emit::header(KIND_ALLOC, flags, pid),

@@ -3,13 +3,13 @@
 use aya_ebpf::programs::TracePointContext;
 use leaktrace_common::event::{KIND_EXEC, KIND_FORK, KIND_THREAD_EXIT};
 
-use crate::{emit, maps::PROCESSES, thread};
+use crate::{emit, maps, thread};
 
 /// `sched_process_fork`: common fields (8), parent_comm and its id, child_comm and its id. Since 6.12 the names are
 /// 4-byte references, before that 16-byte arrays; the reader finds the child's id in `/proc` either way.
 pub fn fork(_ctx: &TracePointContext) {
     let (pid, _) = thread::current();
-    if PROCESSES.get_ptr(pid).is_some() {
+    if maps::process_by_pid(pid).is_some() {
         emit::notice(KIND_FORK, pid, 0);
     }
 }
@@ -17,7 +17,7 @@ pub fn fork(_ctx: &TracePointContext) {
 /// `sched_process_exec`: the process runs another program now.
 pub fn exec() {
     let (pid, tid) = thread::current();
-    if PROCESSES.get_ptr(pid).is_some() {
+    if maps::process_by_pid(pid).is_some() {
         thread::forget(tid);
         emit::notice(KIND_EXEC, pid, 0);
     }
@@ -27,7 +27,7 @@ pub fn exec() {
 pub fn thread_exit() {
     let (pid, tid) = thread::current();
     thread::forget(tid);
-    if PROCESSES.get_ptr(pid).is_some() {
+    if maps::process_by_pid(pid).is_some() {
         emit::notice(KIND_THREAD_EXIT, pid, tid);
     }
 }

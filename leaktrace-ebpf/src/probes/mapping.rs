@@ -18,7 +18,7 @@ use leaktrace_common::{
 use crate::{
     arch::Registers,
     emit,
-    maps::{PROCESSES, count},
+    maps::{self, count},
     thread::{self, PendingMapping, Thread},
     unwind,
 };
@@ -29,6 +29,8 @@ const CALL_MREMAP: u64 = 3;
 
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
+/// Stacks of threads are no heap.
+const MAP_STACK: u64 = 0x2_0000;
 /// The kernel's greatest error number: results above `-MAX_ERRNO` are errors.
 const MAX_ERRNO: u64 = 4095;
 
@@ -45,8 +47,7 @@ fn field(ctx: &TracePointContext, index: usize) -> u64 {
 #[inline(always)]
 fn traced() -> Option<(u32, u32, &'static Process)> {
     let (pid, tid) = thread::current();
-    // SAFETY: read-only access to a map value.
-    unsafe { PROCESSES.get(pid) }.map(|process| (pid, tid, process))
+    maps::process_by_pid(pid).map(|process| (pid, tid, process))
 }
 
 pub fn mmap_enter(ctx: &TracePointContext) {
@@ -59,10 +60,11 @@ pub fn mmap_enter(ctx: &TracePointContext) {
             return;
         }
         CALL_MMAP_CODE
-    } else if process.flags & PROCESS_TRACK_MMAP != 0 {
-        CALL_MMAP
-    } else {
+    } else if process.flags & PROCESS_TRACK_MMAP == 0 || protection == 0 || flags & MAP_STACK != 0 {
+        // Address space that is only reserved holds no memory.
         return;
+    } else {
+        CALL_MMAP
     };
     let Some(thread) = thread::get(tid) else {
         return;

@@ -199,6 +199,11 @@ impl<'a> Detector<'a> {
                 None => Decision::Hook("an allocator's own function".into()),
             },
             Layer::Wrapper => match Walk::new(image, frees, &mut reaches).funnel(candidate.address) {
+                // libstdc++ rounds the size of an aligned `new` up to its alignment before it asks for memory: only a
+                // hook out here sees what was requested. The array and nothrow forms call the plain one.
+                Funnel::Always(targets) if is_aligned_new(candidate) && !targets.iter().all(|name| is_new(name)) => {
+                    Decision::Hook(format!("rounds the size up before it calls {}", targets.join(", ")))
+                }
                 Funnel::Always(targets) => Decision::Funnels(format!("always reaches {}", targets.join(", "))),
                 Funnel::Around(way) => Decision::Hook(format!("does not always reach a hooked function: {way}")),
             },
@@ -287,6 +292,14 @@ impl<'a> Detector<'a> {
             }
         }
     }
+}
+
+fn is_new(name: &str) -> bool {
+    name.starts_with("_Znw") || name.starts_with("_Zna")
+}
+
+fn is_aligned_new(candidate: &Candidate) -> bool {
+    candidate.names.iter().any(|name| is_new(name) && name.contains("St11align_val_t"))
 }
 
 fn is_rust(name: &str) -> bool {

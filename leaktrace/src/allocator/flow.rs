@@ -233,3 +233,108 @@ fn way(entry: ElfAddress, at: ElfAddress, what: &str) -> String {
         format!("a way {what} at {at} before reaching one")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::fixture::{self, BASE};
+    use proptest::prelude::*;
+
+    /// Where the tests put an "allocator".
+    const ALLOCATOR: u64 = BASE + 0x40;
+
+    fn image(code: &[u8]) -> ElfImage {
+        let mut code = code.to_vec();
+        code.resize(0x40, 0xcc);
+        code.push(0xc3);
+        fixture::code(&code)
+    }
+
+    fn funnel(code: &[u8], frees: bool) -> Funnel {
+        let image = image(code);
+        let mut reaches =
+            |callee: &Callee| (*callee == Callee::Local(ElfAddress(ALLOCATOR))).then(|| "malloc".to_owned());
+        Walk::new(&image, frees, &mut reaches).funnel(ElfAddress(BASE))
+    }
+
+    fn always() -> Funnel {
+        Funnel::Always(vec!["malloc".into()])
+    }
+
+    #[test]
+    fn a_call_or_a_tail_call_is_enough() {
+        assert_eq!(funnel(&[0xe8, 0x3b, 0, 0, 0, 0xc3], false), always()); // call; ret
+        assert_eq!(funnel(&[0xeb, 0x3e], false), always()); // jmp
+    }
+
+    #[test]
+    fn a_way_around_is_found() {
+        // je to ret; call; ret
+        let code = [0x74, 0x05, 0xe8, 0x39, 0, 0, 0, 0xc3];
+        assert_eq!(
+            funnel(&code, false),
+            Funnel::Around("a way returns at +0x7 before reaching one".into())
+        );
+        // jmp rax
+        assert!(matches!(funnel(&[0xff, 0xe0], false), Funnel::Around(_)));
+        // a loop that never ends reaches nothing
+        assert!(matches!(funnel(&[0xeb, 0xfe], false), Funnel::Around(_)));
+    }
+
+    #[test]
+    fn a_null_pointer_may_return_from_a_free() {
+        // test rdi,rdi; je to ret; jmp
+        let code = [0x48, 0x85, 0xff, 0x74, 0x02, 0xeb, 0x39, 0xc3];
+        assert_eq!(funnel(&code, true), always());
+        assert!(matches!(funnel(&code, false), Funnel::Around(_)));
+        // test rdi,rdi; jne to jmp; ret; jmp
+        assert_eq!(
+            funnel(&[0x48, 0x85, 0xff, 0x75, 0x01, 0xc3, 0xeb, 0x38], true),
+            always()
+        );
+        // test rsi,rsi is another argument
+        assert!(matches!(
+            funnel(&[0x48, 0x85, 0xf6, 0x74, 0x02, 0xeb, 0x39, 0xc3], true),
+            Funnel::Around(_)
+        ));
+    }
+
+    #[test]
+    fn a_local_function_is_followed() {
+        // call +1; ret; (local:) jmp
+        assert_eq!(funnel(&[0xe8, 1, 0, 0, 0, 0xc3, 0xeb, 0x38], false), always());
+        // the local one returns by itself, the allocator is called behind it
+        let code = [0xe8, 6, 0, 0, 0, 0xe8, 0x36, 0, 0, 0, 0xc3, 0xc3];
+        assert_eq!(funnel(&code, false), always());
+        // and is not called at all
+        assert!(matches!(
+            funnel(&[0xe8, 1, 0, 0, 0, 0xc3, 0xc3], false),
+            Funnel::Around(_)
+        ));
+        // it calls itself for ever
+        assert!(matches!(
+            funnel(&[0xe8, 0xfb, 0xff, 0xff, 0xff, 0xc3], false),
+            Funnel::Around(_)
+        ));
+    }
+
+    #[test]
+    fn a_mere_jump_is_told_from_more() {
+        let thunk = |code: &[u8]| {
+            let image = image(code);
+            let mut reaches =
+                |callee: &Callee| (*callee == Callee::Local(ElfAddress(ALLOCATOR))).then(|| "malloc".to_owned());
+            Walk::new(&image, false, &mut reaches).thunk_target(ElfAddress(BASE))
+        };
+        assert_eq!(thunk(&[0x48, 0x89, 0xfe, 0xeb, 0x3b]).as_deref(), Some("malloc"));
+        assert_eq!(thunk(&[0x74, 0x00, 0xeb, 0x3c]), None);
+        assert_eq!(thunk(&[0xe8, 0x3b, 0, 0, 0, 0xc3]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end(code in proptest::collection::vec(any::<u8>(), 1..0x40), frees in any::<bool>()) {
+            funnel(&code, frees);
+        }
+    }
+}

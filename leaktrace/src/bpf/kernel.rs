@@ -7,14 +7,15 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{Array, Map, MapData, MapError},
     programs::{ProgramError, TracePoint, UProbe},
 };
-use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, Process};
+use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES};
 
 use super::{
     counters::Counters,
     deferred::DeferredFrees,
+    processes::ProcessTable,
     program::{MultiProgram, ProgramSource},
     ring::Ring,
     syscall::AttachType,
@@ -115,7 +116,7 @@ pub enum UprobeMechanism {
 pub(super) enum Programs {
     Session {
         allocate: MultiProgram,
-        allocate_enter: MultiProgram,
+        enter_site: MultiProgram,
         return_site: MultiProgram,
         release: MultiProgram,
     },
@@ -127,7 +128,6 @@ pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) source: ProgramSource,
     pub(super) programs: Programs,
-    processes: HashMap<MapData, u32, Process>,
 }
 
 /// Tracepoints: program, group, name.
@@ -154,6 +154,8 @@ pub struct Parts {
     pub counters: Counters,
     /// Unwind tables.
     pub arrays: UnwindArrays,
+    /// Traced processes.
+    pub processes: ProcessTable,
 }
 
 impl Kernel {
@@ -175,7 +177,6 @@ impl Kernel {
                 cause,
             })?;
         }
-        let processes = take(&mut ebpf, "PROCESSES")?;
         Ok(Parts {
             ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
             deferred: {
@@ -188,12 +189,11 @@ impl Kernel {
                 blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
                 rows: MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
             },
-            kernel: Self {
-                ebpf,
-                source,
-                programs,
-                processes,
+            processes: {
+                let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
+                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?)
             },
+            kernel: Self { ebpf, source, programs },
         })
     }
 
@@ -204,7 +204,7 @@ impl Kernel {
                 |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
             return Ok(Programs::Session {
                 allocate: load("allocate_session", AttachType::Session)?,
-                allocate_enter: load("allocate_enter", AttachType::Multi)?,
+                enter_site: load("allocate_enter_site", AttachType::Multi)?,
                 return_site: load("allocate_return_site", AttachType::Multi)?,
                 release: load("release_enter", AttachType::Multi)?,
             });
@@ -212,6 +212,7 @@ impl Kernel {
         for program in [
             "allocate_enter",
             "allocate_leave",
+            "allocate_enter_site",
             "allocate_return_site",
             "release_enter",
         ] {
@@ -246,19 +247,6 @@ impl Kernel {
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
         }
         Ok(())
-    }
-
-    /// Adds or replaces a traced process.
-    pub fn set_process(&mut self, pid: u32, process: Process) -> Result<(), LoadError> {
-        self.processes.insert(pid, process, 0).map_err(|cause| LoadError::Map {
-            name: "PROCESSES",
-            cause,
-        })
-    }
-
-    /// Removes a traced process; unknown ones are no error.
-    pub fn remove_process(&mut self, pid: u32) {
-        let _ = self.processes.remove(&pid);
     }
 }
 

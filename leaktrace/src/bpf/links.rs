@@ -161,14 +161,14 @@ impl Kernel {
             match &self.programs {
                 Programs::Session {
                     allocate,
-                    allocate_enter,
+                    enter_site,
                     return_site,
                     release,
                 } => {
                     let program = match role {
                         Role::Release => release,
                         Role::Call => allocate,
-                        Role::Entry => allocate_enter,
+                        Role::Entry => enter_site,
                         Role::ReturnSite => return_site,
                     };
                     links.links.push(Link::Multi(attach_multi(program, path, &group, pid)?));
@@ -178,7 +178,7 @@ impl Kernel {
                         let programs: &[&str] = match role {
                             Role::Release => &["release_enter"],
                             Role::Call => &["allocate_leave", "allocate_enter"],
-                            Role::Entry => &["allocate_enter"],
+                            Role::Entry => &["allocate_enter_site"],
                             Role::ReturnSite => &["allocate_return_site"],
                         };
                         for program in programs {

@@ -7,6 +7,7 @@ pub mod deferred;
 pub mod features;
 pub mod kernel;
 pub mod links;
+pub mod processes;
 pub mod ring;
 pub mod syscall;
 pub mod tables;

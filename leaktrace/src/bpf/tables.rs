@@ -71,6 +71,14 @@ impl<T: Pod> MappedArray<T> {
         Ok(first..first + wanted)
     }
 
+    /// Changes one entry of a run that was taken, in place. `change` gets a pointer to it, because programs in the kernel
+    /// may be reading it: only single stores are seen whole.
+    pub(super) fn change(&mut self, index: u32, change: impl FnOnce(*mut T)) {
+        assert!(index < self.free.entries, "an entry of this array");
+        // SAFETY: the entry lies inside the mapping and is aligned to 8.
+        change(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast());
+    }
+
     /// Gives a run up. The caller makes sure that no traced process refers to it any more.
     pub fn release(&mut self, run: Range<u32>) {
         self.free.give(run);

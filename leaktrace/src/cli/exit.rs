@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::report::ReportError;
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
     export::file::WriteError,
@@ -38,16 +39,31 @@ pub enum Exit {
     CommandFailed = 12,
     /// The input cannot be read.
     Unreadable = 13,
+    /// What was asked for is not in the profile: a sample type, a function; or two profiles do not compare.
+    NotInProfile = 14,
     /// The process is no Go program.
-    NotGo = 14,
+    NotGo = 15,
     /// Its runtime is of a release that is not known.
-    UnsupportedRuntime = 15,
+    UnsupportedRuntime = 16,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
+}
+
+/// One line for an error: its message, and each cause that the message does not tell already.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The exit code of an error.
@@ -61,6 +77,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         }
         if let Some(error) = cause.downcast_ref::<GoError>() {
             return Some(of_go(error));
+        }
+        if let Some(error) = cause.downcast_ref::<ReportError>() {
+            return Some(of_report(error));
         }
         if cause.is::<WriteError>() {
             return Some(Exit::Unwritable);
@@ -78,10 +97,19 @@ fn of_record(error: &RecordError) -> Exit {
         RecordError::Trace(TraceError::Process(error)) => of_process(error),
         RecordError::Trace(TraceError::Load(error)) => of_load(error),
         RecordError::Trace(TraceError::Attach(_)) => Exit::Refused,
-        RecordError::Trace(TraceError::Full { .. }) | RecordError::Thread(_) => Exit::Failure,
+        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. }) | RecordError::Thread(_) => Exit::Failure,
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,
         RecordError::Launch(LaunchError::Trace { .. }) => Exit::Permission,
         RecordError::Gone(_) => Exit::ProcessGone,
+    }
+}
+
+fn of_report(error: &ReportError) -> Exit {
+    match error {
+        ReportError::NotFound(_) | ReportError::Unreadable { .. } => Exit::Unreadable,
+        ReportError::Corrupt { .. } => Exit::CorruptProfile,
+        ReportError::Unwritable(_) => Exit::Unwritable,
+        _ => Exit::NotInProfile,
     }
 }
 

@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("leaktrace: {error:#}");
+            eprintln!("leaktrace: {}", exit::message(&error));
             exit::code(&error)
         }
     }

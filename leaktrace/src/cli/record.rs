@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{progress::Progress, quantity, terminal};
 use crate::{
@@ -136,6 +137,9 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
 }
 
 async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> {
+    // Before anything is announced: who reads "tracing" may send the signal at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut recording = Recording::start(&arguments.target(), settings)?;
     for process in recording.processes() {
         eprintln!(
@@ -152,16 +156,12 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     let mut progress = Progress::new();
     let mut tick = tokio::time::interval(TICK);
     let mut show = tokio::time::interval(PROGRESS);
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let end = tokio::time::sleep(arguments.duration.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
     tokio::pin!(end);
     loop {
         tokio::select! {
             () = &mut end => break,
-            result = tokio::signal::ctrl_c() => {
-                result.context("failed to listen for Ctrl-C")?;
-                break;
-            }
+            _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = tick.tick() => {
                 recording.follow();

@@ -4,54 +4,71 @@
 //! the format has no negative numbers. Invariant: lines are sorted and their stacks distinct.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io;
 
-use crate::report::{Profile, Sample};
+use crate::report::Profile;
 
 /// The lines, each without its end.
 ///
 /// # Panics
 /// Where the profile has no sample type at this position.
 pub fn lines(profile: &Profile, sample_type: usize) -> Vec<String> {
-    let mut stacks: BTreeMap<String, i64> = BTreeMap::new();
-    for sample in &profile.samples {
-        let value = sample.values[sample_type];
-        if value != 0 {
-            let sum = stacks.entry(fold(profile, sample)).or_default();
-            *sum = sum.saturating_add(value);
-        }
-    }
+    let stacks = stacks(profile, sample_type).into_iter();
     stacks
-        .into_iter()
-        .filter(|(_, value)| *value > 0)
-        .map(|(stack, value)| format!("{stack} {value}"))
+        .map(|(mut stack, value)| {
+            let _ = write!(stack, " {value}");
+            stack
+        })
         .collect()
 }
 
 /// Writes all lines.
-pub fn write(profile: &Profile, sample_type: usize, mut output: impl Write) -> io::Result<()> {
-    for line in lines(profile, sample_type) {
-        writeln!(output, "{line}")?;
+///
+/// # Panics
+/// Where the profile has no sample type at this position.
+pub fn write(profile: &Profile, sample_type: usize, mut output: impl io::Write) -> io::Result<()> {
+    for (stack, value) in stacks(profile, sample_type) {
+        writeln!(output, "{stack} {value}")?;
     }
     output.flush()
 }
 
-fn fold(profile: &Profile, sample: &Sample) -> String {
-    let mut folded = String::new();
-    for location in profile.stack(sample).rev() {
-        for name in profile.names(location).rev() {
-            if !folded.is_empty() {
-                folded.push(';');
-            }
-            // The separator and line ends would make another stack of it.
-            folded.extend(name.chars().map(|c| if c == ';' || c.is_control() { '_' } else { c }));
-        }
+fn stacks(profile: &Profile, sample_type: usize) -> BTreeMap<String, i64> {
+    // Root first inside of each location too.
+    let folded: Vec<String> = profile
+        .locations
+        .iter()
+        .map(|location| {
+            let names: Vec<String> = profile.names(location).rev().map(|name| fold(&name)).collect();
+            names.join(";")
+        })
+        .collect();
+    let mut stacks: BTreeMap<String, i64> = BTreeMap::new();
+    for sample in profile.samples.iter().filter(|sample| sample.values[sample_type] != 0) {
+        let parts: Vec<&str> = sample
+            .locations
+            .iter()
+            .rev()
+            .map(|id| folded[id.index()].as_str())
+            .collect();
+        let stack = if parts.is_empty() {
+            "<unknown>".to_owned()
+        } else {
+            parts.join(";")
+        };
+        let sum = stacks.entry(stack).or_default();
+        *sum = sum.saturating_add(sample.values[sample_type]);
     }
-    if folded.is_empty() {
-        "<unknown>".to_owned()
-    } else {
-        folded
-    }
+    stacks.retain(|_, value| *value > 0);
+    stacks
+}
+
+/// The separator and line ends would make another stack of it.
+fn fold(name: &str) -> String {
+    name.chars()
+        .map(|c| if c == ';' || c.is_control() { '_' } else { c })
+        .collect()
 }
 
 #[cfg(test)]

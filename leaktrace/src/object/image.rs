@@ -3,6 +3,8 @@
 //! Files are read with `pread`, never mapped: a target can truncate its file at any time, and a mapping would then raise
 //! SIGBUS here. Invariant: nothing is allocated by a size that a file states without checking it against a limit first.
 
+mod parse;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -10,19 +12,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use object::LittleEndian as LE;
-use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64, Sym64};
-use object::pod::{Pod, from_bytes, slice_from_bytes};
+use object::elf::{self, FileHeader64, Rela64, Sym64};
+use object::pod::{from_bytes, slice_from_bytes};
 
+use self::parse::{malformed, parse_build_id, read_exact, read_program_headers, read_sections};
 use crate::model::{BuildId, ElfAddress, FileOffset};
 
-/// Most program headers.
-const MAX_SEGMENTS: u16 = 1024;
-/// Most sections (files with `-ffunction-sections` that are linked have few; only objects have more).
-const MAX_SECTIONS: u64 = 65_536;
 /// Largest note section or segment that is searched for a build ID.
 const MAX_NOTES: u64 = 1 << 20;
-/// Largest section-name table.
-const MAX_SECTION_NAMES: u64 = 4 << 20;
 /// Largest relocation section (about 2.8 million entries).
 const MAX_RELOCATIONS: u64 = 64 << 20;
 /// Largest string table that is read whole.
@@ -77,7 +74,7 @@ pub trait Source: Send + Sync {
     /// Reads at a position; short only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Its length now.
-    fn len(&self) -> io::Result<u64>;
+    fn total(&self) -> io::Result<u64>;
 }
 
 impl Source for File {
@@ -85,7 +82,7 @@ impl Source for File {
         FileExt::read_at(self, buffer, offset)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn total(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 }
@@ -101,7 +98,7 @@ impl Source for Vec<u8> {
         Ok(len)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn total(&self) -> io::Result<u64> {
         Ok(self.as_slice().len() as u64)
     }
 }
@@ -214,7 +211,7 @@ impl ElfImage {
 
     /// Checks an image from any source.
     pub fn new(source: Box<dyn Source>) -> Result<Self, ImageError> {
-        let len = source.len()?;
+        let len = source.total()?;
         let mut ident = [0; 16];
         let read = source.read_at(&mut ident, 0)?;
         if read < 4 || ident[..4] != elf::ELFMAG {
@@ -392,6 +389,14 @@ impl ElfImage {
         Some(ElfAddress(segment.address.0 + (offset.0 - segment.offset.0)))
     }
 
+    /// The address of the first byte of an executable mapping that begins at this position of the file. Mappings begin at
+    /// a page, which may lie before the first byte of their segment.
+    pub fn mapping_address(&self, offset: FileOffset) -> Option<ElfAddress> {
+        let begins = |s: &&Segment| s.executable && s.offset.0 & !0xfff <= offset.0 && offset.0 < s.offset.0 + s.file_size;
+        let segment = self.segments.iter().find(begins)?;
+        Some(ElfAddress(segment.address.0.wrapping_add(offset.0).wrapping_sub(segment.offset.0)))
+    }
+
     /// Whether an address lies in code.
     pub fn is_code(&self, address: ElfAddress) -> bool {
         self.segment_at(address).is_some_and(|segment| segment.executable)
@@ -511,276 +516,6 @@ impl ElfImage {
     }
 }
 
-fn malformed(what: &'static str) -> ImageError {
-    ImageError::Malformed { what }
-}
-
-/// Reads exactly `size` bytes. Checks the limit and the file's length before it allocates.
-fn read_exact(
-    source: &dyn Source,
-    len: u64,
-    offset: u64,
-    size: u64,
-    limit: u64,
-    what: &'static str,
-) -> Result<Vec<u8>, ImageError> {
-    if size > limit {
-        return Err(ImageError::Limit { what, size, limit });
-    }
-    if offset.checked_add(size).is_none_or(|end| end > len) {
-        return Err(ImageError::Truncated { what });
-    }
-    let mut bytes = vec![0; size as usize];
-    let mut done = 0;
-    while done < bytes.len() {
-        match source.read_at(&mut bytes[done..], offset + done as u64) {
-            // Truncated since it was opened.
-            Ok(0) => return Err(ImageError::Truncated { what }),
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(bytes)
-}
-
-fn read_program_headers(
-    source: &dyn Source,
-    len: u64,
-    header: &FileHeader64<LE>,
-) -> Result<Vec<ProgramHeader64<LE>>, ImageError> {
-    let count = header.e_phnum.get(LE);
-    if count > MAX_SEGMENTS {
-        return Err(ImageError::Limit {
-            what: "number of program headers",
-            size: count.into(),
-            limit: MAX_SEGMENTS.into(),
-        });
-    }
-    if count > 0 && usize::from(header.e_phentsize.get(LE)) != size_of::<ProgramHeader64<LE>>() {
-        return Err(malformed("the size of a program header"));
-    }
-    read_table(source, len, header.e_phoff.get(LE), count.into(), "the program headers")
-}
-
-fn read_sections(source: &dyn Source, len: u64, header: &FileHeader64<LE>) -> Result<Vec<Section>, ImageError> {
-    let offset = header.e_shoff.get(LE);
-    if offset == 0 {
-        return Ok(Vec::new());
-    }
-    if usize::from(header.e_shentsize.get(LE)) != size_of::<SectionHeader64<LE>>() {
-        return Err(malformed("the size of a section header"));
-    }
-    let mut count = u64::from(header.e_shnum.get(LE));
-    let mut names_index = u32::from(header.e_shstrndx.get(LE).0);
-    if count == 0 || names_index == 0xffff {
-        // Extended numbering: the true values are in section 0.
-        let first: Vec<SectionHeader64<LE>> = read_table(source, len, offset, 1, "the section headers")?;
-        let first = first.first().ok_or(malformed("the section headers"))?;
-        count = if count == 0 { first.sh_size.get(LE) } else { count };
-        names_index = if names_index == 0xffff {
-            first.sh_link.get(LE)
-        } else {
-            names_index
-        };
-    }
-    if count > MAX_SECTIONS {
-        return Err(ImageError::Limit {
-            what: "number of sections",
-            size: count,
-            limit: MAX_SECTIONS,
-        });
-    }
-    let headers: Vec<SectionHeader64<LE>> = read_table(source, len, offset, count, "the section headers")?;
-    let names = match headers.get(names_index as usize) {
-        Some(section) if section.sh_type.get(LE) != elf::SHT_NOBITS => {
-            let (offset, size) = (section.sh_offset.get(LE), section.sh_size.get(LE));
-            read_exact(source, len, offset, size, MAX_SECTION_NAMES, "the section names")?
-        }
-        _ => Vec::new(),
-    };
-    let name = |at: u32| {
-        let rest = names.get(at as usize..).unwrap_or(&[]);
-        let end = rest.iter().take(256).position(|byte| *byte == 0).unwrap_or(0);
-        String::from_utf8_lossy(&rest[..end]).into_owned()
-    };
-    let section = |header: &SectionHeader64<LE>| Section {
-        name: name(header.sh_name.get(LE)),
-        kind: header.sh_type.get(LE).0,
-        allocated: header.sh_flags.get(LE).0 & 2 != 0,
-        address: ElfAddress(header.sh_addr.get(LE)),
-        offset: FileOffset(header.sh_offset.get(LE)),
-        size: header.sh_size.get(LE),
-        link: header.sh_link.get(LE),
-    };
-    Ok(headers.iter().map(section).collect())
-}
-
-/// `count` entries of a table; the caller has limited `count`.
-fn read_table<T: Pod + Clone>(
-    source: &dyn Source,
-    len: u64,
-    offset: u64,
-    count: u64,
-    what: &'static str,
-) -> Result<Vec<T>, ImageError> {
-    let bytes = read_exact(source, len, offset, count * size_of::<T>() as u64, u64::MAX, what)?;
-    let (entries, _) = slice_from_bytes::<T>(&bytes, count as usize).map_err(|()| malformed(what))?;
-    Ok(entries.to_vec())
-}
-
-/// Finds `NT_GNU_BUILD_ID` (type 3, name `GNU`) among notes.
-fn parse_build_id(mut notes: &[u8]) -> Option<BuildId> {
-    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);
-    // Each round takes at least 12 bytes.
-    loop {
-        let (name_len, len, kind) = (word(notes, 0)?, word(notes, 4)?, word(notes, 8)?);
-        let name = notes.get(12..12usize.checked_add(name_len)?)?;
-        let start = 12 + name_len.checked_next_multiple_of(4)?;
-        let description = notes.get(start..start.checked_add(len)?)?;
-        if kind == 3 && name == b"GNU\0" {
-            return BuildId::new(description);
-        }
-        notes = notes.get(start + len.checked_next_multiple_of(4)?..)?;
-    }
-}
-
-/// An image that is nothing but code, loaded at [`fixture::BASE`].
-#[cfg(test)]
-pub(crate) mod fixture {
-    use super::*;
-
-    /// Address of the first byte of code.
-    pub(crate) const BASE: u64 = 0x40_1000;
-
-    /// The smallest ELF file that holds `code`.
-    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    pub(crate) fn code(code: &[u8]) -> ElfImage {
-        let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for half in [2u16, 62] {
-            file.extend(half.to_le_bytes()); // ET_EXEC, EM_X86_64
-        }
-        file.extend(1u32.to_le_bytes());
-        for word in [BASE, 64, 0] {
-            file.extend(word.to_le_bytes()); // entry, program headers, no sections
-        }
-        file.extend(0u32.to_le_bytes());
-        for half in [64u16, 56, 1, 64, 0, 0] {
-            file.extend(half.to_le_bytes());
-        }
-        file.extend([1u32, 5].map(u32::to_le_bytes).concat()); // PT_LOAD, readable and executable
-        let size = code.len() as u64;
-        for word in [0x1000, BASE, BASE, size, size, 0x1000] {
-            file.extend(word.to_le_bytes());
-        }
-        file.resize(0x1000, 0);
-        file.extend(code);
-        ElfImage::new(Box::new(file)).unwrap()
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-    use crate::object::symbols::for_each_symbol;
-    use proptest::prelude::*;
-
-    fn own() -> Vec<u8> {
-        // /bin/true is small; every machine has it.
-        std::fs::read("/bin/true").unwrap()
-    }
-
-    /// Uses everything that an image offers.
-    fn exercise(bytes: Vec<u8>) -> Result<(), ImageError> {
-        let image = ElfImage::new(Box::new(bytes))?;
-        for_each_symbol(&image, |_, _| {});
-        for start in image.function_starts().iter().take(50) {
-            let address = ElfAddress(*start);
-            image.bytes_at(address, 64);
-            assert!(
-                image
-                    .file_offset(address)
-                    .is_none_or(|offset| image.elf_address(offset).is_some())
-            );
-        }
-        for section in image.sections() {
-            let _ = image.section_bytes(section, 1 << 16);
-            image.slot_target(section.address);
-        }
-        image.bytes_at(image.entry(), 64);
-        Ok(())
-    }
-
-    #[test]
-    fn reads_a_system_binary() {
-        let bytes = own();
-        let image = ElfImage::new(Box::new(bytes.clone())).unwrap();
-        assert!(image.is_code(image.entry()));
-        let offset = image.file_offset(image.entry()).unwrap();
-        assert_eq!(image.elf_address(offset), Some(image.entry()));
-        assert!(image.build_id().is_some());
-        assert!(image.function_starts().len() > 3);
-        assert!(image.section(".dynsym").is_some());
-        exercise(bytes).unwrap();
-    }
-
-    #[test]
-    fn tells_what_it_is_not() {
-        let open = |bytes: &[u8]| ElfImage::new(Box::new(bytes.to_vec())).unwrap_err();
-        assert!(matches!(open(b""), ImageError::NotElf));
-        assert!(matches!(open(b"#!/bin/sh\n"), ImageError::NotElf));
-        assert!(matches!(open(b"\x7fELF\x02\x01"), ImageError::Truncated { .. }));
-        let mut bytes = own();
-        bytes[4] = 1;
-        assert!(matches!(open(&bytes), ImageError::WrongClass));
-        bytes[4] = 2;
-        bytes[18] = 8;
-        assert!(matches!(open(&bytes), ImageError::WrongMachine { machine: 8 }));
-    }
-
-    #[test]
-    fn a_truncated_file_is_an_error() {
-        let bytes = own();
-        for len in (0..bytes.len()).step_by(bytes.len() / 97) {
-            assert!(
-                exercise(bytes[..len].to_vec()).is_err(),
-                "cut at {len}: the section headers are at the end"
-            );
-        }
-    }
-
-    #[test]
-    fn huge_claims_are_refused_before_memory_is_taken() {
-        let mut bytes = own();
-        bytes[60..62].fill(0); // e_shnum: extended, so that section 0 tells
-        let table = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
-        bytes[table + 32..table + 40].copy_from_slice(&(1u64 << 58).to_le_bytes());
-        let error = ElfImage::new(Box::new(bytes)).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ImageError::Limit {
-                    what: "number of sections",
-                    ..
-                }
-            ),
-            "{error}"
-        );
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
-        #[test]
-        fn damaged_files_never_panic(damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40), head in any::<bool>()) {
-            let mut bytes = own();
-            // Half of the damage goes where the headers and tables are.
-            let range = if head { 4096.min(bytes.len()) } else { bytes.len() };
-            for (index, value) in damage {
-                let at = index.index(range);
-                bytes[at] = value;
-            }
-            let _ = exercise(bytes);
-        }
-    }
-}
+mod tests;

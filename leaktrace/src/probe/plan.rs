@@ -46,7 +46,7 @@ pub struct PlannedProbe {
     pub symbol: String,
     /// Other names of the same function.
     pub aliases: Vec<String>,
-    /// How to read its arguments.
+    /// How to read its arguments where the entry probe stands (they may have been moved there; see [`Site::signature`]).
     pub signature: Signature,
     /// Where the function begins.
     pub function: ElfAddress,
@@ -168,7 +168,7 @@ impl Planner {
                 "a uretprobe would get this target killed"
             };
             let found: Result<ReturnSites, ReturnsError> =
-                returns::find(image, hook.address, |name| hooked.contains(name));
+                returns::find(image, hook.address, hook.size, |name| hooked.contains(name));
             let found = found.map_err(|error| format!("{why}, and its returns cannot be probed: {error}"))?;
             let mut how = format!("{why}: {} return instructions", found.offsets.len());
             if !found.leaves_to.is_empty() {
@@ -193,7 +193,7 @@ impl Planner {
         Ok(PlannedProbe {
             symbol: hook.names[0].clone(),
             aliases: hook.names[1..].to_vec(),
-            signature: hook.signature,
+            signature: entry.signature,
             function: hook.address,
             entry,
             ret,

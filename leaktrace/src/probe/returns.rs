@@ -58,10 +58,12 @@ pub enum ReturnsError {
 }
 
 /// Finds the return instructions reachable from an entry: branches and tail calls are followed, calls are stepped over.
-/// `is_hooked` tells whether a function of another file has a return probe of its own.
+/// A jump known at run time only is taken for one through a table if the function (of `size` bytes) has instructions that
+/// nothing else leads to: those are walked then. `is_hooked` tells whether a function of another file has a return probe of its own.
 pub fn find(
     image: &ElfImage,
     entry: ElfAddress,
+    size: u64,
     mut is_hooked: impl FnMut(&[u8]) -> bool,
 ) -> Result<ReturnSites, ReturnsError> {
     if !crate::object::code::can_decode(image.machine()) {
@@ -72,56 +74,68 @@ pub fn find(
     let mut leaves_to = BTreeSet::new();
     let mut incomplete = None;
     let mut visited = HashSet::new();
+    let mut computed = None;
+    let mut swept = false;
     let mut pending = vec![entry];
-    while let Some(start) = pending.pop() {
-        let mut at = start;
-        while visited.insert(at) {
-            if visited.len() > MAX_STEPS {
-                return Err(ReturnsError::TooLarge);
-            }
-            let step = reader.step(at);
-            match step.flow {
-                Flow::Next => {}
-                Flow::Stop => break,
-                Flow::Return => {
-                    returns.extend(image.file_offset(at));
-                    if returns.len() > MAX_RETURNS {
-                        return Err(ReturnsError::TooMany);
-                    }
-                    break;
+    loop {
+        while let Some(start) = pending.pop() {
+            let mut at = start;
+            while visited.insert(at) {
+                if visited.len() > MAX_STEPS {
+                    return Err(ReturnsError::TooLarge);
                 }
-                Flow::Branch(target) => pending.push(target),
-                Flow::Call(target) => {
-                    if matches!(reader.callee(target), Callee::Symbol(name) if never_returns(&name)) {
+                let step = reader.step(at);
+                match step.flow {
+                    Flow::Next => {}
+                    Flow::Stop => break,
+                    Flow::Return => {
+                        returns.extend(image.file_offset(at));
+                        if returns.len() > MAX_RETURNS {
+                            return Err(ReturnsError::TooMany);
+                        }
+                        break;
+                    }
+                    Flow::Branch(target) => pending.push(target),
+                    Flow::Call(target) => {
+                        if matches!(reader.callee(target), Callee::Symbol(name) if never_returns(&name)) {
+                            break;
+                        }
+                    }
+                    Flow::Jump(target) => {
+                        match reader.callee(target) {
+                            Callee::Local(address) if target != Target::Computed => pending.push(address),
+                            Callee::Symbol(name) if never_returns(&name) => {}
+                            Callee::Symbol(name) if is_hooked(&name) => {
+                                leaves_to.insert(String::from_utf8_lossy(&name).into_owned());
+                            }
+                            // Not hooked, but maybe defined here: the loader nearly always binds it to that.
+                            Callee::Symbol(name) => match find_definition(image, &name) {
+                                Some(address) => pending.push(address),
+                                None => {
+                                    let name = String::from_utf8_lossy(&name).into_owned();
+                                    incomplete.get_or_insert(Unfollowed::LeavesTo(name));
+                                }
+                            },
+                            _ => {
+                                computed.get_or_insert(at);
+                            }
+                        }
                         break;
                     }
                 }
-                Flow::Jump(target) => {
-                    match reader.callee(target) {
-                        Callee::Local(address) if target != Target::Computed => pending.push(address),
-                        Callee::Symbol(name) if never_returns(&name) => {}
-                        Callee::Symbol(name) if is_hooked(&name) => {
-                            leaves_to.insert(String::from_utf8_lossy(&name).into_owned());
-                        }
-                        // Not hooked, but maybe defined here: the loader nearly always binds it to that.
-                        Callee::Symbol(name) => match find_definition(image, &name) {
-                            Some(address) => pending.push(address),
-                            None => {
-                                let name = String::from_utf8_lossy(&name).into_owned();
-                                incomplete.get_or_insert(Unfollowed::LeavesTo(name));
-                            }
-                        },
-                        _ => {
-                            incomplete.get_or_insert(Unfollowed::IndirectJump(at));
-                        }
-                    }
+                if !runs_on(image, &step) {
                     break;
                 }
+                at = step.next();
             }
-            if !runs_on(image, &step) {
-                break;
+        }
+        let Some(jump) = computed.filter(|_| !swept) else { break };
+        swept = true;
+        match sweep(&mut reader, entry, size, &visited) {
+            Some(unvisited) => pending.extend(unvisited),
+            None => {
+                incomplete.get_or_insert(Unfollowed::IndirectJump(jump));
             }
-            at = step.next();
         }
     }
     if returns.is_empty() && leaves_to.is_empty() {
@@ -134,15 +148,44 @@ pub fn find(
     })
 }
 
+/// Instructions of a function that were not visited, found by decoding it from end to end. `None` if there are none, or if
+/// the boundaries do not agree with those of the instructions that were visited (there may be data among the code).
+fn sweep(
+    reader: &mut CodeReader<'_>,
+    entry: ElfAddress,
+    size: u64,
+    visited: &HashSet<ElfAddress>,
+) -> Option<Vec<ElfAddress>> {
+    let inside = |address: ElfAddress| address.0.checked_sub(entry.0).is_some_and(|distance| distance < size);
+    let mut found = HashSet::new();
+    let mut at = entry;
+    while inside(at) && found.len() < MAX_STEPS {
+        found.insert(at);
+        at = reader.step(at).next();
+    }
+    let agrees = visited
+        .iter()
+        .filter(|address| inside(**address))
+        .all(|address| found.contains(address));
+    let mut unvisited: Vec<ElfAddress> = found.difference(visited).copied().collect();
+    unvisited.sort_unstable();
+    (agrees && !unvisited.is_empty()).then_some(unvisited)
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::object::image::fixture;
+    use crate::object::fixture;
     use proptest::prelude::*;
 
     fn returns(code: &[u8]) -> Result<ReturnSites, ReturnsError> {
-        find(&fixture::code(code), ElfAddress(fixture::BASE), |_| false)
+        find(
+            &fixture::code(code),
+            ElfAddress(fixture::BASE),
+            code.len() as u64,
+            |_| false,
+        )
     }
 
     #[test]
@@ -164,6 +207,22 @@ mod tests {
             Some(Unfollowed::IndirectJump(ElfAddress(fixture::BASE + 3)))
         );
         assert!(matches!(returns(&[0xff, 0xe0]), Err(ReturnsError::None(Some(_)))));
+    }
+
+    #[test]
+    fn a_jump_through_a_table_is_swept() {
+        // je +1; ret; jmp rax; (from the table:) nop; ret; call next; ret
+        let found = returns(&[0x74, 0x01, 0xc3, 0xff, 0xe0, 0x90, 0xc3, 0xe8, 0, 0, 0, 0, 0xc3]).unwrap();
+        assert_eq!(
+            found.offsets,
+            [FileOffset(0x1002), FileOffset(0x1006), FileOffset(0x100c)]
+        );
+        assert_eq!(found.incomplete, None);
+        // Data that decodes across an instruction that is reached: nothing is taken from the sweep.
+        // jmp +1; (mov eax, …); ret; je -3; jmp rax
+        let found = returns(&[0xeb, 0x01, 0xb8, 0x74, 0x02, 0xff, 0xe0, 0xc3]).unwrap();
+        assert_eq!(found.offsets, [FileOffset(0x1007)]);
+        assert!(found.incomplete.is_some());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Where in a function's prologue its entry probe stands.
 //!
 //! A uprobe on an instruction that the kernel emulates costs a fraction of one that it must single-step, so the probe goes
-//! to the first such instruction that every call of the function passes exactly once, while the argument registers that
-//! the [`Signature`] names still hold the arguments. Invariant: up to the site there is no way in or out but the entry.
+//! to the first such instruction that every call of the function passes exactly once, while the arguments that the
+//! [`Signature`] names are still in argument registers (not always in the original ones: see [`Site::signature`]).
+//! Invariant: up to the site there is no way in or out but the entry.
 
 mod aarch64;
 mod x86_64;
@@ -34,6 +35,8 @@ pub struct Site {
     pub distance: u32,
     /// The instruction, roughly as an assembler writes it.
     pub instruction: String,
+    /// Where the arguments are *at the site*: a function may have moved them to other argument registers by then.
+    pub signature: Signature,
     /// Bytes between the stack pointer and the return address when the probe fires.
     pub stack_offset: u32,
     /// The kernel emulates the instruction (cheap) rather than single-stepping it.
@@ -58,17 +61,19 @@ pub fn choose(image: &ElfImage, entry: ElfAddress, demand: Demand) -> Result<Sit
         .ok_or(SiteError::NoCode(entry))?;
     Ok(match image.machine() {
         Machine::X86_64 => x86_64::choose(image, entry, offset, demand),
-        Machine::Aarch64 => aarch64::choose(entry, offset),
+        Machine::Aarch64 => aarch64::choose(entry, offset, demand),
     })
 }
 
 /// The entry itself, for the reason given.
-fn at_entry(entry: ElfAddress, offset: FileOffset, instruction: String, reason: String) -> Site {
+fn at_entry(entry: ElfAddress, offset: FileOffset, demand: Demand, instruction: String, reason: String) -> Site {
+    let signature = demand.signature;
     Site {
         offset,
         address: entry,
         distance: 0,
         instruction,
+        signature,
         stack_offset: 0,
         emulated: false,
         reason,
@@ -79,7 +84,7 @@ fn at_entry(entry: ElfAddress, offset: FileOffset, instruction: String, reason: 
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::object::image::fixture;
+    use crate::object::fixture;
     use leaktrace_common::signature::Op;
     use proptest::prelude::*;
 
@@ -159,6 +164,25 @@ mod tests {
         assert_eq!(site(&[0x48, 0x89, 0xfe, 0x53], calloc), (0, false, 0));
         // cmove rdi,rsi writes it sometimes; push rbx
         assert_eq!(site(&[0x48, 0x0f, 0x44, 0xfe, 0x53], MALLOC), (0, false, 0));
+    }
+
+    #[test]
+    fn a_moved_argument_is_followed() {
+        // mov rsi,rdi; mov rdi,fs:[rax]; cmp rsi,1; ja
+        let code = [
+            0x48, 0x89, 0xfe, 0x64, 0x48, 0x8b, 0x38, 0x48, 0x83, 0xfe, 0x01, 0x77, 0x05, 0xc3,
+        ];
+        let image = fixture::code(&code);
+        let site = choose(&image, ElfAddress(fixture::BASE), MALLOC).unwrap();
+        assert_eq!((site.distance, site.signature), (11, Signature::new(Op::Alloc).size(2)));
+        // xchg moves too, but is not followed; nor is a copy of half the register: mov esi,edi; xor edi,edi; push rbx
+        assert_eq!(self::site(&[0x48, 0x87, 0xfe, 0x53], MALLOC), (0, false, 0));
+        assert_eq!(self::site(&[0x89, 0xfe, 0x31, 0xff, 0x53], MALLOC), (0, false, 0));
+        // A copy that is overwritten later is no copy: mov rsi,rdi; xor edi,edi; xor esi,esi; push rbx
+        assert_eq!(
+            self::site(&[0x48, 0x89, 0xfe, 0x31, 0xff, 0x31, 0xf6, 0x53], MALLOC),
+            (0, false, 0)
+        );
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError>
 /// A path of the process as it can be opened from here.
 pub fn below_root(pid: u32, path: &Path) -> PathBuf {
     let mut root = PathBuf::from(format!("/proc/{pid}/root"));
-    root.extend(path.strip_prefix("/").into_iter());
+    root.extend(path.strip_prefix("/"));
     root
 }
 

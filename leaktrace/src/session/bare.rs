@@ -20,7 +20,7 @@ pub fn hold(pid: u32, entry_only: bool, duration: Duration) -> Result<(), Record
     };
     let mut parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), &settings))?;
     let wanted = tracer::wanted(&survey, &Default::default());
-    let probes: Vec<_> = wanted.iter().map(tracer::Wanted::probe).collect();
+    let probes: Vec<_> = wanted.iter().map(|wanted| wanted.probe(0)).collect();
     let links = parts
         .kernel
         .attach_bare(&probes, Some(pid), entry_only)

@@ -150,7 +150,7 @@ impl Recording {
     fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings) -> Result<Self, RecordError> {
         let parts = Kernel::load(tracer::sizes(surveys, &settings))?;
         let (sender, notices) = mpsc::channel();
-        let tracer = Tracer::new(parts.kernel, parts.arrays, surveyor, settings)?;
+        let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor, settings)?;
         let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,

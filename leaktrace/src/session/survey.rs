@@ -38,9 +38,9 @@ impl CodeFile {
         self.inspected.as_ref()?.image.build_id()
     }
 
-    /// Address of a place in the file, as its headers state it.
-    pub fn elf_address(&self, offset: FileOffset) -> Option<ElfAddress> {
-        self.inspected.as_ref()?.image.elf_address(offset)
+    /// Address of the first byte of an executable mapping, as the file's headers state it.
+    pub fn mapping_address(&self, offset: FileOffset) -> Option<ElfAddress> {
+        self.inspected.as_ref()?.image.mapping_address(offset)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     bpf::{
         kernel::{Kernel, LoadError, Sizes},
         links::{AttachError, Links, Probe, Role},
+        processes::{ProcessTable, ProcessTableError, Slot},
         tables::{ArrayFull, TablePlace, UnwindArrays},
     },
     model::ProcessKey,
@@ -57,6 +58,14 @@ pub enum TraceError {
     /// Probes could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// It could not be made known to the kernel side.
+    #[error("failed to trace pid {pid}: {cause}")]
+    Table {
+        /// Process.
+        pid: u32,
+        /// Why.
+        cause: ProcessTableError,
+    },
     /// An array in the kernel is full.
     #[error("failed to store the unwind tables for pid {pid}: {cause}")]
     Full {
@@ -83,18 +92,20 @@ pub struct Traced {
     probed: HashSet<(FileId, u64)>,
     run: Range<u32>,
     seed: u64,
+    slot: Option<Slot>,
 }
 
 /// Everything traced.
 pub struct Tracer {
     kernel: Kernel,
     arrays: UnwindArrays,
+    table: ProcessTable,
     surveyor: Surveyor,
     settings: Settings,
     processes: HashMap<u32, Traced>,
     places: HashMap<FileId, (Arc<CodeFile>, TablePlace)>,
     retired: Vec<(Instant, Range<u32>)>,
-    generation: u32,
+    generation: u64,
 }
 
 /// Sizes of the arrays for what was surveyed, with room for libraries that come later.
@@ -117,6 +128,7 @@ impl Tracer {
     pub fn new(
         mut kernel: Kernel,
         arrays: UnwindArrays,
+        table: ProcessTable,
         surveyor: Surveyor,
         settings: Settings,
     ) -> Result<Self, TraceError> {
@@ -124,6 +136,7 @@ impl Tracer {
         Ok(Self {
             kernel,
             arrays,
+            table,
             surveyor,
             settings,
             processes: HashMap::new(),
@@ -146,6 +159,7 @@ impl Tracer {
             probed: HashSet::new(),
             run: 0..0,
             seed: seed(key, 0),
+            slot: None,
         };
         self.processes.insert(key.pid, traced);
         let result = self.update(survey);
@@ -172,7 +186,7 @@ impl Tracer {
         };
         traced.space = AddressSpace::default();
         traced.files.clear();
-        traced.seed = seed(traced.key, u64::from(generation) + 1);
+        traced.seed = seed(traced.key, generation + 1);
         self.refresh(pid)
     }
 
@@ -198,26 +212,32 @@ impl Tracer {
             traced.space.insert(CodeSpan { file: index, ..span });
         }
         let process = Process {
+            pid,
+            flags: if self.settings.track_mmap { PROCESS_TRACK_MMAP } else { 0 },
             mapping_first: run.start,
             mapping_count: run.end - run.start,
-            generation: self.generation,
-            flags: if self.settings.track_mmap {
-                PROCESS_TRACK_MMAP
-            } else {
-                0
-            },
             sample_interval: self.settings.sample_interval,
             min_size: self.settings.min_size,
             stack_seed: traced.seed,
+            generation: self.generation,
         };
-        self.kernel.set_process(pid, process)?;
+        let slot = match &mut traced.slot {
+            Some(slot) => {
+                self.table.change(slot, process);
+                slot.number()
+            }
+            None => {
+                let slot = self.table.add(process).map_err(|cause| TraceError::Table { pid, cause })?;
+                traced.slot.insert(slot).number()
+            }
+        };
         let old = std::mem::replace(&mut traced.run, run);
         self.retired.push((Instant::now(), old));
         let probes = wanted(&survey, &traced.probed);
         if !probes.is_empty() {
             let links = self
                 .kernel
-                .attach(&probes.iter().map(Wanted::probe).collect::<Vec<_>>(), Some(pid))?;
+                .attach(&probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(), Some(pid))?;
             traced.links.append(links);
             traced
                 .probed
@@ -235,7 +255,7 @@ impl Tracer {
                 continue;
             };
             let elf_start = file
-                .elf_address(mapping.offset)
+                .mapping_address(mapping.offset)
                 .map_or(mapping.offset.0, |address| address.0);
             let span = CodeSpan {
                 start: mapping.start.0,
@@ -327,7 +347,9 @@ impl Tracer {
     pub fn remove(&mut self, pid: u32) -> Option<Traced> {
         let mut traced = self.processes.remove(&pid)?;
         traced.links = Links::new();
-        self.kernel.remove_process(pid);
+        if let Some(slot) = traced.slot.take() {
+            self.table.remove(slot);
+        }
         self.retired.push((Instant::now(), traced.run.clone()));
         Some(traced)
     }
@@ -365,11 +387,11 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    pub(super) fn probe(&self) -> Probe<'_> {
+    pub(super) fn probe(&self, slot: u16) -> Probe<'_> {
         Probe {
             file: self.file.file.as_fd(),
             offset: self.offset,
-            signature: self.signature,
+            signature: self.signature.site(self.offset as u8).slot(slot),
             role: self.role,
         }
     }
@@ -383,16 +405,11 @@ pub(super) fn wanted<'a>(survey: &'a Survey, probed: &HashSet<(FileId, u64)>) ->
             continue;
         };
         let mut want = |offset: u64, role| {
-            let signature = if role == Role::ReturnSite {
-                planned.signature.at_return()
-            } else {
-                planned.signature
-            };
             if !probed.contains(&(file.id, offset)) {
                 result.push(Wanted {
                     file,
                     offset,
-                    signature,
+                    signature: planned.signature,
                     role,
                 });
             }

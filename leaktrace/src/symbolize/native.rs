@@ -26,6 +26,8 @@ pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
     files: RefCell<HashMap<FileKey, Rc<Opened>>>,
+    /// By content.
+    images: RefCell<HashMap<Box<[u8]>, Rc<Opened>>>,
     texts: RefCell<Texts>,
 }
 
@@ -76,6 +78,7 @@ impl Symbolizer {
             blazesym,
             debug_directories,
             files: RefCell::default(),
+            images: RefCell::default(),
             texts: RefCell::default(),
         }
     }
@@ -97,12 +100,7 @@ impl Symbolizer {
 
     fn open(&self, source: &SymbolSource<'_>) -> io::Result<Rc<Opened>> {
         let (file, path) = match source {
-            SymbolSource::Image { bytes, .. } => {
-                return Ok(Rc::new(Opened {
-                    snapshot: Snapshot::of_image(bytes)?,
-                    debug_file: None,
-                }));
-            }
+            SymbolSource::Image { bytes, .. } => return self.open_image(bytes),
             SymbolSource::File { file, path } => (file, path),
         };
         let metadata = file.metadata()?;
@@ -125,13 +123,28 @@ impl Symbolizer {
         Ok(opened)
     }
 
+    fn open_image(&self, bytes: &[u8]) -> io::Result<Rc<Opened>> {
+        if let Some(opened) = self.images.borrow().get(bytes) {
+            return Ok(opened.clone());
+        }
+        // Snapshots are never dropped before the library, which remembers them by their descriptor's number.
+        let opened = Rc::new(Opened {
+            snapshot: Snapshot::of_image(bytes)?,
+            debug_file: None,
+        });
+        self.images.borrow_mut().insert(bytes.into(), opened.clone());
+        Ok(opened)
+    }
+
     /// Asks the debug file, then the file itself, then its symbol table alone, each for what is still without a name.
     fn fill(&self, opened: &Opened, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
         // A debug file has the addresses of its file, but not its positions.
         if let (Some(path), Addresses::Elf(_)) = (&opened.debug_file, addresses) {
             self.ask(path, true, addresses, frames);
         }
-        self.ask(&opened.snapshot.path(), true, addresses, frames);
+        if opened.snapshot.debug_info {
+            self.ask(&opened.snapshot.path(), true, addresses, frames);
+        }
         self.ask(&opened.snapshot.path(), false, addresses, frames);
     }
 

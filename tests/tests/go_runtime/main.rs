@@ -12,4 +12,5 @@ mod heap;
 mod hostile;
 mod locate;
 mod spans;
+mod speed;
 mod support;

@@ -41,8 +41,9 @@ pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, de
     let mut decoder = Decoder::with_ip(64, &code, entry.0, DecoderOptions::NONE);
     let mut info = InstructionInfoFactory::new();
     let mut stack_offset = 0u32;
+    let mut arguments = Arguments::new(demand.signature);
     let mut first = String::from("no instruction");
-    let fallback = |first: String, why: &str| at_entry(entry, offset, first, format!("at the entry: {why}"));
+    let fallback = |first: String, why: &str| at_entry(entry, offset, demand, first, format!("at the entry: {why}"));
 
     for index in 0..MAX_STRAIGHT {
         if !decoder.can_decode() {
@@ -70,6 +71,7 @@ pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, de
                 address: ElfAddress(instruction.ip()),
                 distance: position as u32,
                 instruction: text(&instruction),
+                signature: arguments.signature(demand.signature),
                 stack_offset,
                 emulated: true,
                 reason: match position {
@@ -80,7 +82,7 @@ pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, de
                 },
             };
         }
-        match advance(&instruction, &mut info, demand, &mut stack_offset) {
+        match advance(&instruction, &mut info, demand, &mut arguments, &mut stack_offset) {
             Ok(()) => {}
             Err(why) => return fallback(first, why),
         }
@@ -93,20 +95,21 @@ fn advance(
     instruction: &Instruction,
     info: &mut InstructionInfoFactory,
     demand: Demand,
+    arguments: &mut Arguments,
     stack_offset: &mut u32,
 ) -> Result<(), &'static str> {
     if instruction.flow_control() != FlowControl::Next || instruction.mnemonic() == Mnemonic::Hlt {
         return Err("control leaves the straight line first");
     }
-    let needed = needed(demand.signature);
+    let copy = copied(instruction);
     for used in info.info(instruction).used_registers() {
         let written = matches!(
             used.access(),
             OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
         );
         let register = used.register().full_register();
-        if written && needed.contains(&register) {
-            return Err("an argument register is overwritten first");
+        if written && let Some(index) = ARGUMENTS.iter().position(|argument| *argument == register) {
+            arguments.overwrite(index, copy.filter(|(to, _)| *to == index).map(|(_, from)| from));
         }
         if written && register == Register::RSP {
             let moved = -i64::from(instruction.stack_pointer_increment()) + explicit_move(instruction).unwrap_or(0);
@@ -117,6 +120,9 @@ fn advance(
             }
             *stack_offset = offset as u32;
         }
+    }
+    if arguments.is_lost() {
+        return Err("an argument register is overwritten first");
     }
     Ok(())
 }
@@ -134,18 +140,77 @@ fn explicit_move(instruction: &Instruction) -> Option<i64> {
     }
 }
 
-/// The registers that a signature's probe reads.
-fn needed(signature: Signature) -> Vec<Register> {
-    let positions = [
-        signature.size_argument(),
-        signature.count_argument(),
-        signature.pointer_argument(),
-        signature.out_argument(),
-    ];
-    positions
-        .iter()
-        .filter_map(|position| ARGUMENTS.get(usize::from(*position).checked_sub(1)?).copied())
-        .collect()
+/// `mov argument register, argument register`, all 64 bits: (to, from).
+fn copied(instruction: &Instruction) -> Option<(usize, usize)> {
+    if !matches!(instruction.code(), Code::Mov_rm64_r64 | Code::Mov_r64_rm64) {
+        return None;
+    }
+    let index = |register| ARGUMENTS.iter().position(|argument| *argument == register);
+    Some((index(instruction.op0_register())?, index(instruction.op1_register())?))
+}
+
+/// Which argument each argument register holds at a point of the straight line.
+struct Arguments {
+    holds: [Option<usize>; 6],
+    needed: Vec<usize>,
+}
+
+impl Arguments {
+    fn new(signature: Signature) -> Self {
+        let positions = [
+            signature.size_argument(),
+            signature.count_argument(),
+            signature.pointer_argument(),
+            signature.out_argument(),
+        ];
+        let needed = positions
+            .iter()
+            .filter_map(|position| usize::from(*position).checked_sub(1))
+            .collect();
+        Self {
+            holds: std::array::from_fn(Some),
+            needed,
+        }
+    }
+
+    /// A register is written, with a copy of another or with something else.
+    fn overwrite(&mut self, index: usize, from: Option<usize>) {
+        self.holds[index] = from.and_then(|from| self.holds[from]);
+    }
+
+    /// Position (from 1) of the register that holds an argument: its own if it still does.
+    fn position(&self, argument: usize) -> Option<u8> {
+        let own = (self.holds.get(argument) == Some(&Some(argument))).then_some(argument);
+        let register = own.or_else(|| self.holds.iter().position(|held| *held == Some(argument)))?;
+        Some(register as u8 + 1)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.needed.iter().any(|argument| self.position(*argument).is_none())
+    }
+
+    /// The signature with the registers of this point.
+    fn signature(&self, signature: Signature) -> Signature {
+        let now = |position: u8| {
+            usize::from(position)
+                .checked_sub(1)
+                .and_then(|argument| self.position(argument))
+        };
+        let mut moved = signature;
+        if let Some(position) = now(signature.size_argument()) {
+            moved = moved.size(position);
+        }
+        if let Some(position) = now(signature.count_argument()) {
+            moved = moved.count(position);
+        }
+        if let Some(position) = now(signature.pointer_argument()) {
+            moved = moved.pointer(position);
+        }
+        if let Some(position) = now(signature.out_argument()) {
+            moved = moved.out(position);
+        }
+        moved
+    }
 }
 
 /// Whether the kernel emulates the instruction instead of running a copy of it.

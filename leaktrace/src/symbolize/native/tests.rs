@@ -190,6 +190,62 @@ fn mini_symbol_tables_of_stripped_files() {
 }
 
 #[test]
+fn compressed_debug_information() {
+    for compression in ["zlib", "zstd"] {
+        let Some(program) = Program::new(&["-g"]) else { return };
+        let flag = format!("--compress-debug-sections={compression}");
+        let objcopy = Command::new("objcopy")
+            .args([&flag, "program"])
+            .current_dir(program.directory.path())
+            .output();
+        if !objcopy.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: this objcopy does not know {compression}");
+            continue;
+        }
+        let outer = program.address("outer");
+        let bytes = fs::read(program.path("program")).expect("reads");
+        let elf = object::File::parse(bytes.as_slice()).expect("parses");
+        let section = object::Object::section_by_name(&elf, ".debug_info").expect("is there");
+        let range = object::ObjectSection::compressed_file_range(&section).expect("is compressed");
+        assert_ne!(range.format, object::CompressionFormat::None);
+        assert_eq!(
+            names(&program.frames(&Symbolizer::new(), "program", outer)),
+            ["inner", "outer"]
+        );
+
+        // The section states 24 bytes: no more of it is ever held, and the names come from the symbol table.
+        let mut lying = bytes.clone();
+        let header = usize::try_from(range.offset).expect("fits") - 24;
+        lying[header + 8..header + 16].copy_from_slice(&24u64.to_le_bytes());
+        fs::write(program.path("lying"), lying).expect("writes");
+        assert_eq!(names(&program.frames(&Symbolizer::new(), "lying", outer)), ["outer"]);
+    }
+}
+
+/// A debug link is a path that the target chose: nothing opens it.
+#[test]
+fn links_out_of_the_debug_directories_are_not_followed() {
+    let Some(program) = Program::new(&["-g"]) else { return };
+    let outer = program.address("outer");
+    assert!(program.run("objcopy", &["--only-keep-debug", "program", "evil.debug"]));
+    let hostile = [
+        "--strip-all",
+        "--remove-section=.note.gnu.build-id",
+        "--add-gnu-debuglink=evil.debug",
+    ];
+    assert!(program.run("objcopy", &[&hostile[..], &["program", "linked"]].concat()));
+    // The name in the section becomes an absolute path of the same length as far as it goes.
+    let mut bytes = fs::read(program.path("linked")).expect("reads");
+    let position = bytes
+        .windows(10)
+        .position(|window| window == b"evil.debug")
+        .expect("is there");
+    bytes[position..position + 10].copy_from_slice(b"/dev/zero\0");
+    fs::write(program.path("hostile"), bytes).expect("writes");
+    assert!(program.frames(&Symbolizer::new(), "hostile", outer)[0].placeholder);
+}
+
+#[test]
 fn a_deleted_file_and_file_offsets() {
     let Some(program) = Program::new(&["-g"]) else { return };
     let outer = program.address("outer");
@@ -247,6 +303,28 @@ fn damaged_files_cost_names_not_the_process() {
                 .len(),
             3
         );
+    }
+}
+
+#[test]
+fn one_symbolizer_keeps_its_sources_apart() {
+    let Some(program) = Program::new(&[]) else { return };
+    let outer = program.address("outer");
+    assert!(program.run("objcopy", &["--redefine-sym", "outer=renamed", "program", "other"]));
+    let symbolizer = Symbolizer::new();
+    for _ in 0..2 {
+        for (file, expected) in [("program", "outer"), ("other", "renamed")] {
+            let bytes = fs::read(program.path(file)).expect("reads");
+            let image = SymbolSource::Image {
+                bytes: &bytes,
+                name: "[vdso]",
+            };
+            assert_eq!(
+                names(&symbolizer.symbolize(&image, Addresses::Elf(&[outer]))[0]),
+                [expected]
+            );
+            assert_eq!(names(&program.frames(&symbolizer, file, outer)), [expected]);
+        }
     }
 }
 

@@ -1,0 +1,99 @@
+//! Traced processes as the kernel side sees them: one slot each, named by the cookies of its probes.
+
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, MapData, MapError};
+use leaktrace_common::config::{MAX_PROCESSES, Process, ProcessSlot};
+
+use super::tables::{ArrayFull, MappedArray};
+
+/// Least time between two changes of a slot: a program in the kernel that still reads the version before has finished by
+/// then.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// Why a process could not be made known.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessTableError {
+    /// There are too many.
+    #[error("{MAX_PROCESSES} processes are traced already")]
+    Full(#[from] ArrayFull),
+    /// The kernel refused.
+    #[error("failed to enter pid {pid} in BPF map `SLOTS`: {cause}")]
+    Slots {
+        /// Process.
+        pid: u32,
+        /// Why.
+        cause: MapError,
+    },
+}
+
+/// The table of traced processes.
+pub struct ProcessTable {
+    slots: MappedArray<ProcessSlot>,
+    by_pid: HashMap<MapData, u32, u32>,
+}
+
+/// The place of one process; given back by [`ProcessTable::remove`].
+#[derive(Debug)]
+pub struct Slot {
+    index: u32,
+    pid: u32,
+    current: u64,
+    changed: Instant,
+}
+
+impl Slot {
+    /// Its number, for cookies.
+    pub fn number(&self) -> u16 {
+        // MAX_PROCESSES is far below 2^16.
+        self.index as u16
+    }
+}
+
+impl ProcessTable {
+    pub(super) fn new(slots: MappedArray<ProcessSlot>, by_pid: HashMap<MapData, u32, u32>) -> Self {
+        Self { slots, by_pid }
+    }
+
+    /// Makes a process known.
+    pub fn add(&mut self, process: Process) -> Result<Slot, ProcessTableError> {
+        let value = ProcessSlot { current: 0, versions: [process, Process::default()] };
+        let run = self.slots.store([value].into_iter())?;
+        let slot = Slot { index: run.start, pid: process.pid, current: 0, changed: Instant::now() };
+        match self.by_pid.insert(process.pid, slot.index, 0) {
+            Ok(()) => Ok(slot),
+            Err(cause) => {
+                self.slots.release(run);
+                Err(ProcessTableError::Slots { pid: process.pid, cause })
+            }
+        }
+    }
+
+    /// Replaces what is known of a process, at once for each program that begins after this.
+    pub fn change(&mut self, slot: &mut Slot, process: Process) {
+        std::thread::sleep(SETTLE.saturating_sub(slot.changed.elapsed()));
+        let next = 1 - slot.current;
+        self.slots.change(slot.index, |entry| {
+            // SAFETY: `entry` points to a whole slot; programs do not read the version that is not current.
+            unsafe { (&raw mut (*entry).versions[next as usize]).write_volatile(process) };
+            std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+            // SAFETY: as above; one aligned store.
+            unsafe { (&raw mut (*entry).current).write_volatile(next) };
+        });
+        slot.current = next;
+        slot.changed = Instant::now();
+    }
+
+    /// Forgets a process whose probes are detached.
+    pub fn remove(&mut self, slot: Slot) {
+        let _ = self.by_pid.remove(&slot.pid);
+        self.slots.change(slot.index, |entry| {
+            // SAFETY: `entry` points to a whole slot; a program that still reads it sees pid 0 and stops.
+            unsafe {
+                (&raw mut (*entry).versions[0].pid).write_volatile(0);
+                (&raw mut (*entry).versions[1].pid).write_volatile(0);
+            }
+        });
+        self.slots.release(slot.index..slot.index + 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! Which parts of an ELF file a [`Snapshot`](super::Snapshot) needs, from its section headers.
+//!
+//! Reads headers and small sections only. Invariant: nothing here believes a size that the file states without a bound.
+
+use std::io::{self, Read};
+
+use object::elf;
+use object::read::elf::{FileHeader, SectionHeader};
+use object::{Endianness, ReadRef};
+
+/// Most sections of a file.
+const MAX_SECTIONS: u32 = 1 << 20;
+/// Largest note section that is searched for a build ID.
+const MAX_NOTES: u64 = 1 << 20;
+/// Largest `.gnu_debugdata` after decompression.
+const MAX_MINI_SYMBOLS: u64 = 256 << 20;
+/// Sections that name another file. The library would open whatever path they hold.
+const LINKS: [&[u8]; 3] = [b".gnu_debuglink", b".gnu_debugaltlink", b".debug_sup"];
+
+/// What to copy, and how to change it.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Positions and sizes of headers, symbol tables and the like.
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// Positions and sizes of debug information.
+    pub(super) debug_ranges: Vec<(u64, u64)>,
+    /// Sections to decompress.
+    pub(super) compressed: Vec<Compressed>,
+    /// Bytes to change in the copy.
+    pub(super) patches: Vec<(u64, Vec<u8>)>,
+    /// Build ID.
+    pub(super) build_id: Option<Box<[u8]>>,
+    /// Name and checksum of the debug file.
+    pub(super) debug_link: Option<(Box<[u8]>, u32)>,
+}
+
+/// A compressed section.
+#[derive(Debug)]
+pub(super) struct Compressed {
+    /// Position of its section header.
+    header: u64,
+    flags: elf::SectionFlags,
+    endian: Endianness,
+    kind: elf::CompressionType,
+    /// Position of its data in the file.
+    pub(super) start: u64,
+    /// Size of that.
+    pub(super) size: u64,
+    /// Size after decompression, as the file states it.
+    pub(super) decompressed: u64,
+}
+
+impl Plan {
+    /// `None` where the section headers are not understood.
+    pub(super) fn new<'d>(data: impl ReadRef<'d>) -> Option<Self> {
+        let header = elf::FileHeader64::<Endianness>::parse(data).ok()?;
+        let endian = header.endian().ok()?;
+        if header.shnum(endian, data).ok()? > MAX_SECTIONS {
+            return None;
+        }
+        let sections = header
+            .sections(endian, data)
+            .ok()
+            .filter(|sections| !sections.is_empty())?;
+        let table = |offset: u64, size: u16, count: u64| (offset, u64::from(size).saturating_mul(count));
+        let (programs, headers) = (header.e_phoff(endian), header.e_shoff(endian));
+        let mut plan = Self::default();
+        plan.ranges.push((0, 4096));
+        plan.ranges.push(table(
+            programs,
+            header.e_phentsize(endian),
+            header.e_phnum(endian).into(),
+        ));
+        plan.ranges
+            .push(table(headers, header.e_shentsize(endian), sections.len() as u64));
+        for (index, section) in (0u64..).zip(sections.iter()) {
+            let name = sections.section_name(endian, section).unwrap_or_default();
+            let position = headers.checked_add(index.checked_mul(header.e_shentsize(endian).into())?)?;
+            plan.add(section, name, position, endian, data);
+        }
+        Some(plan)
+    }
+
+    fn add<'d>(
+        &mut self,
+        section: &elf::SectionHeader64<Endianness>,
+        name: &[u8],
+        position: u64,
+        endian: Endianness,
+        data: impl ReadRef<'d>,
+    ) {
+        let (kind, flags, size) = (
+            section.sh_type(endian),
+            section.sh_flags(endian),
+            section.sh_size(endian),
+        );
+        let is_content = kind == elf::SHT_PROGBITS && flags.contains(elf::SHF_ALLOC);
+        if kind == elf::SHT_NOBITS || is_content {
+            return;
+        }
+        if self.build_id.is_none()
+            && size <= MAX_NOTES
+            && let Ok(Some(mut notes)) = section.notes(endian, data)
+        {
+            self.build_id = std::iter::from_fn(|| notes.next().ok().flatten())
+                .take(64)
+                .find(|note| note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID)
+                .map(|note| note.desc().into());
+        }
+        if LINKS.contains(&name) {
+            if name == LINKS[0] && size < 4096 {
+                self.debug_link = section
+                    .data(endian, data)
+                    .ok()
+                    .and_then(|link| debug_link(link, endian));
+            }
+            // Without its name the section is not found.
+            self.patches.push((position, vec![0; 4]));
+            return;
+        }
+        if name == b".gnu_debugdata"
+            && !(size <= MAX_MINI_SYMBOLS && section.data(endian, data).is_ok_and(mini_symbols_fit))
+        {
+            self.patches.push((position, vec![0; 4]));
+            return;
+        }
+        if flags.contains(elf::SHF_COMPRESSED) {
+            if let Ok(Some((header, start, size))) = section.compression(endian, data) {
+                let (kind, decompressed) = (header.ch_type.get(endian), header.ch_size.get(endian));
+                self.compressed.push(Compressed {
+                    header: position,
+                    flags,
+                    endian,
+                    kind,
+                    start,
+                    size,
+                    decompressed,
+                });
+            }
+            return;
+        }
+        let ranges = if name.starts_with(b".debug_") {
+            &mut self.debug_ranges
+        } else {
+            &mut self.ranges
+        };
+        ranges.push((section.sh_offset(endian), size));
+    }
+}
+
+impl Compressed {
+    /// The decompressed data, no more of it than stated.
+    pub(super) fn decompress<'r>(&self, compressed: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
+        let compressed = io::BufReader::with_capacity(1 << 18, compressed);
+        Ok(match self.kind {
+            elf::ELFCOMPRESS_ZLIB => Box::new(flate2::bufread::ZlibDecoder::new(compressed).take(self.decompressed)),
+            elf::ELFCOMPRESS_ZSTD => Box::new(zstd::Decoder::with_buffer(compressed)?.take(self.decompressed)),
+            _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
+        })
+    }
+
+    /// Changes to the section header for data that is `size` bytes at `start`, not compressed any more.
+    pub(super) fn patches(&self, start: u64, size: u64) -> [(u64, Vec<u8>); 3] {
+        let bytes = |value: u64| match self.endian {
+            Endianness::Little => value.to_le_bytes().to_vec(),
+            Endianness::Big => value.to_be_bytes().to_vec(),
+        };
+        let flags = self.flags.0 & !elf::SHF_COMPRESSED.0;
+        // Offsets of sh_flags, sh_offset and sh_size in a 64-bit section header.
+        [
+            (self.header + 8, bytes(flags)),
+            (self.header + 24, bytes(start)),
+            (self.header + 32, bytes(size)),
+        ]
+    }
+}
+
+/// A file name with its final zero, padding to a multiple of 4, and a checksum.
+fn debug_link(section: &[u8], endian: Endianness) -> Option<(Box<[u8]>, u32)> {
+    let length = section.iter().position(|byte| *byte == 0)?;
+    let checksum = *section.get((length + 1).next_multiple_of(4)..)?.first_chunk()?;
+    let checksum = match endian {
+        Endianness::Little => u32::from_le_bytes(checksum),
+        Endianness::Big => u32::from_be_bytes(checksum),
+    };
+    Some((section[..length].into(), checksum))
+}
+
+fn mini_symbols_fit(compressed: &[u8]) -> bool {
+    let mut decoder = xz2::read::XzDecoder::new(compressed).take(MAX_MINI_SYMBOLS + 1);
+    io::copy(&mut decoder, &mut io::sink()).is_ok_and(|size| size <= MAX_MINI_SYMBOLS)
+}

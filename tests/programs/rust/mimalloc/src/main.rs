@@ -1,0 +1,8 @@
+//! mimalloc, linked statically.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    workload::run();
+}

@@ -1,0 +1,5 @@
+//! Rust's system allocator: libc's malloc.
+
+fn main() {
+    workload::run();
+}

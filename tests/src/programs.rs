@@ -1,0 +1,262 @@
+//! Building the programs under `tests/programs` into `target/programs`.
+//!
+//! Invariant: a program is newer than its sources when [`path`] returns it. Recipes are data; README and benchmarks
+//! use the same ones.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::machine;
+
+/// How a program is compiled.
+enum Recipe {
+    /// `gcc` or `g++` with these words, in the folder of the programs.
+    Gcc {
+        compiler: &'static str,
+        words: &'static [&'static str],
+    },
+    /// A package of the workspace `rust`.
+    Cargo { package: &'static str },
+    /// Another program without its symbols.
+    Strip { of: &'static str },
+    /// Another program whose symbols are only in the compressed table that distributions leave in stripped programs.
+    MiniDebug { of: &'static str },
+}
+
+const OPTIMISED: &[&str] = &[
+    "-O2",
+    "-g",
+    "-fomit-frame-pointer",
+    "-Wall",
+    "-Wextra",
+    "-fno-builtin-malloc",
+];
+
+macro_rules! c {
+    ($($word:literal),+) => { Recipe::Gcc { compiler: "gcc", words: &[$($word),+] } };
+}
+macro_rules! cpp {
+    ($($word:literal),+) => { Recipe::Gcc { compiler: "g++", words: &["-std=c++17", $($word),+] } };
+}
+
+/// Every program, by name.
+const RECIPES: &[(&str, Recipe)] = &[
+    ("planted_leak", c!["planted_leak.c"]),
+    ("malloc_family", c!["c/malloc_family.c"]),
+    ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
+    ("realloc_moves", c!["c/realloc_moves.c"]),
+    ("libdeep.so", c!["-shared", "-fPIC", "c/deep_library.c"]),
+    ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
+    ("threads8", c!["-pthread", "c/threads8.c"]),
+    ("fork_exec", c!["c/fork_exec.c"]),
+    ("dlopen_late", c!["c/dlopen_late.c", "-ldl"]),
+    ("libplugin.so", c!["-shared", "-fPIC", "c/plugin.c"]),
+    (
+        "libplugin_allocator.so",
+        c!["-shared", "-fPIC", "-fno-builtin", "c/plugin_allocator.c"],
+    ),
+    ("seccomp", c!["c/seccomp.c"]),
+    ("map_files", c!["c/map_files.c"]),
+    ("innocent", c!["c/innocent.c"]),
+    ("mappings", c!["c/mappings.c"]),
+    ("churn", c!["-pthread", "c/churn.c"]),
+    (
+        "no_allocator",
+        c!["-static", "-nostdlib", "-fno-stack-protector", "c/no_allocator.c"],
+    ),
+    ("new_delete", cpp!["cpp/new_delete.cpp"]),
+    ("throwing", cpp!["cpp/throwing.cpp"]),
+    ("throwing_custom", cpp!["-DCUSTOM_NEW", "cpp/throwing.cpp"]),
+    (
+        "rust_system",
+        Recipe::Cargo {
+            package: "leaky-system",
+        },
+    ),
+    ("rust_system_stripped", Recipe::Strip { of: "rust_system" }),
+    (
+        "rust_jemalloc",
+        Recipe::Cargo {
+            package: "leaky-jemalloc",
+        },
+    ),
+    ("rust_jemalloc_minidebug", Recipe::MiniDebug { of: "rust_jemalloc" }),
+    (
+        "rust_mimalloc",
+        Recipe::Cargo {
+            package: "leaky-mimalloc",
+        },
+    ),
+    ("bench_pairs", c!["bench/pairs.c"]),
+    ("bench_live_set", c!["-pthread", "bench/live_set.c"]),
+    ("bench_many_libraries", c!["bench/many_libraries.c", "-ldl"]),
+    ("bench_many_stacks", c!["bench/many_stacks.c"]),
+    ("bench_outstanding", c!["bench/outstanding.c"]),
+];
+
+/// Where a program needs another one beside it.
+const NEEDS: &[(&str, &str)] = &[("deep", "libdeep.so"), ("dlopen_late", "libplugin.so")];
+
+/// The program called `name`, built if it is not there or older than its sources.
+///
+/// # Errors
+/// When there is no such program, or its compiler is missing or fails.
+pub fn path(name: &str) -> Result<PathBuf> {
+    let Some((_, recipe)) = RECIPES.iter().find(|(known, _)| *known == name) else {
+        bail!("no test program `{name}`")
+    };
+    // Other programs first: this one's lock is never waited for while holding another's, since needs form no circle.
+    for (_, needed) in NEEDS.iter().filter(|(program, _)| *program == name) {
+        path(needed)?;
+    }
+    let directory = machine::root().join("target/programs");
+    fs::create_dir_all(&directory).with_context(|| format!("failed to create `{}`", directory.display()))?;
+    // Test programs of one suite may be asked for by several processes at once.
+    let lock = File::create(directory.join(format!(".{name}.lock")))?;
+    lock.lock().with_context(|| format!("failed to lock `{name}`"))?;
+    let product = directory.join(name);
+    match recipe {
+        Recipe::Gcc { compiler, words } => {
+            if stale(&product)? {
+                let part = directory.join(format!(".{name}.part"));
+                let mut command = Command::new(compiler);
+                command.current_dir(sources()).args(OPTIMISED).arg("-o").arg(&part);
+                command.arg(format!("-L{}", directory.display())).args(*words);
+                run(&mut command)?;
+                fs::rename(&part, &product)?;
+            }
+        }
+        Recipe::Cargo { package } => {
+            let built = directory.join("rust");
+            let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            command
+                .current_dir(sources().join("rust"))
+                .args(["build", "--quiet", "--release", "--locked"]);
+            command.args(["--package", package, "--target-dir"]).arg(&built);
+            // What the test run's own cargo was told is not for this one.
+            for variable in [
+                "RUSTFLAGS",
+                "CARGO_ENCODED_RUSTFLAGS",
+                "CARGO_TARGET_DIR",
+                "CARGO_BUILD_TARGET",
+            ] {
+                command.env_remove(variable);
+            }
+            run(&mut command)?;
+            return Ok(built.join("release").join(package));
+        }
+        Recipe::Strip { of } => {
+            let original = path(of)?;
+            if !product.exists() || modified(&original)? > modified(&product)? {
+                run(Command::new("strip")
+                    .arg("--strip-all")
+                    .arg("-o")
+                    .arg(&product)
+                    .arg(&original))?;
+            }
+        }
+        Recipe::MiniDebug { of } => {
+            let original = path(of)?;
+            if !product.exists() || modified(&original)? > modified(&product)? {
+                mini_debug(&original, &product)?;
+            }
+        }
+    }
+    Ok(product)
+}
+
+/// A stripped copy with the function symbols in `.gnu_debugdata`.
+fn mini_debug(original: &Path, product: &Path) -> Result<()> {
+    let part = product.with_extension("symbols");
+    let packed = product.with_extension("symbols.xz");
+    let mut keep = Command::new("objcopy");
+    keep.args(["--strip-debug", "--remove-section=.comment", "--only-keep-debug"])
+        .arg(original)
+        .arg(&part);
+    run(&mut keep)?;
+    run(Command::new("xz").args(["--force", "--keep"]).arg(&part))?;
+    run(Command::new("strip")
+        .arg("--strip-all")
+        .arg("-o")
+        .arg(product)
+        .arg(original))?;
+    run(Command::new("objcopy")
+        .arg(format!("--add-section=.gnu_debugdata={}", packed.display()))
+        .arg(product))
+}
+
+/// A command that runs the program called `name`.
+///
+/// # Errors
+/// As [`path`].
+pub fn command(name: &str) -> Result<Command> {
+    path(name).map(Command::new)
+}
+
+/// All names.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    RECIPES.iter().map(|(name, _)| *name)
+}
+
+fn sources() -> PathBuf {
+    machine::root().join("tests/programs")
+}
+
+/// True when a compiled program is missing or older than any source: there are few, and headers are shared.
+fn stale(product: &Path) -> Result<bool> {
+    if !product.exists() {
+        return Ok(true);
+    }
+    let built = modified(product)?;
+    let this = machine::root().join("tests/src/programs.rs");
+    let mut newest = modified(&this)?;
+    for folder in ["", "c", "cpp", "bench"] {
+        for entry in fs::read_dir(sources().join(folder))? {
+            let path = entry?.path();
+            if path.is_file() {
+                newest = newest.max(modified(&path)?);
+            }
+        }
+    }
+    Ok(newest > built)
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .with_context(|| format!("failed to look at `{}`", path.display()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("failed to start {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_builds() -> Result<()> {
+        for name in names().filter(|name| !name.starts_with("rust_")) {
+            assert!(path(name)?.exists(), "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_refused() {
+        assert!(path("nonsense").is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! leaktrace killed in the middle, again and again, under load: the target goes on, unprobed.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use leaktrace_tests::process::{PATIENCE, Process};
+use leaktrace_tests::recording::Recording;
+use leaktrace_tests::scenario::unharmed;
+use leaktrace_tests::{breakpoints, machine, programs};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Count {
+    rounds: u64,
+}
+
+fn rounds(target: &mut Process) -> Result<u64> {
+    target.send("count")?;
+    Ok(target.json::<Count>(PATIENCE)?.rounds)
+}
+
+#[test]
+fn fifty_times_in_a_row() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(&mut programs::command("churn")?)?;
+    target.send("go")?;
+    let mut before = rounds(&mut target)?;
+    for round in 0..50u64 {
+        let recording = Recording::attach(target.pid(), &[])?;
+        if round == 0 {
+            let changed = breakpoints::changed_code(target.pid())?;
+            ensure!(
+                !changed.is_empty(),
+                "no probe is seen while it traces: this test would not see one left either"
+            );
+        }
+        // From "just attached" to "well under way".
+        thread::sleep(Duration::from_millis(round * 7 % 200));
+        recording.kill()?;
+        ensure!(
+            target.alive(),
+            "the target ended after leaktrace was killed, in round {round}"
+        );
+        let now = rounds(&mut target)?;
+        ensure!(
+            now > before,
+            "the target stands still after leaktrace was killed, in round {round}"
+        );
+        before = now;
+    }
+    unharmed(&mut target)?;
+    // At full speed again: a million rounds take a fraction of a second when no probe is hit.
+    let begin = rounds(&mut target)?;
+    thread::sleep(Duration::from_secs(1));
+    let pace = rounds(&mut target)? - begin;
+    ensure!(
+        pace > 1_000_000,
+        "after 50 kills the target makes {pace} rounds a second"
+    );
+    Ok(())
+}
+
+/// Killed before it says that it is tracing: while files are inspected, programs loaded, probes placed.
+#[test]
+fn while_attaching() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(&mut programs::command("churn")?)?;
+    target.send("go")?;
+    for round in 0..20u64 {
+        let mut command = std::process::Command::new(machine::leaktrace());
+        command.args(["record", "-o", "/dev/null", "-p", &target.pid().to_string()]);
+        let mut tracer = Process::spawn(&mut command)?;
+        thread::sleep(Duration::from_millis(round * 15));
+        tracer.signal(nix::sys::signal::Signal::SIGKILL)?;
+        tracer.wait(PATIENCE)?;
+        ensure!(
+            target.alive(),
+            "the target ended after leaktrace was killed, in round {round}"
+        );
+    }
+    unharmed(&mut target)
+}

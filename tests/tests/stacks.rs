@@ -1,0 +1,152 @@
+//! Stacks of 30 frames and more, complete, without frame pointers.
+
+use anyhow::{Context, Result};
+use leaktrace_tests::machine;
+use leaktrace_tests::profile::{Profile, Sample};
+use leaktrace_tests::scenario::{amount, assert_exact, record_program};
+
+fn recorded(mode: &str) -> Result<Option<Profile>> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(None);
+    };
+    let (truth, recorded) = record_program("deep", mode)?;
+    assert_exact(&truth, &recorded.profile);
+    Ok(Some(recorded.profile))
+}
+
+/// The one stack that leaks.
+fn leaking(profile: &Profile) -> Result<&Sample> {
+    let mut leaking = profile.heap().filter(|sample| sample.inuse().objects > 0);
+    let sample = leaking.next().context("nothing is outstanding")?;
+    assert!(
+        leaking.next().is_none(),
+        "one place in the program is one stack:\n{}",
+        profile.shown()
+    );
+    assert_eq!(sample.inuse(), amount(50, 2400));
+    Ok(sample)
+}
+
+/// The stack has the chain of 30 in order, main behind it and libc's start at the end, and before the chain exactly
+/// `inner`.
+fn assert_chain(sample: &Sample, inner: &[&str]) {
+    let names = sample.names();
+    let chain: Vec<String> = (1..=30).map(|number| format!("frame_{number:02}")).collect();
+    let begin = names.iter().position(|name| *name == chain[0]);
+    let Some(begin) = begin else {
+        panic!("no frame_01 in {names:?}")
+    };
+    assert_eq!(names[begin..begin + 30], chain, "{names:?}");
+    assert_eq!(names[begin + 30], "main", "{names:?}");
+    assert!(
+        names[begin + 31..].iter().any(|name| name.contains("libc_start")),
+        "{names:?}"
+    );
+    assert!(
+        names.last().is_some_and(|name| *name == "_start"),
+        "the walk did not reach the bottom: {names:?}"
+    );
+    // The allocator's own frame may be shown or not.
+    let above: Vec<&str> = names[..begin]
+        .iter()
+        .copied()
+        .filter(|name| !name.contains("malloc"))
+        .collect();
+    assert_eq!(above, inner, "{names:?}");
+}
+
+#[test]
+fn thirty_frames() -> Result<()> {
+    let Some(profile) = recorded("direct")? else {
+        return Ok(());
+    };
+    assert_chain(leaking(&profile)?, &["leak_here", "bottom"]);
+    Ok(())
+}
+
+#[test]
+fn through_a_plt() -> Result<()> {
+    let Some(profile) = recorded("plt")? else { return Ok(()) };
+    assert_chain(
+        leaking(&profile)?,
+        &["leak_here", "library_inner", "through_library", "bottom"],
+    );
+    Ok(())
+}
+
+#[test]
+fn through_a_qsort_callback() -> Result<()> {
+    let Some(profile) = recorded("qsort")? else {
+        return Ok(());
+    };
+    let sample = leaking(&profile)?;
+    let names = sample.names();
+    let position = |wanted: &str| names.iter().position(|name| name.starts_with(wanted));
+    // libc's own frames may have no names (its internal symbols are in another package), but they are there.
+    let (callback, caller) = (position("compare_and_leak"), position("sort_two"));
+    let (Some(callback), Some(caller)) = (callback, caller) else {
+        panic!("{names:?}")
+    };
+    let between = &sample.stack[callback + 1..caller];
+    assert!(!between.is_empty(), "{names:?}");
+    for frame in between {
+        assert!(
+            frame.module.as_deref().is_some_and(|module| module.contains("libc")),
+            "{frame:?}"
+        );
+    }
+    let chain: Vec<String> = (1..=30).map(|number| format!("frame_{number:02}")).collect();
+    assert_eq!(names[caller + 2..caller + 32], chain, "{names:?}");
+    assert_eq!(names.last(), Some(&"_start"), "{names:?}");
+    Ok(())
+}
+
+#[test]
+fn from_a_signal_handler() -> Result<()> {
+    let Some(profile) = recorded("signal")? else {
+        return Ok(());
+    };
+    let names = leaking(&profile)?.names();
+    let position = |wanted: &str| names.iter().position(|name| *name == wanted);
+    let (handler, raiser) = (position("on_signal"), position("raise_one"));
+    let (Some(handler), Some(raiser)) = (handler, raiser) else {
+        panic!("{names:?}")
+    };
+    assert!(handler < raiser, "{names:?}");
+    let chain: Vec<String> = (1..=30).map(|number| format!("frame_{number:02}")).collect();
+    assert_eq!(names[raiser + 2..raiser + 32], chain, "{names:?}");
+    assert_eq!(names.last(), Some(&"_start"), "{names:?}");
+    Ok(())
+}
+
+#[test]
+fn inlined_frames() -> Result<()> {
+    let Some(profile) = recorded("inlined")? else {
+        return Ok(());
+    };
+    let sample = leaking(&profile)?;
+    assert_chain(
+        sample,
+        &[
+            "inlined_inner",
+            "inlined_middle",
+            "inlined_outer",
+            "leak_inlined",
+            "bottom",
+        ],
+    );
+    for frame in &sample.stack {
+        let name = frame.name();
+        if name.starts_with("inlined_") {
+            assert!(frame.inlined, "{name} is inlined");
+            assert!(
+                frame.file.as_deref().is_some_and(|file| file.ends_with("deep.c")),
+                "{frame:?}"
+            );
+            assert!(frame.line.is_some_and(|line| line > 0), "{frame:?}");
+        } else if name.starts_with("frame_") {
+            assert!(!frame.inlined, "{name} is a function of its own");
+        }
+    }
+    Ok(())
+}
