@@ -8,6 +8,8 @@ mod bpf_toolchain;
 mod build;
 mod check;
 mod command;
+mod go_offsets;
+mod go_toolchains;
 mod layering;
 mod packages;
 mod run;
@@ -43,6 +45,8 @@ enum Task {
     Test(test::Options),
     /// Measure leaktrace beside its peers and write target/bench.json.
     Bench(bench::Options),
+    /// Update the table of Go runtime offsets from a release's sources.
+    GoOffsets(go_offsets::GoOffsetsArgs),
     /// rustfmt, clippy with warnings denied, both eBPF targets, and the module layering.
     Check(check::Options),
 }
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::GoOffsets(options) => go_offsets::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Check(options) => check::run(&options).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

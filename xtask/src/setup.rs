@@ -5,7 +5,7 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::{bpf_toolchain, packages, tracefs};
+use crate::{bpf_toolchain, go_toolchains, packages, tracefs};
 
 /// What to set up for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -40,6 +40,7 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
     bpf_toolchain::ensure()?;
     if purpose >= Purpose::Test {
         packages::ensure(packages::TEST, "the tests")?;
+        go_toolchains::ensure_all()?;
     }
     if purpose >= Purpose::Bench {
         packages::ensure(packages::BENCH, "the benchmarks")?;

@@ -7,6 +7,7 @@ use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
     export::file::WriteError,
     proc::ProcError,
+    runtime::go::GoError,
     session::{launch::LaunchError, recording::RecordError, tracer::TraceError},
 };
 
@@ -40,6 +41,10 @@ pub enum Exit {
     Unreadable = 13,
     /// What was asked for is not in the profile: a sample type, a function; or two profiles do not compare.
     NotInProfile = 14,
+    /// The process is no Go program.
+    NotGo = 15,
+    /// Its runtime is of a release that is not known.
+    UnsupportedRuntime = 16,
 }
 
 impl From<Exit> for ExitCode {
@@ -69,6 +74,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         }
         if let Some(error) = cause.downcast_ref::<ProcError>() {
             return Some(of_process(error));
+        }
+        if let Some(error) = cause.downcast_ref::<GoError>() {
+            return Some(of_go(error));
         }
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
@@ -112,6 +120,15 @@ fn of_process(error: &ProcError) -> Exit {
         ProcError::KernelThread { .. } => Exit::KernelThread,
         ProcError::Permission { .. } => Exit::Permission,
         ProcError::Malformed { .. } | ProcError::Io { .. } => Exit::Failure,
+    }
+}
+
+fn of_go(error: &GoError) -> Exit {
+    match error {
+        GoError::Process(error) => of_process(error),
+        GoError::NotGo { .. } => Exit::NotGo,
+        GoError::Unsupported { .. } => Exit::UnsupportedRuntime,
+        GoError::Memory { .. } | GoError::Corrupt { .. } => Exit::Failure,
     }
 }
 

@@ -4,6 +4,7 @@ mod debug;
 pub mod diff;
 mod doctor;
 pub mod exit;
+pub mod go;
 mod quantity;
 mod progress;
 mod record;
@@ -34,6 +35,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
     Diff(diff::DiffArgs),
+    /// Read what the runtime of a Go process knows: heap, goroutines, collector.
+    Go(go::GoArgs),
     /// Say what this kernel, these privileges and a target allow.
     Doctor(doctor::DoctorArgs),
     /// Tools for measuring leaktrace itself.
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
         Command::ExecStopped { command } => {

@@ -1,0 +1,271 @@
+//! `leaktrace go gc`.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::pause::Pause;
+use super::{Target, bytes, duration, short_duration};
+use crate::runtime::go::gc::{Collection, CollectorState, Follower, trace_line};
+use crate::runtime::go::{GoProcess, clock};
+
+/// Arguments of `leaktrace go gc`.
+#[derive(Args, Debug)]
+pub struct GcArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Time between two looks. A collection that ends and is followed by the next within one is shown with its pause
+    /// alone.
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10ms")]
+    interval: Duration,
+    /// How long to look; without it until Ctrl-C or the program's exit.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    keep: Option<Duration>,
+    /// One JSON object a line, the summary last.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A collection, as `--json` prints it. Times in nanoseconds, sizes in bytes.
+#[derive(Serialize)]
+struct CollectionJson {
+    event: &'static str,
+    number: u64,
+    end_unix_nanos: Option<u64>,
+    pause: Option<u64>,
+    forced: Option<bool>,
+    sweep_termination: Option<u64>,
+    mark: Option<u64>,
+    mark_termination: Option<u64>,
+    heap_before: Option<u64>,
+    heap_after: Option<u64>,
+    heap_live: Option<u64>,
+    goal: Option<u64>,
+}
+
+impl CollectionJson {
+    fn new(collection: &Collection) -> Self {
+        let state = collection.state.as_ref();
+        let phases = state.map(|state| &state.phases);
+        Self {
+            event: "collection",
+            number: collection.number,
+            end_unix_nanos: collection.end,
+            pause: collection.pause,
+            forced: phases.map(|p| p.forced),
+            sweep_termination: phases.map(|p| p.mark.saturating_sub(p.sweep_term)),
+            mark: phases.map(|p| p.mark_term.saturating_sub(p.mark)),
+            mark_termination: phases.map(|p| p.end.saturating_sub(p.mark_term)),
+            heap_before: phases.map(|p| p.heap[0]),
+            heap_after: phases.map(|p| p.heap[1]),
+            heap_live: phases.map(|p| p.heap[2]),
+            goal: state.map(|state| state.last_goal),
+        }
+    }
+}
+
+/// What is left at the end. Times in nanoseconds, sizes in bytes.
+#[derive(Serialize)]
+struct Summary {
+    event: &'static str,
+    pid: u32,
+    version: String,
+    watched: u64,
+    collections: u64,
+    collections_total: u64,
+    forced_total: u64,
+    phases_missed: u64,
+    collections_per_minute: f64,
+    pauses: usize,
+    pause_p50: u64,
+    pause_p90: u64,
+    pause_p99: u64,
+    pause_max: u64,
+    heap_live: u64,
+    heap_marked: u64,
+    heap_goal: u64,
+    heap_in_use: u64,
+    heap_growth_per_hour: Option<i64>,
+    allocation_rate_per_second: f64,
+    gc_cpu_fraction: f64,
+    gogc: i32,
+    memory_limit: Option<u64>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &GcArgs) -> anyhow::Result<()> {
+    let process = args.target.attach()?;
+    let mut pause = Pause::new()?;
+    let start = clock::process_start(&process.key);
+    let begin = Instant::now();
+    let first = process.collector()?;
+    let mut follower = Follower::default();
+    follower.follow(&first);
+    let mut watch = Watch { first: first.clone(), last: first, marked: Vec::new(), pauses: Vec::new(), missed: 0 };
+    let mut out = std::io::stdout().lock();
+    loop {
+        let left = args.keep.map(|keep| keep.saturating_sub(begin.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            break;
+        }
+        let step = args.interval.max(Duration::from_micros(100));
+        if pause.wait(Some(left.map_or(step, |left| left.min(step)))) {
+            break;
+        }
+        let state = match process.collector() {
+            Ok(state) => state,
+            // Its end is the end of the watch, not a failure.
+            Err(_) if !process.is_alive() => break,
+            Err(error) => return Err(error.into()),
+        };
+        for collection in follower.follow(&state) {
+            watch.add(&collection, begin.elapsed());
+            let written = if args.json {
+                writeln!(out, "{}", serde_json::to_string(&CollectionJson::new(&collection))?)
+            } else {
+                writeln!(out, "{}", trace_line(&collection, start))
+            };
+            written.and_then(|()| out.flush())?;
+        }
+        watch.last = state;
+    }
+    let summary = watch.summary(&process, begin.elapsed());
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&summary)?)?;
+    } else {
+        write!(out, "{}", text(&summary))?;
+    }
+    Ok(())
+}
+
+struct Watch {
+    first: CollectorState,
+    last: CollectorState,
+    /// Time since the begin, in seconds, and bytes marked live then.
+    marked: Vec<(f64, f64)>,
+    pauses: Vec<u64>,
+    missed: u64,
+}
+
+/// Points of the trend that are kept; with more every other one is dropped.
+const MAX_POINTS: usize = 4096;
+
+impl Watch {
+    fn add(&mut self, collection: &Collection, elapsed: Duration) {
+        self.pauses.extend(collection.pause);
+        match &collection.state {
+            Some(state) => self.marked.push((elapsed.as_secs_f64(), state.marked as f64)),
+            None => self.missed += 1,
+        }
+        for kept in [self.marked.len(), self.pauses.len()] {
+            if kept > MAX_POINTS {
+                let mut index = 0;
+                self.marked.retain(|_| {
+                    index += 1;
+                    index % 2 == 0
+                });
+                index = 0;
+                self.pauses.retain(|_| {
+                    index += 1;
+                    index % 2 == 0
+                });
+            }
+        }
+    }
+
+    fn summary(&self, process: &GoProcess, watched: Duration) -> Summary {
+        // Without a collection meanwhile the runtime's ring of the last 256 pauses tells.
+        let mut pauses = if self.pauses.is_empty() { self.last.recent_pauses() } else { self.pauses.clone() };
+        pauses.sort_unstable();
+        let percentile = |share: f64| {
+            let index = (pauses.len() as f64 * share).ceil() as usize;
+            pauses.get(index.saturating_sub(1)).copied().unwrap_or(0)
+        };
+        let collections = self.last.finished.saturating_sub(self.first.finished);
+        let seconds = watched.as_secs_f64().max(f64::MIN_POSITIVE);
+        Summary {
+            event: "summary",
+            pid: process.pid(),
+            version: process.version.to_string(),
+            watched: watched.as_nanos() as u64,
+            collections,
+            collections_total: self.last.finished,
+            forced_total: self.last.forced,
+            phases_missed: self.missed,
+            collections_per_minute: collections as f64 * 60.0 / seconds,
+            pauses: pauses.len(),
+            pause_p50: percentile(0.5),
+            pause_p90: percentile(0.9),
+            pause_p99: percentile(0.99),
+            pause_max: pauses.last().copied().unwrap_or(0),
+            heap_live: self.last.live,
+            heap_marked: self.last.marked,
+            heap_goal: self.last.goal,
+            heap_in_use: self.last.in_use,
+            heap_growth_per_hour: slope(&self.marked).map(|per_second| (per_second * 3600.0) as i64),
+            allocation_rate_per_second: self.last.total_alloc.saturating_sub(self.first.total_alloc) as f64 / seconds,
+            gc_cpu_fraction: self.last.cpu_fraction,
+            gogc: self.last.percent,
+            memory_limit: Some(self.last.memory_limit).filter(|&limit| limit < i64::MAX as u64),
+        }
+    }
+}
+
+/// Least-squares slope; `None` for fewer than two points in time.
+fn slope(points: &[(f64, f64)]) -> Option<f64> {
+    let count = points.len() as f64;
+    let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
+    let (time, marked) = (mean(|point| point.0), mean(|point| point.1));
+    let spread: f64 = points.iter().map(|point| (point.0 - time).powi(2)).sum();
+    let joint: f64 = points.iter().map(|point| (point.0 - time) * (point.1 - marked)).sum();
+    (points.len() > 1 && spread > 0.0).then(|| joint / spread)
+}
+
+fn text(summary: &Summary) -> String {
+    let growth = match summary.heap_growth_per_hour {
+        Some(growth) if growth < 0 => format!("-{}/h", bytes(growth.unsigned_abs())),
+        Some(growth) => format!("+{}/h", bytes(growth as u64)),
+        None => "unknown (needs two collections)".to_owned(),
+    };
+    let limit = summary.memory_limit.map_or("off".to_owned(), bytes);
+    format!(
+        "pid {} ({}): {} collections in {} ({:.1}/min), {} since the start, {} of them forced\n\
+         pauses of {} collections: p50 {}, p90 {}, p99 {}, max {}\n\
+         heap: {} live, {} marked by the last collection, goal {}, {} in spans; live heap {growth}\n\
+         allocating {}/s; collector's share of CPU since the start {:.2} %; GOGC {}, GOMEMLIMIT {limit}\n",
+        summary.pid,
+        summary.version,
+        summary.collections,
+        short_duration(summary.watched),
+        summary.collections_per_minute,
+        summary.collections_total,
+        summary.forced_total,
+        summary.pauses,
+        short_duration(summary.pause_p50),
+        short_duration(summary.pause_p90),
+        short_duration(summary.pause_p99),
+        short_duration(summary.pause_max),
+        bytes(summary.heap_live),
+        bytes(summary.heap_marked),
+        bytes(summary.heap_goal),
+        bytes(summary.heap_in_use),
+        bytes(summary.allocation_rate_per_second as u64),
+        summary.gc_cpu_fraction * 100.0,
+        if summary.gogc < 0 { "off".to_owned() } else { summary.gogc.to_string() },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slope;
+
+    #[test]
+    fn growth_is_a_line_through_the_points() {
+        assert_eq!(slope(&[(0.0, 10.0), (1.0, 12.0), (2.0, 14.0)]), Some(2.0));
+        assert_eq!(slope(&[(1.0, 10.0)]), None);
+        assert_eq!(slope(&[]), None);
+        assert_eq!(slope(&[(1.0, 10.0), (1.0, 12.0)]), None);
+    }
+}

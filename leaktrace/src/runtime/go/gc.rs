@@ -1,0 +1,341 @@
+//! The collector's state: cycles, pauses, phases, the pacer's view of the heap.
+//!
+//! Read in one call, so that numbers of one cycle belong together unless a cycle ends in that very moment. Owns telling
+//! what happened between two reads ([`Follower`]) and the text of gctrace's lines.
+
+use std::fmt::Write as _;
+
+use super::check::PAUSES;
+use super::locate::Globals;
+use super::memory::{Range, Target, word};
+use super::offsets::{Field, Layout};
+use crate::proc::memory::{MemoryError, MemoryReader};
+
+/// One read of the collector.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CollectorState {
+    /// Collections that ended.
+    pub finished: u64,
+    /// Collections that started; one more while one runs.
+    pub started: u64,
+    /// Collections that the program asked for.
+    pub forced: u64,
+    /// When the last one ended, in nanoseconds since 1970.
+    pub last_end: u64,
+    /// All pauses, in nanoseconds.
+    pub pause_total: u64,
+    /// Pauses of the last 256 collections, in nanoseconds; collection `n` (from 1) is at `(n − 1) % 256`.
+    pub pauses: Vec<u64>,
+    /// When they ended, in nanoseconds since 1970.
+    pub pause_ends: Vec<u64>,
+    /// Share of the program's CPU time since its start that the collector used.
+    pub cpu_fraction: f64,
+    /// `GOGC`; −1: off.
+    pub percent: i32,
+    /// `GOMEMLIMIT` in bytes; the largest number for none.
+    pub memory_limit: u64,
+    /// Bytes that the collector takes for live: marked by the last collection, or allocated since.
+    pub live: u64,
+    /// Bytes that the last collection marked.
+    pub marked: u64,
+    /// Heap size at which the next collection shall have ended, in bytes.
+    pub goal: u64,
+    /// That of the last collection.
+    pub last_goal: u64,
+    /// Bytes in spans in use.
+    pub in_use: u64,
+    /// Bytes in free spans that are still backed by memory.
+    pub free: u64,
+    /// Bytes of address space given back to the system.
+    pub released: u64,
+    /// Bytes allocated since the start.
+    pub total_alloc: u64,
+    /// Bytes freed since the start.
+    pub total_free: u64,
+    /// Bytes of stacks scanned.
+    pub stack_scan: u64,
+    /// Bytes of global variables scanned.
+    pub globals_scan: u64,
+    /// Phases of the current or last collection.
+    pub phases: Phases,
+}
+
+/// What the runtime notes about one collection; partly that of the next one as soon as it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Monotonic times, in nanoseconds: sweep termination, concurrent mark, mark termination, end.
+    pub sweep_term: u64,
+    /// Begin of concurrent marking.
+    pub mark: u64,
+    /// Begin of mark termination.
+    pub mark_term: u64,
+    /// End.
+    pub end: u64,
+    /// Heap at the start, at mark termination, and what was marked, in bytes.
+    pub heap: [u64; 3],
+    /// Nanoseconds of CPU: assists.
+    pub assist: u64,
+    /// Nanoseconds of CPU: dedicated and fractional workers.
+    pub workers: u64,
+    /// Nanoseconds of CPU: idle processors that marked.
+    pub idle: u64,
+    /// Processors stopped.
+    pub stw_procs: u64,
+    /// Processors.
+    pub procs: u64,
+    /// The program asked for it.
+    pub forced: bool,
+}
+
+/// Why there is no state.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    /// A global variable is missing.
+    #[error("the collector's state was not found")]
+    NotFound,
+    /// A read failed.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Reads the collector's state.
+pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<CollectorState, CollectorError> {
+    let (Some(stats), Some(controller), Some(sema)) = (globals.stats, globals.controller, globals.work_start_sema) else {
+        return Err(CollectorError::NotFound);
+    };
+    let (s, c, w) = (&layout.stats, &layout.controller, &layout.work);
+    let begin = s.last_gc.offset;
+    let ranges = [
+        Range { address: stats.wrapping_add(begin as u64), len: s.cpu_fraction.end() - begin },
+        Range { address: controller, len: c.size.offset },
+        Range { address: sema.wrapping_sub(w.start_sema.offset as u64), len: w.size.offset },
+    ];
+    let mut bytes = Vec::new();
+    for (filled, range) in memory.read_ranges(&ranges, &mut bytes)?.into_iter().zip(ranges) {
+        if !filled {
+            let address = crate::model::ProcessAddress(range.address);
+            return Err(MemoryError::Unmapped { pid: 0, address, len: range.len }.into());
+        }
+    }
+    let (stats, rest) = bytes.split_at(ranges[0].len);
+    let (control, work) = rest.split_at(ranges[1].len);
+    let stat = |field: Field| Field { offset: field.offset.wrapping_sub(begin), ..field }.get(stats);
+    let ring = |field: Field| -> Vec<u64> {
+        (0..PAUSES as usize).map(|index| word(stats, field.offset.wrapping_sub(begin) + index * 8)).collect()
+    };
+    let maybe = |field: Option<Field>, bytes: &[u8]| field.map_or(0, |field| field.get(bytes));
+    Ok(CollectorState {
+        finished: stat(s.cycles),
+        started: w.cycles.get(work),
+        forced: stat(s.forced),
+        last_end: stat(s.last_gc),
+        pause_total: stat(s.pause_total),
+        pauses: ring(s.pauses),
+        pause_ends: ring(s.pause_ends),
+        cpu_fraction: f64::from_bits(stat(s.cpu_fraction)),
+        percent: c.percent.get(control) as u32 as i32,
+        memory_limit: c.memory_limit.get(control),
+        live: c.live.get(control),
+        marked: c.marked.get(control),
+        goal: c.goal.get(control),
+        last_goal: c.last_goal.get(control),
+        in_use: c.in_use.get(control),
+        free: c.free.get(control),
+        released: c.released.get(control),
+        total_alloc: c.total_alloc.get(control),
+        total_free: c.total_free.get(control),
+        stack_scan: maybe(c.last_stack_scan, control),
+        globals_scan: maybe(c.globals_scan, control),
+        phases: Phases {
+            sweep_term: w.sweep_term.get(work),
+            mark: w.mark.get(work),
+            mark_term: w.mark_term.get(work),
+            end: w.end.get(work),
+            heap: [w.heap0.get(work), w.heap1.get(work), w.heap2.get(work)],
+            assist: maybe(c.assist_time, control),
+            workers: maybe(c.dedicated_time, control).wrapping_add(maybe(c.fractional_time, control)),
+            idle: maybe(c.idle_time, control),
+            stw_procs: maybe(w.stw_procs, work),
+            procs: maybe(w.procs, work),
+            forced: maybe(w.forced, work) & 0xff != 0,
+        },
+    })
+}
+
+impl CollectorState {
+    /// A collection is running.
+    pub fn is_running(&self) -> bool {
+        self.started != self.finished
+    }
+
+    fn slot(number: u64) -> usize {
+        (number.wrapping_sub(1) % PAUSES) as usize
+    }
+
+    /// Total pause of a collection, if the ring still has it.
+    pub fn pause(&self, number: u64) -> Option<u64> {
+        let kept = number >= 1 && number <= self.finished && self.finished - number < PAUSES;
+        kept.then(|| self.pauses.get(Self::slot(number)).copied()).flatten()
+    }
+
+    /// When a collection ended, in nanoseconds since 1970, if the ring still has it.
+    pub fn end(&self, number: u64) -> Option<u64> {
+        self.pause(number).and_then(|_| self.pause_ends.get(Self::slot(number)).copied())
+    }
+
+    /// Pauses that the ring still has, oldest first.
+    pub fn recent_pauses(&self) -> Vec<u64> {
+        let first = self.finished.saturating_sub(PAUSES - 1).max(1);
+        (first..=self.finished).filter_map(|number| self.pause(number)).collect()
+    }
+}
+
+/// One collection, as far as it was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collection {
+    /// Number, from 1.
+    pub number: u64,
+    /// When it ended, in nanoseconds since 1970; `None` if the ring of 256 has lost it.
+    pub end: Option<u64>,
+    /// Its pauses together, in nanoseconds.
+    pub pause: Option<u64>,
+    /// The state behind it, where it was read before the next collection began.
+    pub state: Option<CollectorState>,
+}
+
+/// Turns reads into collections.
+#[derive(Clone, Debug, Default)]
+pub struct Follower {
+    seen: Option<u64>,
+}
+
+/// Collections that one read can report; older ones were not seen.
+const MAX_REPORTED: u64 = PAUSES;
+
+impl Follower {
+    /// Collections that ended since the last read; none at the first.
+    pub fn follow(&mut self, state: &CollectorState) -> Vec<Collection> {
+        let last = self.seen.replace(state.finished).unwrap_or(state.finished);
+        let first = (last + 1).max(state.finished.saturating_sub(MAX_REPORTED - 1));
+        (first..=state.finished)
+            .map(|number| Collection {
+                number,
+                end: state.end(number),
+                pause: state.pause(number),
+                state: (number == state.finished && !state.is_running()).then(|| state.clone()),
+            })
+            .collect()
+    }
+}
+
+/// Milliseconds with two digits of precision, as gctrace prints them.
+fn millis(nanos: u64) -> String {
+    if nanos >= 10_000_000 {
+        return (nanos / 1_000_000).to_string();
+    }
+    let mut value = nanos / 1000;
+    if value == 0 {
+        return "0".to_owned();
+    }
+    let mut decimals = 3;
+    while value >= 100 {
+        value /= 10;
+        decimals -= 1;
+    }
+    format!("{:.*}", decimals, value as f64 / 10f64.powi(decimals as i32))
+}
+
+/// One line in the format of `GODEBUG=gctrace=1`. `start` is when the process started, of the monotonic clock. A
+/// collection whose phases were overwritten before they were read has its pause alone.
+pub fn trace_line(collection: &Collection, start: u64) -> String {
+    let Some(state) = &collection.state else {
+        let pause = collection.pause.map_or("?".to_owned(), millis);
+        return format!("gc {}: {pause} ms pause (phases not caught)", collection.number);
+    };
+    let p = &state.phases;
+    let mut line = String::new();
+    let at = p.sweep_term.saturating_sub(start) / 1_000_000;
+    let percent = (state.cpu_fraction * 100.0) as i64;
+    let _ = write!(line, "gc {} @{}.{:03}s {percent}%: ", collection.number, at / 1000, at % 1000);
+    let sweep = p.mark.saturating_sub(p.sweep_term);
+    let mark = p.mark_term.saturating_sub(p.mark);
+    let term = p.end.saturating_sub(p.mark_term);
+    let _ = write!(line, "{}+{}+{} ms clock, ", millis(sweep), millis(mark), millis(term));
+    let _ = write!(
+        line,
+        "{}+{}/{}/{}+{} ms cpu, ",
+        millis(p.stw_procs.saturating_mul(sweep)),
+        millis(p.assist),
+        millis(p.workers),
+        millis(p.idle),
+        millis(p.stw_procs.saturating_mul(term)),
+    );
+    let [before, after, live] = p.heap.map(|bytes| bytes >> 20);
+    let _ = write!(line, "{before}->{after}->{live} MB, {} MB goal, ", state.last_goal >> 20);
+    let _ = write!(line, "{} MB stacks, {} MB globals, {} P", state.stack_scan >> 20, state.globals_scan >> 20, p.procs);
+    if p.forced {
+        line += " (forced)";
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_like_gctrace() {
+        let shown: Vec<String> =
+            [0, 999, 1_000, 18_300, 123_456, 1_234_567, 9_999_999, 12_345_678].into_iter().map(millis).collect();
+        assert_eq!(shown, ["0", "0", "0.001", "0.018", "0.12", "1.2", "9.9", "12"]);
+    }
+
+    #[test]
+    fn collections_between_reads_are_told_once() {
+        let mut follower = Follower::default();
+        let state = |finished: u64, started: u64| CollectorState {
+            finished,
+            started,
+            pauses: (0..256).collect(),
+            pause_ends: vec![7; 256],
+            ..CollectorState::default()
+        };
+        assert!(follower.follow(&state(10, 10)).is_empty());
+        let seen = follower.follow(&state(13, 13));
+        assert_eq!(seen.iter().map(|c| (c.number, c.pause)).collect::<Vec<_>>(), [(11, Some(10)), (12, Some(11)), (13, Some(12))]);
+        assert!(seen[0].state.is_none() && seen[2].state.is_some());
+        assert!(follower.follow(&state(14, 15))[0].state.is_none(), "the next one is running already");
+        assert!(follower.follow(&state(14, 15)).is_empty());
+        assert_eq!(follower.follow(&state(5000, 5000)).len(), 256);
+    }
+
+    #[test]
+    fn a_line_of_gctrace() {
+        let state = CollectorState {
+            cpu_fraction: 0.019,
+            last_goal: 10 << 20,
+            phases: Phases {
+                sweep_term: 2_012_345_678,
+                mark: 2_012_365_678,
+                mark_term: 2_013_565_678,
+                end: 2_013_568_678,
+                heap: [9 << 20, 10 << 20, 3 << 20],
+                assist: 400_000,
+                workers: 1_000_000,
+                idle: 0,
+                stw_procs: 8,
+                procs: 8,
+                forced: true,
+            },
+            ..CollectorState::default()
+        };
+        let line = trace_line(&Collection { number: 3, end: None, pause: None, state: Some(state) }, 2_000_000_000);
+        assert_eq!(
+            line,
+            "gc 3 @0.012s 1%: 0.020+1.2+0.003 ms clock, 0.16+0.40/1.0/0+0.024 ms cpu, 9->10->3 MB, 10 MB goal, \
+             0 MB stacks, 0 MB globals, 8 P (forced)"
+        );
+        let missed = Collection { number: 4, end: None, pause: Some(23_000), state: None };
+        assert_eq!(trace_line(&missed, 0), "gc 4: 0.023 ms pause (phases not caught)");
+    }
+}

@@ -1,0 +1,78 @@
+//! Turning heap profiling on in a running program: the one thing that is ever written into a target.
+//!
+//! Invariant: the old value is put back when the guard goes, on every way out that runs destructors, unless the program
+//! changed the value itself meanwhile.
+
+use std::io::IoSlice;
+
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
+
+use super::error::{Area, GoError};
+use super::memory::Target;
+use super::process::GoProcess;
+use crate::proc::ProcError;
+
+/// Keeps profiling on while it lives.
+#[derive(Debug)]
+pub struct ProfilingGuard<'p> {
+    process: &'p GoProcess,
+    address: u64,
+    previous: u64,
+    written: u64,
+    active: bool,
+}
+
+impl<'p> ProfilingGuard<'p> {
+    /// Writes `rate` (mean bytes between samples) to `runtime.MemProfileRate`, 8 aligned bytes, after the heap's
+    /// self-check has passed.
+    pub fn enable(process: &'p GoProcess, rate: u64) -> Result<Self, GoError> {
+        process.layout(Area::Heap)?;
+        let pid = process.pid();
+        let corrupt = |what: String| GoError::Corrupt { pid, area: Area::Heap, what };
+        let address = process.globals.profile_rate.filter(|at| at.is_multiple_of(8));
+        let address = address.ok_or_else(|| corrupt("MemProfileRate was not found".to_owned()))?;
+        let previous = process.memory().u64_at(address).map_err(|source| GoError::memory(pid, source))?;
+        let guard = Self { process, address, previous, written: rate, active: true };
+        guard.write(rate)?;
+        Ok(guard)
+    }
+
+    /// The rate before.
+    pub fn previous(&self) -> u64 {
+        self.previous
+    }
+
+    /// Puts the old rate back.
+    pub fn restore(mut self) -> Result<(), GoError> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<(), GoError> {
+        if !std::mem::take(&mut self.active) || !self.process.is_alive() {
+            return Ok(());
+        }
+        let pid = self.process.pid();
+        let current = self.process.memory().u64_at(self.address).map_err(|source| GoError::memory(pid, source))?;
+        if current == self.written { self.write(self.previous) } else { Ok(()) }
+    }
+
+    fn write(&self, value: u64) -> Result<(), GoError> {
+        let pid = self.process.pid();
+        let bytes = value.to_le_bytes();
+        let remote = [RemoteIoVec { base: self.address as usize, len: bytes.len() }];
+        match process_vm_writev(Pid::from_raw(pid as i32), &[IoSlice::new(&bytes)], &remote) {
+            Ok(8) => Ok(()),
+            Ok(_) => Err(ProcError::from_io(pid, "MemProfileRate".as_ref(), Errno::EFAULT.into()).into()),
+            Err(errno) => Err(ProcError::from_io(pid, "MemProfileRate".as_ref(), errno.into()).into()),
+        }
+    }
+}
+
+impl Drop for ProfilingGuard<'_> {
+    fn drop(&mut self) {
+        // Nobody is left to tell; `restore` reports errors.
+        let _ = self.put_back();
+    }
+}

@@ -1,0 +1,3 @@
+module leaktrace.test/programs
+
+go 1.19
