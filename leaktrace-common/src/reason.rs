@@ -16,7 +16,7 @@ pub enum Counter {
     ReallocBeginDeferred,
     /// A stack that did not fit: its allocation counts as lost, too.
     StackLost,
-    /// A thread beyond the capacity of the thread table: its calls are not seen.
+    /// A call that was not seen: no memory to remember its thread.
     ThreadTableFull,
     /// A sampled allocation beyond the capacity of the sampled-address set.
     SampledSetFull,

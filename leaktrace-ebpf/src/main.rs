@@ -16,6 +16,7 @@ mod emit;
 mod maps;
 mod probes;
 mod sample;
+mod task_storage;
 mod thread;
 mod unwind;
 
@@ -37,7 +38,11 @@ const SKIP_RETURN: u32 = 1;
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
     let regs = arch::Registers::from_context(ctx);
-    if allocate::enter_or_leave(ctx, &regs) { WANT_RETURN } else { SKIP_RETURN }
+    if allocate::enter_or_leave(ctx, &regs) {
+        WANT_RETURN
+    } else {
+        SKIP_RETURN
+    }
 }
 
 /// Entry of an allocation call whose return `allocate_leave` serves.

@@ -337,7 +337,11 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
         return Some(WalkEnd::UnreadableStack);
     }
     // A chain of frame pointers may lead to another stack (from C into Go), but not back to the same frame.
-    let stuck = if row.rule == RULE_FRAME_POINTER { cfa == walk.sp } else { cfa <= walk.sp };
+    let stuck = if row.rule == RULE_FRAME_POINTER {
+        cfa == walk.sp
+    } else {
+        cfa <= walk.sp
+    };
     if stuck {
         return Some(WalkEnd::NotProgressing);
     }

@@ -66,7 +66,7 @@ pub fn mmap_enter(ctx: &TracePointContext) {
     } else {
         CALL_MMAP
     };
-    let Some(thread) = thread::get(tid) else {
+    let Some(thread) = thread::get() else {
         return;
     };
     if call == CALL_MMAP && thread.pending.sp != 0 {
@@ -84,7 +84,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known(tid) else {
+    let Some(thread) = thread::known() else {
         return;
     };
     let PendingMapping { call, length, .. } = thread.mapping;
@@ -135,7 +135,7 @@ pub fn munmap_enter(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known(tid).is_some_and(|thread| thread.pending.sp != 0) {
+    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| thread.pending.sp != 0) {
         return;
     }
     emit::unmap(pid, field(ctx, 0), field(ctx, 1));
@@ -148,7 +148,7 @@ pub fn mremap_enter(ctx: &TracePointContext) {
     if process.flags & PROCESS_TRACK_MMAP == 0 {
         return;
     }
-    let Some(thread) = thread::get(tid) else {
+    let Some(thread) = thread::get() else {
         return;
     };
     if thread.pending.sp != 0 {
@@ -166,7 +166,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known(tid) else {
+    let Some(thread) = thread::known() else {
         return;
     };
     let PendingMapping {

@@ -14,7 +14,13 @@ use crate::{
 /// A block is given back.
 #[inline(always)]
 pub fn enter(ctx: *mut c_void, regs: &Registers) {
-    let Some(Call { pid, tid, signature, process }) = Call::current(ctx) else {
+    let Some(Call {
+        pid,
+        tid,
+        signature,
+        process,
+    }) = Call::current(ctx)
+    else {
         return;
     };
     let address = regs.argument(signature.pointer_argument());
@@ -25,7 +31,7 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) {
     if sampled && !allocate::is_sampled(pid, address) {
         return;
     }
-    if let Some(thread) = thread::known(tid)
+    if let Some(thread) = thread::known()
         && allocate::is_nested(thread, regs.sp())
     {
         return;

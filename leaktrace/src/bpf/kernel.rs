@@ -162,6 +162,8 @@ impl Kernel {
     /// Loads maps and programs; attaches nothing.
     pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
         let mut ebpf = EbpfLoader::new()
+            // aya 0.14 has no type for task-local storage, which only the kernel side uses.
+            .allow_unsupported_maps()
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
@@ -276,7 +278,9 @@ fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerfEventArray(data)
-        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        | Map::RingBuf(data)
+        // Task-local storage.
+        | Map::Unsupported(data) => Some(data.fd().as_fd()),
         _ => None,
     }
 }

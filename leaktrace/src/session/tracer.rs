@@ -213,7 +213,11 @@ impl Tracer {
         }
         let process = Process {
             pid,
-            flags: if self.settings.track_mmap { PROCESS_TRACK_MMAP } else { 0 },
+            flags: if self.settings.track_mmap {
+                PROCESS_TRACK_MMAP
+            } else {
+                0
+            },
             mapping_first: run.start,
             mapping_count: run.end - run.start,
             sample_interval: self.settings.sample_interval,
@@ -227,7 +231,10 @@ impl Tracer {
                 slot.number()
             }
             None => {
-                let slot = self.table.add(process).map_err(|cause| TraceError::Table { pid, cause })?;
+                let slot = self
+                    .table
+                    .add(process)
+                    .map_err(|cause| TraceError::Table { pid, cause })?;
                 traced.slot.insert(slot).number()
             }
         };
@@ -235,9 +242,10 @@ impl Tracer {
         self.retired.push((Instant::now(), old));
         let probes = wanted(&survey, &traced.probed);
         if !probes.is_empty() {
-            let links = self
-                .kernel
-                .attach(&probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(), Some(pid))?;
+            let links = self.kernel.attach(
+                &probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(),
+                Some(pid),
+            )?;
             traced.links.append(links);
             traced
                 .probed
