@@ -20,7 +20,7 @@ pub enum Counter {
     ThreadTableFull,
     /// A sampled allocation beyond the capacity of the sampled-address set.
     SampledSetFull,
-    /// An entry without its return: `longjmp`, an exception, a return probe that the kernel dropped.
+    /// An entry whose return probe never came: `longjmp`, or the kernel dropped it. (A function that throws has none.)
     ReturnMissed,
     /// A call inside another hooked call: counted once, as the outer one. Not a loss.
     Nested,

@@ -103,6 +103,16 @@ pub extern "C" fn bare_entry(_ctx: *mut c_void) -> u32 {
     SKIP_RETURN
 }
 
+/// Makes records without a target; run by `bpf(BPF_PROG_TEST_RUN)` with the first number and the live set as arguments.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn feed(ctx: *mut u64) -> u32 {
+    // SAFETY: a raw tracepoint's context holds its arguments, of which the caller gives two.
+    let (next, live) = unsafe { (*ctx, *ctx.add(1)) };
+    probes::feed::feed(next, live);
+    0
+}
+
 #[tracepoint]
 pub fn mmap_enter(ctx: TracePointContext) -> u32 {
     mapping::mmap_enter(&ctx);

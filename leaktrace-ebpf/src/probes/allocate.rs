@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::{bpf_get_attach_cookie, bpf_get_func_ip},
 };
 use leaktrace_common::{
-    config::{BlockKey, Process},
+    config::{BlockKey, PROCESS_ACTIVE, Process},
     event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
     reason::Counter,
     signature::{Op, Signature},
@@ -47,7 +47,9 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
         return true;
     }
     pending.sp = 0;
-    count(Counter::ReturnMissed, 1);
+    if pending.returns_surely != 0 {
+        count(Counter::ReturnMissed, 1);
+    }
     false
 }
 
@@ -120,6 +122,9 @@ fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: boo
         signature,
         process,
     } = *call;
+    if process.flags & PROCESS_ACTIVE == 0 {
+        return false;
+    }
     let sp = regs.sp();
     if is_nested(thread, sp) {
         return false;

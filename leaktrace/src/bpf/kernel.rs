@@ -15,6 +15,7 @@ use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES
 use super::{
     counters::Counters,
     deferred::DeferredFrees,
+    features::{self, Trial},
     processes::ProcessTable,
     program::{MultiProgram, ProgramSource},
     ring::Ring,
@@ -201,7 +202,7 @@ impl Kernel {
 
     fn load_uprobes(ebpf: &mut Ebpf, source: &ProgramSource) -> Result<Programs, LoadError> {
         let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
-        if !forced && source.load("bare", AttachType::Session).is_ok() {
+        if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
             let load =
                 |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
             return Ok(Programs::Session {
