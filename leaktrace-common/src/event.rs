@@ -40,7 +40,7 @@ pub const KIND_MREMAP: u8 = 8;
 pub const KIND_CODE_MAPPED: u8 = 9;
 /// [`Notice`]: the process runs another program now.
 pub const KIND_EXEC: u8 = 10;
-/// [`Notice`]: the process had a child (its id in `subject`).
+/// [`Notice`]: the process has a new thread or a child (its id in `subject`).
 pub const KIND_FORK: u8 = 11;
 /// [`Notice`]: a thread ended (its id in `subject`).
 pub const KIND_THREAD_EXIT: u8 = 12;

@@ -144,8 +144,8 @@ pub fn mremap_leave(ctx: TracePointContext) -> u32 {
 }
 
 #[tracepoint]
-pub fn process_exec(_ctx: TracePointContext) -> u32 {
-    lifecycle::exec();
+pub fn process_exec(ctx: TracePointContext) -> u32 {
+    lifecycle::exec(&ctx);
     0
 }
 

@@ -1,27 +1,46 @@
 //! The life of processes and threads.
 
 use aya_ebpf::programs::TracePointContext;
+use aya_log_ebpf::debug;
 use leaktrace_common::event::{KIND_EXEC, KIND_FORK, KIND_THREAD_EXIT};
 
 use crate::{emit, maps, thread};
 
-/// `sched_process_fork`: common fields (8), parent_comm and its id, child_comm and its id. Since 6.12 the names are
-/// 4-byte references, before that 16-byte arrays; the reader finds the child's id in `/proc` either way.
-pub fn fork(_ctx: &TracePointContext) {
+/// Where `sched_process_fork` keeps the child's id: since 6.12 the names before it are 4-byte references, before that
+/// 16-byte arrays. Set by userspace from the tracepoint's format.
+#[unsafe(no_mangle)]
+static FORK_CHILD_OFFSET: u32 = NEW_CHILD_OFFSET;
+const NEW_CHILD_OFFSET: u32 = 20;
+const OLD_CHILD_OFFSET: usize = 44;
+
+/// `sched_process_fork`: the process has a new thread or a child; which, `/proc` tells.
+pub fn fork(ctx: &TracePointContext) {
     let (pid, _) = thread::current();
-    if maps::process_by_pid(pid).is_some() {
-        emit::notice(KIND_FORK, pid, 0);
+    if maps::process_by_pid(pid).is_none() {
+        return;
+    }
+    // SAFETY: a constant that userspace may replace at load; the offsets lie inside the tracepoint's record.
+    let child = unsafe {
+        if (&raw const FORK_CHILD_OFFSET).read_volatile() == NEW_CHILD_OFFSET {
+            ctx.read_at::<u32>(NEW_CHILD_OFFSET as usize)
+        } else {
+            ctx.read_at::<u32>(OLD_CHILD_OFFSET)
+        }
+    };
+    if let Ok(child) = child {
+        emit::notice(KIND_FORK, pid, child);
     }
 }
 
 /// `sched_process_exec`: the process runs another program now. What was pending in the thread will not return.
-pub fn exec() {
+pub fn exec(ctx: &TracePointContext) {
     let (pid, _) = thread::current();
     if maps::process_by_pid(pid).is_some() {
         if let Some(thread) = thread::known() {
             thread.pending.sp = 0;
             thread.mapping.call = 0;
         }
+        debug!(ctx, "pid {} runs another program", pid);
         emit::notice(KIND_EXEC, pid, 0);
     }
 }

@@ -32,6 +32,12 @@ pub enum FeatureError {
         /// Names of the capabilities.
         names: Vec<&'static str>,
     },
+    /// The view of the kernel side.
+    #[error(
+        "process ids here differ from the kernel's: run outside the container, or with the host's PID namespace \
+         (docker run --pid=host)"
+    )]
+    PidNamespace,
     /// Type information of the kernel.
     #[error("this kernel has no type information (`{BTF}`): boot one that was built with CONFIG_DEBUG_INFO_BTF")]
     Btf,
@@ -107,6 +113,24 @@ pub fn missing_capabilities(effective: u64) -> Vec<Capability> {
         .into_iter()
         .filter(|capability| !has(capability.number) && !stands_in(capability))
         .collect()
+}
+
+/// Whether process ids are those that the kernel side sees: in the machine's first PID namespace, whose inode number is
+/// fixed (`PROC_PID_INIT_INO`).
+pub fn in_first_pid_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+}
+
+/// Where the tracepoint `sched_process_fork` keeps the child's id.
+pub(super) fn fork_child_offset() -> Option<u32> {
+    let format = fs::read_to_string(Path::new(TRACEFS).join("events/sched/sched_process_fork/format")).ok()?;
+    parse_child_offset(&format)
+}
+
+fn parse_child_offset(format: &str) -> Option<u32> {
+    let field = format.lines().find(|line| line.contains(" child_pid;"))?;
+    let offset = field.split("offset:").nth(1)?.split(';').next()?;
+    offset.parse().ok()
 }
 
 /// Whether the kernel has type information.
@@ -241,6 +265,9 @@ pub fn require() -> Result<(), FeatureError> {
             names: missing.iter().map(|capability| capability.name).collect(),
         });
     }
+    if !in_first_pid_namespace() {
+        return Err(FeatureError::PidNamespace);
+    }
     if !has_btf() {
         return Err(FeatureError::Btf);
     }
@@ -263,6 +290,14 @@ pub fn require() -> Result<(), FeatureError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_child_of_a_fork_is_found_in_both_layouts() {
+        let line = |offset| format!("\tfield:pid_t child_pid;\toffset:{offset};\tsize:4;\tsigned:1;\n");
+        assert_eq!(parse_child_offset(&line(20)), Some(20));
+        assert_eq!(parse_child_offset(&line(44)), Some(44));
+        assert_eq!(parse_child_offset("field:pid_t parent_pid;\toffset:12;"), None);
+    }
 
     #[test]
     fn sys_admin_stands_in_for_the_newer_two() {

@@ -16,6 +16,7 @@ use super::{
     counters::Counters,
     deferred::DeferredFrees,
     features::{self, Trial},
+    log::KernelLog,
     processes::ProcessTable,
     program::{MultiProgram, ProgramSource},
     ring::Ring,
@@ -157,6 +158,8 @@ pub struct Parts {
     pub arrays: UnwindArrays,
     /// Traced processes.
     pub processes: ProcessTable,
+    /// What the kernel side logs.
+    pub log: KernelLog,
 }
 
 impl Kernel {
@@ -165,6 +168,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             // aya 0.14 has no type for task-local storage, which only the kernel side uses.
             .allow_unsupported_maps()
+            .override_global("FORK_CHILD_OFFSET", &features::fork_child_offset().unwrap_or(20), true)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
@@ -192,6 +196,7 @@ impl Kernel {
                 blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
                 rows: MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
             },
+            log: KernelLog::new(&mut ebpf),
             processes: {
                 let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
                 ProcessTable::new(array, take(&mut ebpf, "SLOTS")?)

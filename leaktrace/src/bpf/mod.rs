@@ -8,6 +8,7 @@ pub mod features;
 pub mod feed;
 pub mod kernel;
 pub mod links;
+pub mod log;
 pub mod processes;
 pub mod ring;
 pub mod syscall;

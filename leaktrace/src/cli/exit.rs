@@ -117,7 +117,7 @@ fn of_report(error: &ReportError) -> Exit {
 
 fn of_process(error: &ProcError) -> Exit {
     match error {
-        ProcError::NoSuchProcess { .. } => Exit::NoSuchProcess,
+        ProcError::NoSuchProcess { .. } | ProcError::Thread { .. } => Exit::NoSuchProcess,
         ProcError::Exited { .. } => Exit::ProcessGone,
         ProcError::KernelThread { .. } => Exit::KernelThread,
         ProcError::Permission { .. } => Exit::Permission,

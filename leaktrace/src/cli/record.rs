@@ -28,8 +28,8 @@ use crate::{
     symbolize::Symbolizer,
 };
 
-/// How often notices are acted on and the end is looked for.
-const TICK: Duration = Duration::from_millis(20);
+/// How often the end is looked for.
+const TICK: Duration = Duration::from_millis(50);
 /// How often the progress line changes.
 const PROGRESS: Duration = Duration::from_millis(500);
 /// Default mean distance of samples.
@@ -158,13 +158,14 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     let mut show = tokio::time::interval(PROGRESS);
     let end = tokio::time::sleep(arguments.duration.unwrap_or(Duration::from_secs(u64::from(u32::MAX))));
     tokio::pin!(end);
+    let noticed = recording.noticed();
     loop {
         tokio::select! {
             () = &mut end => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
+            () = noticed.notified() => recording.follow(),
             _ = tick.tick() => {
-                recording.follow();
                 if recording.is_over() {
                     break;
                 }

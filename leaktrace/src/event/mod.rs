@@ -86,8 +86,11 @@ pub enum Event<'a> {
     CodeMapped,
     /// Another program runs now.
     Exec,
-    /// A child was made.
-    Fork,
+    /// A thread or a child was made.
+    Fork {
+        /// Its thread or process id.
+        child: u32,
+    },
     /// A thread ended.
     ThreadExit(u32),
 }
@@ -166,7 +169,9 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
         },
         KIND_CODE_MAPPED => Event::CodeMapped,
         KIND_EXEC => Event::Exec,
-        KIND_FORK => Event::Fork,
+        KIND_FORK => Event::Fork {
+            child: u32_at(record, 8)?,
+        },
         KIND_THREAD_EXIT => Event::ThreadExit(u32_at(record, 8)?),
         _ => return None,
     };

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 pub use blocks::{Block, BlockTable};
 pub use regions::{Region, Regions};
 pub use snapshot::{AGE_BOUNDS, Ages, Kind, Row, Snapshot, Window};
-pub use stacks::{Amount, Stack, StackTable, Totals};
+pub use stacks::{Amount, Stack, StackTable, Threads, Totals};
 
 use crate::{
     event::{Event, NewBlock},
@@ -36,8 +36,6 @@ pub struct Notes {
     pub unknown_stacks: u64,
     /// Allocations whose stack is not complete.
     pub truncated_stacks: u64,
-    /// Children that the process had.
-    pub forks: u64,
     /// Programs that it ran before this one, whose memory was given up with them.
     pub execs: u64,
 }
@@ -148,11 +146,11 @@ impl Ledger {
             Event::Munmap { address, length } => self.regions.unmap(address.0, address.0.saturating_add(length)),
             Event::Mremap { old, old_length, new } => self.remap(old, old_length, new, now),
             Event::Exec => self.exec(),
-            Event::Fork => self.notes.forks += 1,
             Event::ThreadExit(tid) => {
                 self.in_flight.remove(&tid);
             }
-            Event::CodeMapped => {}
+            // A child's heap is a copy that no event of this process changes.
+            Event::CodeMapped | Event::Fork { .. } => {}
         }
     }
 
@@ -180,6 +178,7 @@ impl Ledger {
             self.release(&old);
         }
         let stack = self.stacks.get_mut(stack);
+        stack.thread.note(new.tid);
         stack.native.allocate(amount);
         if stack.end != leaktrace_common::reason::WalkEnd::Bottom {
             self.notes.truncated_stacks += 1;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use leaktrace_common::reason::WalkEnd;
 
-use super::{Amount, Ledger};
+use super::{Amount, Ledger, Threads};
 use crate::model::ProcessAddress;
 
 /// Where memory comes from.
@@ -31,6 +31,8 @@ pub struct Row<'a> {
     pub frames: &'a [ProcessAddress],
     /// Where the walk ended.
     pub end: WalkEnd,
+    /// The thread that allocated, if it was always the same.
+    pub thread: Option<u32>,
     /// Allocated since tracing began.
     pub allocated: Amount,
     /// Of that, outstanding.
@@ -138,6 +140,10 @@ impl Ledger {
                         kind,
                         frames: &stack.frames,
                         end: stack.end,
+                        thread: match stack.thread {
+                            Threads::One(tid) => Some(tid),
+                            Threads::None | Threads::Many => None,
+                        },
                         allocated,
                         live,
                         ages: ages.get(&(index, kind)).copied().unwrap_or_default(),

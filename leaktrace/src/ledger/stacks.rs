@@ -57,6 +57,29 @@ impl Totals {
     }
 }
 
+/// Which threads came through a stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    /// None yet.
+    #[default]
+    None,
+    /// This one alone.
+    One(u32),
+    /// Several.
+    Many,
+}
+
+impl Threads {
+    /// One more allocation by a thread.
+    pub fn note(&mut self, tid: u32) {
+        *self = match *self {
+            Self::None => Self::One(tid),
+            Self::One(known) if known == tid => return,
+            _ => Self::Many,
+        };
+    }
+}
+
 /// A stack and what happened through it.
 #[derive(Clone, Debug)]
 pub struct Stack {
@@ -64,6 +87,8 @@ pub struct Stack {
     pub frames: Box<[ProcessAddress]>,
     /// Where the walk ended.
     pub end: WalkEnd,
+    /// Who came through.
+    pub thread: Threads,
     /// Blocks from an allocator.
     pub native: Totals,
     /// Anonymous mappings: allocated only; what is live stands in the regions.
@@ -81,6 +106,7 @@ impl Default for StackTable {
         let nothing = Stack {
             frames: Box::default(),
             end: WalkEnd::Bottom,
+            thread: Threads::None,
             native: Totals::default(),
             mapped: Amount::default(),
         };
@@ -105,6 +131,7 @@ impl StackTable {
         self.stacks.push(Stack {
             frames,
             end,
+            thread: Threads::None,
             native: Totals::default(),
             mapped: Amount::default(),
         });

@@ -131,6 +131,25 @@ pub fn read_threads(pid: u32) -> Result<Vec<u32>, ProcError> {
     Ok(threads)
 }
 
+/// The name of a thread, lossy UTF-8; `None` if it ended.
+pub fn read_thread_name(pid: u32, tid: u32) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+}
+
+/// The process that a pid or a thread id belongs to.
+pub fn thread_group(pid: u32) -> Result<u32, ProcError> {
+    let status = read_bounded(pid, "status", 1 << 16)?;
+    parse_thread_group(&status).ok_or_else(|| malformed(pid, "status", "no Tgid line"))
+}
+
+/// The `Tgid:` line of `/proc/PID/status`.
+fn parse_thread_group(status: &[u8]) -> Option<u32> {
+    let text = String::from_utf8_lossy(status);
+    let line = text.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    line.trim().parse().ok()
+}
+
 /// Real uid and seccomp mode. A kernel without seccomp has no such line: [`Seccomp::Off`].
 fn parse_status(bytes: &[u8]) -> Option<(u32, Seccomp)> {
     // `Name:` comes first and its newlines are escaped, so a line that begins with `Uid:` is the kernel's.
@@ -209,6 +228,8 @@ mod tests {
         assert_eq!(parse_status(text), Some((1000, Seccomp::Filter)));
         assert_eq!(parse_status(b"Uid:\t0\t0\t0\t0\n"), Some((0, Seccomp::Off)));
         assert_eq!(parse_status(b"Name:\tx\n"), None);
+        assert_eq!(parse_thread_group(b"Name:\tx\nTgid:\t17\nPid:\t18\n"), Some(17));
+        assert_eq!(parse_thread_group(b"Name:\tx\n"), None);
     }
 
     #[test]

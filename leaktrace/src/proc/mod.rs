@@ -33,6 +33,14 @@ pub enum ProcError {
         /// Its name.
         comm: String,
     },
+    /// The number is a thread's.
+    #[error("no process has pid {tid}: it is a thread of process {process}; name that one")]
+    Thread {
+        /// The number asked for.
+        tid: u32,
+        /// The process that the thread belongs to.
+        process: u32,
+    },
     /// A privilege is missing.
     #[error("failed to read `{object}` for pid {pid}: permission denied; run as root or with {capability}")]
     Permission {

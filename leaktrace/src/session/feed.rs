@@ -1,15 +1,12 @@
 //! How many records userspace can take: the real ring, reader and ledger, fed by the kernel at a given rate.
 
-use std::{
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use leaktrace_common::reason::Counter;
 use serde::Serialize;
 
 use super::{
-    pump::Pump,
+    pump::{self, Pump},
     recording::RecordError,
     tracer::{self, Settings},
 };
@@ -44,7 +41,7 @@ pub fn measure(events: u64, live: u64, rate: f64) -> Result<Measured, RecordErro
     };
     let mut parts = Kernel::load(tracer::sizes(&[], &settings))?;
     let mut feed = parts.kernel.feed(live)?;
-    let (sender, _notices) = mpsc::channel();
+    let (sender, _notices) = pump::notice_channel();
     let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
     let started = Instant::now();
     let mut made = 0;

@@ -99,7 +99,6 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.missed_frees += notes.missed_frees;
     sum.unknown_stacks += notes.unknown_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
-    sum.forks += notes.forks;
     sum.execs += notes.execs;
 }
 
@@ -144,11 +143,17 @@ fn add_process(
             };
             stack.push(builder.location(None, 0, &[line]));
         }
-        add_row(builder, row, stack, pid);
+        add_row(builder, row, stack, pid, &subject.traced.threads);
     }
 }
 
-fn add_row(builder: &mut ProfileBuilder, row: &Row<'_>, stack: Vec<LocationId>, pid: Option<u32>) {
+fn add_row(
+    builder: &mut ProfileBuilder,
+    row: &Row<'_>,
+    stack: Vec<LocationId>,
+    pid: Option<u32>,
+    threads: &HashMap<u32, String>,
+) {
     let whole = |value: f64| value.round() as i64;
     let values = [
         whole(row.allocated.objects),
@@ -160,10 +165,14 @@ fn add_row(builder: &mut ProfileBuilder, row: &Row<'_>, stack: Vec<LocationId>, 
         Kind::Native => "native",
         Kind::Mapping => "mmap",
     };
-    let labels = vec![TextLabel {
-        key: "heap".to_owned(),
-        value: heap.to_owned(),
-    }];
+    let text = |key: &str, value: &str| TextLabel {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    };
+    let mut labels = vec![text("heap", heap)];
+    if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
+        labels.push(text("thread", name));
+    }
     let mean_size = if row.allocated.objects > 0.0 {
         row.allocated.bytes / row.allocated.objects
     } else {
@@ -363,19 +372,19 @@ fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<S
         count(Counter::Nested),
         count(Counter::AllocFailed)
     ));
-    if notes.forks > 0 {
-        comments.push(format!(
-            "the process had {} children, which were not traced",
-            notes.forks
-        ));
-    }
     if notes.execs > 0 {
         comments.push(format!(
-            "the process ran {} other programs before this one",
+            "programs that ran before this one in the same process, not included: {}",
             notes.execs
         ));
     }
     for subject in subjects {
+        if subject.traced.children > 0 {
+            comments.push(format!(
+                "children of pid {}, not traced: at least {}",
+                subject.traced.key.pid, subject.traced.children
+            ));
+        }
         for refused in &subject.traced.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",

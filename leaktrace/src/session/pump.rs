@@ -7,7 +7,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeSet, BinaryHeap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +18,7 @@ use std::{
 };
 
 use leaktrace_common::reason::Counter;
+use tokio::sync::Notify;
 
 use crate::{
     bpf::{counters::Counters, deferred::DeferredFrees, ring::Ring},
@@ -38,12 +39,68 @@ const FIGURES_INTERVAL: Duration = Duration::from_millis(200);
 const DEFERRED_BATCH: usize = 1 << 20;
 
 /// Something that the session has to act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
     /// A process mapped code.
     CodeMapped(u32),
     /// A process runs another program.
     Exec(u32),
+    /// A process has a new thread or a child.
+    Fork {
+        /// The process.
+        pid: u32,
+        /// The thread or child.
+        child: u32,
+    },
+}
+
+/// Where notices go, and whom to wake for them.
+pub struct NoticeSender {
+    channel: mpsc::Sender<Notice>,
+    wake: Arc<Notify>,
+}
+
+/// Where notices come from.
+pub struct NoticeReceiver {
+    channel: mpsc::Receiver<Notice>,
+    wake: Arc<Notify>,
+}
+
+/// A channel for notices. It has no limit, but what it carries is as rare as programs, libraries and threads.
+pub fn notice_channel() -> (NoticeSender, NoticeReceiver) {
+    let (sender, receiver) = mpsc::channel();
+    let wake = Arc::new(Notify::new());
+    (
+        NoticeSender {
+            channel: sender,
+            wake: Arc::clone(&wake),
+        },
+        NoticeReceiver {
+            channel: receiver,
+            wake,
+        },
+    )
+}
+
+impl NoticeSender {
+    /// A receiver that is gone has no use for it.
+    fn send(&self, notice: Notice) {
+        if self.channel.send(notice).is_ok() {
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl NoticeReceiver {
+    /// The notices that came since the last time; a burst of the same (many libraries) is one.
+    pub fn take(&self) -> BTreeSet<Notice> {
+        self.channel.try_iter().collect()
+    }
+
+    /// Tells when there is something to take.
+    pub fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
 }
 
 /// Figures that others may read at any time.
@@ -84,7 +141,7 @@ impl Pump {
         ring: Ring,
         deferred: DeferredFrees,
         counters: Counters,
-        notices: mpsc::Sender<Notice>,
+        notices: NoticeSender,
     ) -> std::io::Result<Self> {
         let figures = Arc::new(Figures::default());
         let mut state = State {
@@ -157,7 +214,7 @@ struct State {
     ring: Ring,
     deferred: DeferredFrees,
     counters: Counters,
-    notices: mpsc::Sender<Notice>,
+    notices: NoticeSender,
     figures: Arc<Figures>,
     started: Instant,
     batch: Batch,
@@ -207,8 +264,9 @@ impl State {
 
     fn apply(&mut self, pid: u32, event: Event<'_>, now: u32) {
         match event {
-            Event::CodeMapped => drop(self.notices.send(Notice::CodeMapped(pid))),
-            Event::Exec => drop(self.notices.send(Notice::Exec(pid))),
+            Event::CodeMapped => self.notices.send(Notice::CodeMapped(pid)),
+            Event::Exec => self.notices.send(Notice::Exec(pid)),
+            Event::Fork { child } => self.notices.send(Notice::Fork { pid, child }),
             _ => {}
         }
         self.ledgers.entry(pid).or_default().apply(event, now);

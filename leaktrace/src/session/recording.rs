@@ -3,20 +3,23 @@
 use std::{
     ffi::OsString,
     process::Child,
-    sync::mpsc,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
     launch::{Held, LaunchError},
     profile::{Context, Subject},
-    pump::{Figures, Notice, Outcome, Pump},
+    pump::{self, Figures, Notice, NoticeReceiver, Outcome, Pump},
     survey::{Survey, Surveyor},
     tracer::{self, Settings, TraceError, Traced, Tracer},
 };
 use crate::{
     allocator::detect::DetectError,
-    bpf::kernel::{Kernel, LoadError},
+    bpf::{
+        kernel::{Kernel, LoadError},
+        log::KernelLog,
+    },
     model::ProcessKey,
     proc::{ProcError, identity},
     report::profile::Profile,
@@ -77,7 +80,8 @@ impl From<TraceError> for RecordError {
 pub struct Recording {
     tracer: Tracer,
     pump: Pump,
-    notices: mpsc::Receiver<Notice>,
+    notices: NoticeReceiver,
+    logger: KernelLog,
     settings: Settings,
     pids: Vec<ProcessKey>,
     child: Option<Child>,
@@ -155,13 +159,14 @@ impl Recording {
 
     fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings) -> Result<Self, RecordError> {
         let parts = Kernel::load(tracer::sizes(surveys, &settings))?;
-        let (sender, notices) = mpsc::channel();
+        let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor, settings)?;
         let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,
             notices,
+            logger: parts.log,
             settings,
             pids: Vec::new(),
             child: None,
@@ -185,18 +190,23 @@ impl Recording {
         self.started.elapsed()
     }
 
-    /// Acts on what the kernel side noticed: new code, new programs. To be called often.
+    /// Tells when there is something to [`follow`](Self::follow).
+    pub fn noticed(&self) -> Arc<tokio::sync::Notify> {
+        self.notices.wake()
+    }
+
+    /// Acts on what the kernel side noticed: new code, new programs. To be called soon: until then the stacks of new code
+    /// are cut short.
     pub fn follow(&mut self) {
-        let mut seen = Vec::new();
-        while let Ok(notice) = self.notices.try_recv() {
-            if !seen.contains(&notice) {
-                seen.push(notice);
-            }
-        }
-        for notice in seen {
+        self.logger.flush();
+        for notice in self.notices.take() {
             let result = match notice {
                 Notice::CodeMapped(pid) => self.tracer.refresh(pid),
                 Notice::Exec(pid) => self.tracer.restart(pid),
+                Notice::Fork { pid, child } => {
+                    self.tracer.note_task(pid, child);
+                    Ok(())
+                }
             };
             if let Err(error) = result {
                 tracing::debug!("failed to follow {notice:?}: {error}");
@@ -223,6 +233,7 @@ impl Recording {
         let duration = self.started.elapsed();
         for key in &self.pids {
             self.tracer.set_active(key.pid, false);
+            self.tracer.read_threads(key.pid);
         }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();

@@ -106,6 +106,10 @@ impl Surveyor {
     /// There is no such process, it is a kernel thread, it ended meanwhile, or a privilege is missing.
     pub fn survey(&mut self, pid: u32) -> Result<Survey, ProcError> {
         let identity = identity::read_identity(pid)?;
+        let process = identity::thread_group(pid)?;
+        if process != pid {
+            return Err(ProcError::Thread { tid: pid, process });
+        }
         let mappings = maps::read_maps(pid)?;
         let inspected = self.inspector.inspect(pid, &mappings)?;
         let files = self.open_files(pid, &mappings, &inspected.files);

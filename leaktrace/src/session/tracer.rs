@@ -29,7 +29,7 @@ use crate::{
     },
     model::ProcessKey,
     probe::plan::{Plan, ReturnProbe},
-    proc::{ProcError, maps::FileId},
+    proc::{ProcError, identity, maps::FileId},
 };
 
 /// How long a run of mappings that was replaced may still be read by a program in the kernel. Programs run for
@@ -91,6 +91,10 @@ pub struct Traced {
     pub files: Vec<Arc<CodeFile>>,
     /// Probes in place and how they were chosen.
     pub plan: Plan,
+    /// Names of its threads by id, as they were last seen.
+    pub threads: HashMap<u32, String>,
+    /// Children that it was seen to have.
+    pub children: u64,
     links: Links,
     probed: HashSet<(FileId, u64)>,
     run: Range<u32>,
@@ -161,6 +165,8 @@ impl Tracer {
             space: AddressSpace::default(),
             files: Vec::new(),
             plan: Plan::default(),
+            threads: HashMap::new(),
+            children: 0,
             links: Links::new(),
             probed: HashSet::new(),
             run: 0..0,
@@ -354,6 +360,26 @@ impl Tracer {
             }
             keep
         });
+    }
+
+    /// Notes a new thread or child of a process.
+    pub fn note_task(&mut self, pid: u32, task: u32) {
+        if let Some(traced) = self.processes.get_mut(&pid)
+            && identity::thread_group(task).is_ok_and(|process| process == task)
+        {
+            traced.children += 1;
+        }
+    }
+
+    /// Reads the names of a process's threads; those that ended keep the name that they had.
+    pub fn read_threads(&mut self, pid: u32) {
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            let threads = identity::read_threads(pid).unwrap_or_default();
+            let names = threads
+                .into_iter()
+                .filter_map(|tid| Some((tid, identity::read_thread_name(pid, tid)?)));
+            traced.threads.extend(names);
+        }
     }
 
     /// Begins or ends the telling of calls, for all probes of a process at one moment.

@@ -19,7 +19,6 @@ use crate::{
 
 /// Inode numbers of the first namespaces (`PROC_USER_INIT_INO`, `PROC_PID_INIT_INO`), fixed by the kernel.
 const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The machine and what it lets this process do.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Machine {
             user: nix::unistd::geteuid().as_raw(),
             capabilities,
             first_user_namespace: namespace("user").as_os_str() == INITIAL_USER_NAMESPACE,
-            first_pid_namespace: namespace("pid").as_os_str() == INITIAL_PID_NAMESPACE,
+            first_pid_namespace: features::in_first_pid_namespace(),
             memory: memory_limit(),
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use super::report::{Row, Section};
 use crate::{
     proc::{
-        self, ProcError,
+        ProcError,
         identity::{self, Identity, Seccomp},
     },
     session::survey::{Survey, Surveyor, uretprobes_kill},
@@ -45,8 +45,7 @@ impl Target {
     /// There is no such process, it is a kernel thread, or it ended meanwhile. That it cannot be looked at for want of a
     /// privilege is part of the report.
     pub fn inspect(pid: u32) -> Result<Self, ProcError> {
-        let status = proc::read_bounded(pid, "status", 1 << 16)?;
-        let process = thread_group(&String::from_utf8_lossy(&status)).unwrap_or(pid);
+        let process = identity::thread_group(pid)?;
         let survey = match Surveyor::new().survey(process) {
             Err(
                 error @ (ProcError::NoSuchProcess { .. } | ProcError::Exited { .. } | ProcError::KernelThread { .. }),
@@ -135,12 +134,6 @@ fn seccomp(mode: Seccomp, kernel: (u32, u32)) -> String {
     } else {
         format!("{name}: this kernel lets return probes pass")
     }
-}
-
-/// The `Tgid:` line of `/proc/PID/status`.
-fn thread_group(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    line.trim().parse().ok()
 }
 
 /// Whether a namespace differs from this process's; not if either cannot be read.
