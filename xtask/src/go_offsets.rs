@@ -52,27 +52,48 @@ pub fn run(args: &GoOffsetsArgs) -> Result<()> {
         Err(error) => return Err(error).with_context(|| format!("failed to read `{}`", args.table.display())),
     };
     let (mut rows, mut columns) = parse(&old)?;
-    rows.extend(args.field.iter().filter(|field| !rows.contains(field)).cloned().collect::<Vec<_>>());
+    rows.extend(
+        args.field
+            .iter()
+            .filter(|field| !rows.contains(field))
+            .cloned()
+            .collect::<Vec<_>>(),
+    );
     for pair in &args.json {
-        let (name, file) = pair.split_once('=').with_context(|| format!("`{pair}` is not VERSION=FILE"))?;
+        let (name, file) = pair
+            .split_once('=')
+            .with_context(|| format!("`{pair}` is not VERSION=FILE"))?;
         let text = std::fs::read_to_string(file).with_context(|| format!("failed to read `{file}`"))?;
         columns.insert(version(name)?, from_json(&serde_json::from_str(&text)?, &rows));
     }
     for root in &args.goroot {
         let (name, fields) = from_sources(root, &args.go)?;
-        let cells = rows.iter().map(|row| (row.clone(), source_cell(&fields, row))).collect();
+        let cells = rows
+            .iter()
+            .map(|row| (row.clone(), source_cell(&fields, row)))
+            .collect();
         println!("go{name}: from `{}`", root.display());
         columns.insert(version(&name)?, cells);
     }
     ensure!(!columns.is_empty(), "no column given: use --goroot or --json");
     std::fs::write(&args.table, render(&rows, &columns)?)
         .with_context(|| format!("failed to write `{}`", args.table.display()))?;
-    println!("{}: {} fields of {} releases", args.table.display(), rows.len(), columns.len());
+    println!(
+        "{}: {} fields of {} releases",
+        args.table.display(),
+        rows.len(),
+        columns.len()
+    );
     Ok(())
 }
 
 fn version(text: &str) -> Result<Version> {
-    text.split('.').map(|part| part.parse().with_context(|| format!("`{text}` is not a version like 1.23.5"))).collect()
+    text.split('.')
+        .map(|part| {
+            part.parse()
+                .with_context(|| format!("`{text}` is not a version like 1.23.5"))
+        })
+        .collect()
 }
 
 fn parse(text: &str) -> Result<(Vec<String>, BTreeMap<Version, Column>)> {
@@ -83,7 +104,10 @@ fn parse(text: &str) -> Result<(Vec<String>, BTreeMap<Version, Column>)> {
             Some("version") => versions = cells.map(version).collect::<Result<Vec<_>>>()?,
             Some(row) => {
                 for (version, cell) in versions.iter().zip(cells) {
-                    columns.entry(version.clone()).or_default().insert(row.to_owned(), cell.to_owned());
+                    columns
+                        .entry(version.clone())
+                        .or_default()
+                        .insert(row.to_owned(), cell.to_owned());
                 }
                 rows.push(row.to_owned());
             }
@@ -94,19 +118,32 @@ fn parse(text: &str) -> Result<(Vec<String>, BTreeMap<Version, Column>)> {
 }
 
 fn cell(offset: u64, size: u64) -> String {
-    if size == 8 { offset.to_string() } else { format!("{offset}/{size}") }
+    if size == 8 {
+        offset.to_string()
+    } else {
+        format!("{offset}/{size}")
+    }
 }
 
 fn from_json(json: &Value, rows: &[String]) -> Column {
     let find = |row: &str| -> Option<String> {
         let (name, field) = row.split_once('.')?;
-        let structure = if name == "work" { &json["vars"][name] } else { &json["structs"][name] };
+        let structure = if name == "work" {
+            &json["vars"][name]
+        } else {
+            &json["structs"][name]
+        };
         match field {
             "size" => Some(cell(structure["size"].as_u64()?, 8)),
-            _ => Some(cell(structure["f"][field][0].as_u64()?, structure["f"][field][1].as_u64()?)),
+            _ => Some(cell(
+                structure["f"][field][0].as_u64()?,
+                structure["f"][field][1].as_u64()?,
+            )),
         }
     };
-    rows.iter().map(|row| (row.clone(), find(row).unwrap_or_else(|| "-".to_owned()))).collect()
+    rows.iter()
+        .map(|row| (row.clone(), find(row).unwrap_or_else(|| "-".to_owned())))
+        .collect()
 }
 
 fn source_cell(fields: &Value, row: &str) -> String {
@@ -122,7 +159,10 @@ fn from_sources(root: &Path, go: &Path) -> Result<(String, Value)> {
     let file = root.join("VERSION");
     let text = std::fs::read_to_string(&file).with_context(|| format!("failed to read `{}`", file.display()))?;
     let name = text.lines().next().and_then(|line| line.strip_prefix("go"));
-    let name = name.with_context(|| format!("`{}` does not begin with a version", file.display()))?.trim().to_owned();
+    let name = name
+        .with_context(|| format!("`{}` does not begin with a version", file.display()))?
+        .trim()
+        .to_owned();
     let folder = std::env::temp_dir().join(format!("leaktrace-typeoff-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let program = folder.join("typeoff.go");
@@ -131,12 +171,21 @@ fn from_sources(root: &Path, go: &Path) -> Result<(String, Value)> {
         .args(["run", "typeoff.go"])
         .arg(root.canonicalize()?)
         .current_dir(&folder)
-        .envs([("GO111MODULE", "off"), ("GOTOOLCHAIN", "local"), ("GOPROXY", "off"), ("CGO_ENABLED", "0")])
+        .envs([
+            ("GO111MODULE", "off"),
+            ("GOTOOLCHAIN", "local"),
+            ("GOPROXY", "off"),
+            ("CGO_ENABLED", "0"),
+        ])
         .output();
     let _ = std::fs::remove_dir_all(&folder);
     let output = output.with_context(|| format!("failed to run `{}`", go.display()))?;
     if !output.status.success() {
-        bail!("typeoff failed for `{}`: {}", root.display(), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "typeoff failed for `{}`: {}",
+            root.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok((name, serde_json::from_slice(&output.stdout)?))
 }
@@ -154,7 +203,9 @@ fn render(rows: &[String], columns: &BTreeMap<Version, Column>) -> Result<String
     let name = |version: &Version| version.iter().map(u32::to_string).collect::<Vec<_>>().join(".");
     line("version", &mut columns.keys().map(name))?;
     for row in rows {
-        let mut cells = columns.values().map(|column| column.get(row).cloned().unwrap_or_else(|| "-".to_owned()));
+        let mut cells = columns
+            .values()
+            .map(|column| column.get(row).cloned().unwrap_or_else(|| "-".to_owned()));
         line(row, &mut cells)?;
     }
     Ok(text)
@@ -172,7 +223,11 @@ mod tests {
         let json = serde_json::json!({"structs": {"g": {"size": 400, "f": {"goid": [8, 8]}}}});
         columns.insert(version("1.10").expect("a version"), from_json(&json, &rows));
         let rendered = render(&rows, &columns).expect("text");
-        let cells: Vec<Vec<&str>> = rendered.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+        let cells: Vec<Vec<&str>> = rendered
+            .lines()
+            .skip(2)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
         assert_eq!(cells[0], ["version", "1.9.1", "1.10", "1.23.5"]);
         assert_eq!(cells[1], ["g.size", "392", "400", "432"]);
         assert_eq!(cells[2], ["g.goid", "-", "8", "160/4"]);

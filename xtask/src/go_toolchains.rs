@@ -25,8 +25,14 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The GOROOT of a minor release, if it is there: unpacked, or installed.
 pub fn goroot(minor: u32) -> Option<PathBuf> {
     let name = format!("1.{minor}");
-    let places = [format!("{CACHE}/{name}/usr/lib/go-{name}"), format!("/usr/lib/go-{name}")];
-    places.into_iter().map(PathBuf::from).find(|root| root.join("bin/go").exists() && root.join("src/runtime").exists())
+    let places = [
+        format!("{CACHE}/{name}/usr/lib/go-{name}"),
+        format!("/usr/lib/go-{name}"),
+    ];
+    places
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|root| root.join("bin/go").exists() && root.join("src/runtime").exists())
 }
 
 /// Brings about all toolchains. One that is optional and not to be had is left out with its reason.
@@ -34,8 +40,11 @@ pub fn goroot(minor: u32) -> Option<PathBuf> {
 /// # Errors
 /// Where a mandatory one cannot be had.
 pub fn ensure_all() -> Result<()> {
-    let missing: Vec<u32> =
-        MANDATORY.into_iter().chain(OPTIONAL).filter(|&minor| goroot(minor).is_none()).collect();
+    let missing: Vec<u32> = MANDATORY
+        .into_iter()
+        .chain(OPTIONAL)
+        .filter(|&minor| goroot(minor).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -65,14 +74,27 @@ struct PrivateApt {
 
 impl PrivateApt {
     fn new() -> Result<Self> {
-        ensure!(Path::new(KEYRING).exists(), "`{KEYRING}` is not there (package debian-archive-keyring)");
+        ensure!(
+            Path::new(KEYRING).exists(),
+            "`{KEYRING}` is not there (package debian-archive-keyring)"
+        );
         let mirror = mirror()?;
-        let apt = Self { folder: std::env::temp_dir().join(format!("leaktrace-apt-{}", std::process::id())) };
-        for folder in ["etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial", "debs"] {
+        let apt = Self {
+            folder: std::env::temp_dir().join(format!("leaktrace-apt-{}", std::process::id())),
+        };
+        for folder in [
+            "etc/apt.conf.d",
+            "etc/preferences.d",
+            "state/lists/partial",
+            "cache/archives/partial",
+            "debs",
+        ] {
             fs::create_dir_all(apt.folder.join(folder)).context("failed to create a folder for apt")?;
         }
         fs::write(apt.folder.join("state/status"), "")?;
-        let lines: String = SUITES.map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")).concat();
+        let lines: String = SUITES
+            .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
+            .concat();
         fs::write(apt.folder.join("etc/sources.list"), lines)?;
         command::run(apt.apt_get().args(["update", "-q"]))?;
         Ok(apt)
@@ -140,7 +162,9 @@ fn mirror() -> Result<String> {
 /// The first address whose path is that of the main archive.
 fn choose_mirror(addresses: &str) -> Option<String> {
     let mut addresses = addresses.lines().map(|line| line.trim().trim_end_matches('/'));
-    addresses.find(|address| address.ends_with("/debian")).map(str::to_owned)
+    addresses
+        .find(|address| address.ends_with("/debian"))
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -152,5 +176,12 @@ mod tests {
         let addresses = "http://m.example/debian-security/\nhttps://v.example/apt/\nhttp://m.example/debian/\n";
         assert_eq!(choose_mirror(addresses).as_deref(), Some("http://m.example/debian"));
         assert_eq!(choose_mirror("http://m.example/ubuntu/\n"), None);
+    }
+
+    #[test]
+    #[ignore = "needs root and a Debian mirror"]
+    fn what_is_missing_is_unpacked() {
+        ensure_all().expect("mandatory toolchains");
+        assert!(MANDATORY.into_iter().all(|minor| goroot(minor).is_some()));
     }
 }

@@ -52,7 +52,10 @@ pub trait InlineData: Send + Sync {
 
 impl InlineData for Vec<u8> {
     fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(found) = usize::try_from(offset).ok().and_then(|start| self.get(start..)?.get(..buf.len())) else {
+        let Some(found) = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buf.len()))
+        else {
             return false;
         };
         buf.copy_from_slice(found);
@@ -160,7 +163,9 @@ fn u64_at(data: &[u8], at: usize) -> Option<u64> {
 /// Position of the next thing that looks like a table's header at or behind `from`, 8-byte aligned or not.
 pub fn find_header(data: &[u8], from: usize) -> Option<usize> {
     let tail = data.get(from..)?;
-    let hit = tail.windows(8).position(|window| matches!(window, [0xf0 | 0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8]))?;
+    let hit = tail
+        .windows(8)
+        .position(|window| matches!(window, [0xf0 | 0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8]))?;
     Some(from + hit)
 }
 
@@ -202,7 +207,9 @@ impl Header {
         if functions == 0 {
             return Err(PclnError::Functions("it has no functions"));
         }
-        let need = functions.checked_mul(8).and_then(|len| len.checked_add(4)?.checked_add(table));
+        let need = functions
+            .checked_mul(8)
+            .and_then(|len| len.checked_add(4)?.checked_add(table));
         match need {
             Some(need) if need <= data.len() => {}
             other => return Err(truncated(other.unwrap_or(usize::MAX))),
@@ -210,7 +217,15 @@ impl Header {
         if u32_at(data, table + functions * 8) <= u32_at(data, table) {
             return Err(PclnError::Functions("it is not sorted"));
         }
-        Ok(Self { functions, names, cus, files, values, table, old })
+        Ok(Self {
+            functions,
+            names,
+            cus,
+            files,
+            values,
+            table,
+            old,
+        })
     }
 }
 
@@ -225,8 +240,27 @@ impl PclnTable {
     pub fn new(data: impl Into<Arc<[u8]>>, text: u64) -> Result<Self, PclnError> {
         let data = data.into();
         let header = Header::parse(&data)?;
-        let Header { functions, names, cus, files, values, table, old } = header;
-        Ok(Self { data, text, functions, names, cus, files, values, table, old, inline: None })
+        let Header {
+            functions,
+            names,
+            cus,
+            files,
+            values,
+            table,
+            old,
+        } = header;
+        Ok(Self {
+            data,
+            text,
+            functions,
+            names,
+            cus,
+            files,
+            values,
+            table,
+            old,
+            inline: None,
+        })
     }
 
     /// The same table with inline trees.
@@ -252,7 +286,8 @@ impl PclnTable {
 
     /// First address behind the last function.
     pub fn text_end(&self) -> u64 {
-        self.text.saturating_add(u64::from(self.entry_offset(self.functions).unwrap_or(0)))
+        self.text
+            .saturating_add(u64::from(self.entry_offset(self.functions).unwrap_or(0)))
     }
 
     /// How many functions there are.
@@ -281,7 +316,9 @@ impl PclnTable {
         }
         let start = self.entry_offset(index)?;
         let end = self.entry_offset(index + 1)?;
-        let at = self.table.checked_add(u32_at(&self.data, self.table + index * 8 + 4)? as usize)?;
+        let at = self
+            .table
+            .checked_add(u32_at(&self.data, self.table + index * 8 + 4)? as usize)?;
         let field = |offset: usize| u32_at(&self.data, at.checked_add(offset)?);
         let npcdata = field(28)?;
         let (tail, size) = if self.old { (36, 40) } else { (40, 44) };
@@ -299,7 +336,11 @@ impl PclnTable {
             pcfile: field(20)?,
             pcln: field(24)?,
             cu: field(32)?,
-            inline_index: if npcdata > PCDATA_INLINE_TREE_INDEX { word(PCDATA_INLINE_TREE_INDEX)? } else { 0 },
+            inline_index: if npcdata > PCDATA_INLINE_TREE_INDEX {
+                word(PCDATA_INLINE_TREE_INDEX)?
+            } else {
+                0
+            },
             inline_tree: if nfuncdata > FUNCDATA_INLINE_TREE && npcdata < 64 {
                 word(npcdata + FUNCDATA_INLINE_TREE)?
             } else {
@@ -317,7 +358,11 @@ impl PclnTable {
         let (mut low, mut high) = (0, self.functions);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.entry_offset(middle)? <= offset { low = middle + 1 } else { high = middle }
+            if self.entry_offset(middle)? <= offset {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         self.function(low.checked_sub(1)?)
     }
@@ -343,7 +388,9 @@ impl PclnTable {
         let mut found = [None; N];
         let mut missing = N;
         for index in 0..self.functions {
-            let Some(at) = u32_at(&self.data, self.table + index * 8 + 4) else { break };
+            let Some(at) = u32_at(&self.data, self.table + index * 8 + 4) else {
+                break;
+            };
             let name = self
                 .table
                 .checked_add(at as usize + 4)
@@ -400,11 +447,14 @@ impl PclnTable {
 
     /// How far the stack pointer at `pc` lies below the slot of the return address.
     pub fn stack_depth(&self, function: &Function, pc: u64) -> Option<u64> {
-        self.value(function.pcsp, function, pc).and_then(|depth| u64::try_from(depth).ok())
+        self.value(function.pcsp, function, pc)
+            .and_then(|depth| u64::try_from(depth).ok())
     }
 
     fn line(&self, function: &Function, pc: u64) -> u32 {
-        self.value(function.pcln, function, pc).and_then(|line| u32::try_from(line).ok()).unwrap_or(0)
+        self.value(function.pcln, function, pc)
+            .and_then(|line| u32::try_from(line).ok())
+            .unwrap_or(0)
     }
 
     fn file(&self, function: &Function, pc: u64) -> Cow<'_, str> {
@@ -426,20 +476,42 @@ impl PclnTable {
     /// All source-level frames at `pc`, innermost first; empty outside of the table. For a return address give the
     /// address of the call (`pc - 1`), or the line is that of the next statement.
     pub fn frames(&self, pc: u64) -> Vec<Frame<'_>> {
-        let Some(function) = self.function_at(pc) else { return Vec::new() };
+        let Some(function) = self.function_at(pc) else {
+            return Vec::new();
+        };
         let mut frames = Vec::with_capacity(1);
         let mut pc = pc;
         while frames.len() < MAX_INLINED {
-            let Some((name, func_id, parent)) = self.inlined(&function, pc) else { break };
+            let Some((name, func_id, parent)) = self.inlined(&function, pc) else {
+                break;
+            };
             let function_name = self.name_at(name);
             let (file, line) = self.position(&function, pc);
-            frames.push(Frame { function: function_name, file, line, start_line: 0, func_id, inlined: true });
-            let Some(next) = function.entry.checked_add(u64::from(parent)) else { break };
+            frames.push(Frame {
+                function: function_name,
+                file,
+                line,
+                start_line: 0,
+                func_id,
+                inlined: true,
+            });
+            let Some(next) = function.entry.checked_add(u64::from(parent)) else {
+                break;
+            };
             pc = next;
         }
         let (file, line) = self.position(&function, pc);
-        let Function { start_line, func_id, .. } = function;
-        frames.push(Frame { function: self.name(&function), file, line, start_line, func_id, inlined: false });
+        let Function {
+            start_line, func_id, ..
+        } = function;
+        frames.push(Frame {
+            function: self.name(&function),
+            file,
+            line,
+            start_line,
+            func_id,
+            inlined: false,
+        });
         frames
     }
 

@@ -28,7 +28,11 @@ fn torn_records_and_incomplete_stacks_are_rare() {
                 last = allocs;
             }
             let snapshot = process.goroutines().unwrap();
-            for goroutine in snapshot.goroutines.iter().filter(|goroutine| goroutine.status == Status::Waiting) {
+            for goroutine in snapshot
+                .goroutines
+                .iter()
+                .filter(|goroutine| goroutine.status == Status::Waiting)
+            {
                 parked += 1;
                 bad += u64::from(goroutine.state != StackState::Complete);
             }
@@ -39,8 +43,14 @@ fn torn_records_and_incomplete_stacks_are_rare() {
             reads += 1;
         }
         println!("Go 1.{minor}: {reads} reads, {torn} of {buckets} buckets torn, {bad} of {parked} stacks incomplete");
-        assert!(reads > 20 && buckets > 1000 && parked > 4000, "Go 1.{minor}: {reads} {buckets} {parked}");
-        assert!(torn * 10_000 <= buckets.max(10_000), "Go 1.{minor}: {torn} of {buckets} torn");
+        assert!(
+            reads > 20 && buckets > 1000 && parked > 4000,
+            "Go 1.{minor}: {reads} {buckets} {parked}"
+        );
+        assert!(
+            torn * 10_000 <= buckets.max(10_000),
+            "Go 1.{minor}: {torn} of {buckets} torn"
+        );
         assert!(bad * 1000 <= parked, "Go 1.{minor}: {bad} of {parked} incomplete");
     }
 }
@@ -57,7 +67,10 @@ fn the_exit_of_the_program_is_an_error_that_says_so() {
         process.spans().unwrap_err().to_string(),
         process.collector().unwrap_err().to_string(),
     ] {
-        assert!(message.contains("exited") && message.contains(&process.pid().to_string()), "{message}");
+        assert!(
+            message.contains("exited") && message.contains(&process.pid().to_string()),
+            "{message}"
+        );
     }
     assert!(!process.is_alive());
 }

@@ -21,17 +21,31 @@ fn counters_equal_memstats() {
         assert_eq!(state.forced, number("NumForcedGC"), "{name}");
         assert_eq!(state.pause_total, number("PauseTotalNs"), "{name}");
         assert_eq!(state.last_end, number("LastGC"), "{name}");
-        let ring = |key: &str| -> Vec<u64> { stats[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect() };
+        let ring = |key: &str| -> Vec<u64> {
+            stats[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|n| n.as_u64().unwrap())
+                .collect()
+        };
         assert_eq!(state.pauses, ring("PauseNs"), "{name}");
         assert_eq!(state.pause_ends, ring("PauseEnd"), "{name}");
         // The last digit is lost in reading JSON.
         let share = stats["GCCPUFraction"].as_f64().unwrap();
-        assert!((state.cpu_fraction - share).abs() <= share * 1e-12, "{name}: {} {share}", state.cpu_fraction);
+        assert!(
+            (state.cpu_fraction - share).abs() <= share * 1e-12,
+            "{name}: {} {share}",
+            state.cpu_fraction
+        );
         assert_eq!(state.percent, -1, "{name}");
         // Writing the statistics down allocates a little.
         let near = |found: u64, key: &str, slack: u64| {
             let expected = number(key);
-            assert!(found.abs_diff(expected) <= slack, "{name}: {key} is {expected}, read {found}");
+            assert!(
+                found.abs_diff(expected) <= slack,
+                "{name}: {key} is {expected}, read {found}"
+            );
         };
         near(state.live, "HeapAlloc", 1 << 20);
         near(state.in_use, "HeapInuse", 1 << 20);
@@ -60,14 +74,22 @@ fn lines_equal_gctrace() {
         let mut lines = Vec::new();
         for _ in 0..5 {
             program.command("gc");
-            lines.extend(follower.follow(&process.collector().unwrap()).iter().map(|seen| trace_line(seen, start)));
+            lines.extend(
+                follower
+                    .follow(&process.collector().unwrap())
+                    .iter()
+                    .map(|seen| trace_line(seen, start)),
+            );
         }
         let expected = program.errors();
         assert_eq!(lines.len(), 5, "Go 1.{minor}: {lines:?}");
         for (line, expected) in lines.iter().zip(&expected) {
             assert_eq!(without_time(line), without_time(expected), "Go 1.{minor}");
             let at = |line: &str| -> f64 { line.split(['@', 's']).nth(1).unwrap().parse().unwrap() };
-            assert!((at(line) - at(expected)).abs() < 0.2, "Go 1.{minor}: {line} | {expected}");
+            assert!(
+                (at(line) - at(expected)).abs() < 0.2,
+                "Go 1.{minor}: {line} | {expected}"
+            );
         }
     }
 }
@@ -90,8 +112,15 @@ fn no_collection_is_missed_at_twenty_milliseconds() {
             seen.extend(follower.follow(&last));
         }
         assert!(seen.len() > 10, "Go 1.{minor}: {} collections in 2 s", seen.len());
-        assert!(seen.windows(2).all(|pair| pair[1].number == pair[0].number + 1), "Go 1.{minor}");
+        assert!(
+            seen.windows(2).all(|pair| pair[1].number == pair[0].number + 1),
+            "Go 1.{minor}"
+        );
         assert_eq!(seen.len() as u64, last.finished - first.finished, "Go 1.{minor}");
-        assert!(seen.iter().all(|collection| collection.pause.is_some_and(|pause| pause > 0)), "Go 1.{minor}");
+        assert!(
+            seen.iter()
+                .all(|collection| collection.pause.is_some_and(|pause| pause > 0)),
+            "Go 1.{minor}"
+        );
     }
 }

@@ -23,7 +23,11 @@ fn run(arguments: &[&str]) -> Output {
 
 fn succeeds(arguments: &[&str]) -> String {
     let output = run(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -51,20 +55,39 @@ fn every_subcommand_on_a_stripped_program() {
         let theirs = pprof::read(truth.bytes("heap.pb.gz").as_slice()).unwrap();
         assert_eq!(ours.totals(), theirs.totals(), "Go 1.{minor}");
         let groups = succeeds(&["goroutines", "-p", &pid, "--state", "chan send"]);
-        assert!(groups.contains("40 goroutines [chan send") && groups.contains("40 senders"), "{groups}");
+        assert!(
+            groups.contains("40 goroutines [chan send") && groups.contains("40 senders"),
+            "{groups}"
+        );
         assert!(groups.contains("created by main.park"), "{groups}");
         let dump = succeeds(&["goroutines", "-p", &pid, "--debug"]);
-        assert!(dump.contains("goroutine 1 [") && dump.contains("created by main.park"), "{dump}");
+        assert!(
+            dump.contains("goroutine 1 [") && dump.contains("created by main.park"),
+            "{dump}"
+        );
         succeeds(&["goroutines", "-p", &pid, "-o", name]);
-        assert!(pprof::read(std::fs::read(&file).unwrap().as_slice()).unwrap().totals().get("goroutine").unwrap() > 100);
+        assert!(
+            pprof::read(std::fs::read(&file).unwrap().as_slice())
+                .unwrap()
+                .totals()
+                .get("goroutine")
+                .unwrap()
+                > 100
+        );
         let long = succeeds(&["goroutines", "-p", &pid, "--min-wait", "1h"]);
         assert!(long.contains(": 0 goroutines"), "{long}");
         let census = succeeds(&["census", "-p", &pid]);
-        assert!(census.contains("Go heap, reachable") && census.contains("goroutines hold"), "{census}");
+        assert!(
+            census.contains("Go heap, reachable") && census.contains("goroutines hold"),
+            "{census}"
+        );
         let json: serde_json::Value = serde_json::from_str(&succeeds(&["census", "-p", &pid, "--json"])).unwrap();
         assert!(json["resident"]["rss"].as_u64().unwrap() > 1 << 20);
         let objects = succeeds(&["objects", "-p", &pid]);
-        assert!(objects.contains("main.allocate") && objects.contains("held for at least"), "{objects}");
+        assert!(
+            objects.contains("main.allocate") && objects.contains("held for at least"),
+            "{objects}"
+        );
         let gc = succeeds(&["gc", "-p", &pid, "--for", "100ms", "--json"]);
         let summary: serde_json::Value = serde_json::from_str(gc.lines().last().unwrap()).unwrap();
         assert_eq!(summary["collections_total"], 3, "Go 1.{minor}");
@@ -89,7 +112,13 @@ fn leaks_are_reported_with_evidence_and_pools_are_not() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(text.matches("LEAK").count(), 1, "{text}");
-    for wanted in ["goroutines [chan receive", "main.awaitOrder", "created by main.startWorker", "evidence:", "receivers, 0 senders"] {
+    for wanted in [
+        "goroutines [chan receive",
+        "main.awaitOrder",
+        "created by main.startWorker",
+        "evidence:",
+        "receivers, 0 senders",
+    ] {
         assert!(text.contains(wanted), "no `{wanted}` in: {text}");
     }
     assert!(!text.contains("main.idle"), "{text}");
@@ -109,8 +138,21 @@ fn profiling_is_turned_on_and_put_back() {
             assert_eq!(rate(&process), 0, "Go 1.{minor} {form:?}");
             let output = run(&["heap", "-p", &pid]);
             let told = String::from_utf8(output.stderr).unwrap();
-            assert!(told.contains("profiling off") && told.contains("--enable-profiling"), "{told}");
-            let table = succeeds(&["heap", "-p", &pid, "--enable-profiling", "65536", "--for", "1s", "--sample-type", "alloc_space"]);
+            assert!(
+                told.contains("profiling off") && told.contains("--enable-profiling"),
+                "{told}"
+            );
+            let table = succeeds(&[
+                "heap",
+                "-p",
+                &pid,
+                "--enable-profiling",
+                "65536",
+                "--for",
+                "1s",
+                "--sample-type",
+                "alloc_space",
+            ]);
             assert!(table.contains("main.request"), "Go 1.{minor} {form:?}: {table}");
             assert_eq!(rate(&process), 0, "Go 1.{minor} {form:?}");
             // Ctrl-C ends it early, and everything is as before.
@@ -126,7 +168,11 @@ fn profiling_is_turned_on_and_put_back() {
                 std::thread::sleep(Duration::from_millis(10));
             }
             std::thread::sleep(Duration::from_millis(300));
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id() as i32),
+                nix::sys::signal::Signal::SIGINT,
+            )
+            .unwrap();
             let output = child.wait_with_output().unwrap();
             assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("flat%"));
             assert_eq!(rate(&process), 0, "Go 1.{minor} {form:?}");
@@ -139,11 +185,20 @@ fn bad_input_is_one_line_that_names_the_process() {
     let sleep = Command::new("sleep").arg("60").spawn().unwrap();
     let pid = sleep.id().to_string();
     let message = fails(&["heap", "-p", &pid]);
-    assert!(message.contains(&pid) && message.contains("not a Go program") && message.contains("leaktrace record"), "{message}");
+    assert!(
+        message.contains(&pid) && message.contains("not a Go program") && message.contains("leaktrace record"),
+        "{message}"
+    );
     let message = fails(&["goroutines", "-p", "4000000"]);
     assert!(message.contains("no process has pid 4000000"), "{message}");
     let truth = Truth::of(19, Form::Stripped, "").unwrap();
-    let message = fails(&["heap", "-p", &truth.program.pid().to_string(), "-o", "/no/such/folder/x.pb.gz"]);
+    let message = fails(&[
+        "heap",
+        "-p",
+        &truth.program.pid().to_string(),
+        "-o",
+        "/no/such/folder/x.pb.gz",
+    ]);
     assert!(message.contains("/no/such/folder"), "{message}");
     // Somebody else's process, without privilege.
     let folder = tempfile::tempdir().unwrap();
@@ -157,7 +212,10 @@ fn bad_input_is_one_line_that_names_the_process() {
         .output()
         .unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains("permission denied") && message.contains("run as root"), "{message}");
+    assert!(
+        message.contains("permission denied") && message.contains("run as root"),
+        "{message}"
+    );
     assert_eq!(message.trim_end().lines().count(), 1, "{message}");
     let mut sleep = sleep;
     sleep.kill().unwrap();

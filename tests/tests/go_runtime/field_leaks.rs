@@ -15,9 +15,17 @@ use super::support::{Form, MANDATORY, Program, build};
 fn held(profile: &Profile, function: &str) -> i64 {
     let position = profile.sample_type(Some("inuse_space")).unwrap();
     let passes = |sample: &&leaktrace::report::Sample| {
-        profile.stack(sample).flat_map(|location| &location.lines).any(|line| profile.function(line).name == function)
+        profile
+            .stack(sample)
+            .flat_map(|location| &location.lines)
+            .any(|line| profile.function(line).name == function)
     };
-    profile.samples.iter().filter(passes).map(|sample| sample.values[position]).sum()
+    profile
+        .samples
+        .iter()
+        .filter(passes)
+        .map(|sample| sample.values[position])
+        .sum()
 }
 
 fn heap(process: &GoProcess) -> Profile {
@@ -38,10 +46,16 @@ fn what_only_grows_grows_in_the_profile_and_the_cache_does_not() {
             let after = heap(&process);
             let grown = held(&after, function) - held(&before, function);
             let expected = 900 * bytes;
-            assert!(grown > expected * 8 / 10 && grown < expected * 2, "Go 1.{minor} {kind}: {grown} of {expected}");
+            assert!(
+                grown > expected * 8 / 10 && grown < expected * 2,
+                "Go 1.{minor} {kind}: {grown} of {expected}"
+            );
             // The cache holds 64 blocks; garbage of the last cycle may still count.
             let cache = held(&after, "main.cacheRecent") - held(&before, "main.cacheRecent");
-            assert!(cache.abs() < 128 * 8192, "Go 1.{minor} {kind}: the cache grew by {cache}");
+            assert!(
+                cache.abs() < 128 * 8192,
+                "Go 1.{minor} {kind}: the cache grew by {cache}"
+            );
         }
     }
 }
@@ -65,7 +79,10 @@ fn workers_that_nobody_wakes_are_named_with_their_channel_and_creator() {
         assert_eq!(suspect.counts, [200, 500, 800, 1100, 1400], "Go 1.{minor}");
         assert_eq!(suspect.persisted, 200, "Go 1.{minor}");
         let site = dump::creation_site(process.table(), suspect.key.creator_pc).unwrap();
-        assert!(site.starts_with("main.startWorker ") && site.contains("leaks/main.go:"), "Go 1.{minor}: {site}");
+        assert!(
+            site.starts_with("main.startWorker ") && site.contains("leaks/main.go:"),
+            "Go 1.{minor}: {site}"
+        );
         let all = groups::group(&snapshot, |_| true);
         let group = all.iter().find(|group| group.key == suspect.key).unwrap();
         assert_eq!(group.channels().len(), 1, "Go 1.{minor}");
@@ -77,7 +94,13 @@ fn workers_that_nobody_wakes_are_named_with_their_channel_and_creator() {
         let pool = all.iter().find(|group| group.goroutines.len() == 16).unwrap();
         let mut symbolizer = Symbolizer::new(process.table(), &process.version);
         let frames = symbolizer.goroutine_stack(&pool.key.stack);
-        assert!(frames.iter().flat_map(|place| &place.frames).any(|frame| frame.function == "main.idle"), "Go 1.{minor}");
+        assert!(
+            frames
+                .iter()
+                .flat_map(|place| &place.frames)
+                .any(|frame| frame.function == "main.idle"),
+            "Go 1.{minor}"
+        );
     }
 }
 
@@ -100,7 +123,10 @@ fn what_c_caches_is_not_in_gos_profile_but_in_the_census() {
         let after = split();
         let grown = after.c_heap.saturating_sub(before.c_heap);
         // 6,000 entries of 1,008 bytes.
-        assert!(grown > 5_000_000 && grown < 12_000_000, "Go 1.{minor}: {before:?} {after:?}");
+        assert!(
+            grown > 5_000_000 && grown < 12_000_000,
+            "Go 1.{minor}: {before:?} {after:?}"
+        );
         // Go's own profile, taken beside it, does not know of any of them.
         let file = tempfile::NamedTempFile::new().unwrap();
         program.command(&format!("heap {}", file.path().display()));

@@ -25,7 +25,11 @@ fn parse(text: &str) -> BTreeMap<u64, Dumped> {
         let mut lines = block.lines();
         let head = lines.next().unwrap();
         let (number, state) = head["goroutine ".len()..].split_once(" [").unwrap();
-        let mut dumped = Dumped { state: state.trim_end_matches("]:").to_owned(), frames: Vec::new(), creator: None };
+        let mut dumped = Dumped {
+            state: state.trim_end_matches("]:").to_owned(),
+            frames: Vec::new(),
+            creator: None,
+        };
         let lines: Vec<&str> = lines.collect();
         for pair in lines.chunks(2).filter(|pair| pair.len() == 2) {
             let position = pair[1].trim().to_owned();
@@ -70,7 +74,11 @@ fn states_creators_and_stacks_equal_the_programs_own_dump() {
         let truth = Truth::of(minor, form, "").unwrap();
         let process = GoProcess::attach(truth.program.pid()).unwrap();
         let snapshot = process.goroutines().unwrap();
-        assert_eq!((snapshot.unsettled, snapshot.incomplete, snapshot.unreadable), (0, 0, 0), "{name}");
+        assert_eq!(
+            (snapshot.unsettled, snapshot.incomplete, snapshot.unreadable),
+            (0, 0, 0),
+            "{name}"
+        );
         let mut symbolizer = Symbolizer::new(process.table(), &process.version);
         let now = clock::monotonic();
         let mut text = String::new();
@@ -84,7 +92,11 @@ fn states_creators_and_stacks_equal_the_programs_own_dump() {
         assert!(expected.len() > 100, "{name}: {}", expected.len());
         // The first goroutine was writing the dump then and waits for a command now.
         assert!(found.remove(&1).is_some() && expected.remove(&1).is_some(), "{name}");
-        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+        assert_eq!(
+            found.keys().collect::<Vec<_>>(),
+            expected.keys().collect::<Vec<_>>(),
+            "{name}"
+        );
         for (id, expected) in &expected {
             assert_eq!(&found[id], expected, "{name}: goroutine {id}");
         }
@@ -104,18 +116,33 @@ fn parents_waits_and_channels() {
         let truth = Truth::of(minor, form, "").unwrap();
         let process = GoProcess::attach(truth.program.pid()).unwrap();
         let snapshot = process.goroutines().unwrap();
-        let senders: Vec<_> =
-            snapshot.goroutines.iter().filter(|goroutine| process.wait_text(goroutine) == "chan send").collect();
+        let senders: Vec<_> = snapshot
+            .goroutines
+            .iter()
+            .filter(|goroutine| process.wait_text(goroutine) == "chan send")
+            .collect();
         assert_eq!(senders.len(), 40, "{name}");
         // All on one channel, which nobody made known to the reader.
-        assert!(senders[0].channel != 0 && senders.iter().all(|goroutine| goroutine.channel == senders[0].channel), "{name}");
+        assert!(
+            senders[0].channel != 0 && senders.iter().all(|goroutine| goroutine.channel == senders[0].channel),
+            "{name}"
+        );
         // Three collections ran after they began to wait: the second noted it.
         assert!(senders.iter().all(|goroutine| goroutine.wait_since != 0), "{name}");
         if minor >= 21 {
             assert!(senders.iter().all(|goroutine| goroutine.parent == 1), "{name}");
         }
-        let locked = snapshot.goroutines.iter().filter(|goroutine| goroutine.locked && goroutine.state == StackState::Complete);
+        let locked = snapshot
+            .goroutines
+            .iter()
+            .filter(|goroutine| goroutine.locked && goroutine.state == StackState::Complete);
         assert!(locked.count() >= 1, "{name}");
-        assert!(snapshot.goroutines.iter().all(|goroutine| goroutine.stack_size() >= 2048), "{name}");
+        assert!(
+            snapshot
+                .goroutines
+                .iter()
+                .all(|goroutine| goroutine.stack_size() >= 2048),
+            "{name}"
+        );
     }
 }

@@ -25,9 +25,15 @@ fn parse(text: &str) -> (u64, Vec<Record>) {
             let function = fields[1].rsplit_once('+').map_or(fields[1], |(name, _)| name);
             records.last_mut().unwrap().2.push(format!("{function} {}", fields[2]));
         } else if let Some((counts, stack)) = line.split_once(" @") {
-            let numbers: Vec<u64> =
-                counts.split([':', '[', ']', ' ']).filter(|part| !part.is_empty()).map(|n| n.parse().unwrap()).collect();
-            let stack = stack.split_ascii_whitespace().map(|pc| u64::from_str_radix(&pc[2..], 16).unwrap()).collect();
+            let numbers: Vec<u64> = counts
+                .split([':', '[', ']', ' '])
+                .filter(|part| !part.is_empty())
+                .map(|n| n.parse().unwrap())
+                .collect();
+            let stack = stack
+                .split_ascii_whitespace()
+                .map(|pc| u64::from_str_radix(&pc[2..], 16).unwrap())
+                .collect();
             records.push((numbers.try_into().unwrap(), stack, Vec::new()));
         }
     }
@@ -38,8 +44,13 @@ fn parse(text: &str) -> (u64, Vec<Record>) {
 fn visible_frames(symbolizer: &mut Symbolizer<'_>, stack: &[u64]) -> Vec<String> {
     let mut places = symbolizer.heap_stack(stack);
     profile::hide_runtime(&mut places);
-    let frames = places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit");
-    frames.map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line)).collect()
+    let frames = places
+        .iter()
+        .flat_map(|place| &place.frames)
+        .filter(|frame| frame.function != "runtime.goexit");
+    frames
+        .map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line))
+        .collect()
 }
 
 /// Stacks as text with values and the size label, of a decoded profile.
@@ -51,9 +62,16 @@ fn samples(profile: &Profile) -> BTreeMap<(Vec<String>, Vec<i64>), Vec<Vec<i64>>
             let function = profile.function(line);
             format!("{} {}:{}", function.name, function.file, line.line)
         });
-        let sizes = sample.numbers.iter().filter(|label| label.key == "bytes").map(|label| label.value);
+        let sizes = sample
+            .numbers
+            .iter()
+            .filter(|label| label.key == "bytes")
+            .map(|label| label.value);
         if sample.values.iter().any(|&value| value != 0) {
-            samples.entry((stack.collect(), sizes.collect())).or_default().push(sample.values.clone());
+            samples
+                .entry((stack.collect(), sizes.collect()))
+                .or_default()
+                .push(sample.values.clone());
         }
     }
     samples.values_mut().for_each(|values| values.sort());
@@ -65,7 +83,9 @@ fn sums(profile: &Profile) -> BTreeMap<(Vec<String>, Vec<i64>), Vec<i64>> {
     samples(profile)
         .into_iter()
         .map(|(key, values)| {
-            let sum = values.into_iter().reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect());
+            let sum = values
+                .into_iter()
+                .reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect());
             (key, sum.unwrap())
         })
         .collect()
@@ -93,7 +113,11 @@ fn compare(rate: &str) {
                     counts.allocs,
                     counts.allocs * bucket.size,
                 ];
-                (numbers, bucket.stack.clone(), visible_frames(&mut symbolizer, &bucket.stack))
+                (
+                    numbers,
+                    bucket.stack.clone(),
+                    visible_frames(&mut symbolizer, &bucket.stack),
+                )
             })
             .filter(|(numbers, ..)| numbers[2] != 0)
             .collect();

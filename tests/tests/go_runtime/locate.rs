@@ -17,11 +17,19 @@ fn decoding_finds_what_the_symbol_table_says() {
             let process = GoProcess::attach(truth.program.pid()).unwrap();
             let symbols = process.executable.symbols(&Globals::SYMBOLS);
             assert_eq!(symbols.len(), Globals::SYMBOLS.len(), "Go 1.{minor} {form:?}");
-            let decoded = globals(process.table(), |entry, end| process.module.code(&process.executable, entry, end));
+            let decoded = globals(process.table(), |entry, end| {
+                process.module.code(&process.executable, entry, end)
+            });
             let (layout, _) = process.layout(Area::Collector).unwrap();
-            let mut stated = Globals { wait_reasons: decoded.wait_reasons, ..Globals::default() };
+            let mut stated = Globals {
+                wait_reasons: decoded.wait_reasons,
+                ..Globals::default()
+            };
             let bias = process.module.bias;
-            stated.fill_from_symbols(|name| symbols.get(name).map(|at| at + bias), layout.work.start_sema.offset as u64);
+            stated.fill_from_symbols(
+                |name| symbols.get(name).map(|at| at + bias),
+                layout.work.start_sema.offset as u64,
+            );
             assert_eq!(decoded, stated, "Go 1.{minor} {form:?}");
         }
     }
@@ -33,10 +41,19 @@ fn every_area_is_read_with_the_layout_of_its_own_release() {
         let truth = Truth::of(minor, form, "").unwrap();
         let process = GoProcess::attach(truth.program.pid()).unwrap();
         for area in Area::ALL {
-            let (_, source) = process.layout(area).unwrap_or_else(|error| panic!("Go 1.{minor} {form:?}: {error}"));
-            assert_eq!(source, &Source::Table(process.version.clone()), "Go 1.{minor} {form:?}: {area}");
+            let (_, source) = process
+                .layout(area)
+                .unwrap_or_else(|error| panic!("Go 1.{minor} {form:?}: {error}"));
+            assert_eq!(
+                source,
+                &Source::Table(process.version.clone()),
+                "Go 1.{minor} {form:?}: {area}"
+            );
         }
-        assert!(process.wait_reasons.iter().any(|reason| reason == "chan receive"), "Go 1.{minor} {form:?}");
+        assert!(
+            process.wait_reasons.iter().any(|reason| reason == "chan receive"),
+            "Go 1.{minor} {form:?}"
+        );
     }
 }
 
@@ -47,7 +64,10 @@ fn dwarf_states_the_built_in_layout() {
         let executable = Executable::new(File::open(path).unwrap()).unwrap();
         let stated = dwarf::layout(&executable).unwrap_or_else(|| {
             let fields = dwarf::fields(&executable).unwrap_or_default();
-            let missing: Vec<_> = Layout::FIELDS.iter().filter(|field| !fields.contains_key(**field)).collect();
+            let missing: Vec<_> = Layout::FIELDS
+                .iter()
+                .filter(|field| !fields.contains_key(**field))
+                .collect();
             panic!("Go 1.{minor}: {missing:?}")
         });
         let truth = Truth::of(minor, Form::Normal, "").unwrap();

@@ -23,7 +23,10 @@ fn objects_and_spans_equal_memstats() {
         let near = |found: u64, key: &str, share: f64| {
             let expected = stats[key].as_u64().unwrap();
             let slack = (expected as f64 * share) as u64;
-            assert!(found.abs_diff(expected) <= slack, "{name}: {key} is {expected}, read {found}");
+            assert!(
+                found.abs_diff(expected) <= slack,
+                "{name}: {key} is {expected}, read {found}"
+            );
         };
         near(census.objects(), "HeapObjects", 0.05);
         near(census.object_bytes(), "HeapAlloc", 0.02);
@@ -33,9 +36,19 @@ fn objects_and_spans_equal_memstats() {
         assert_eq!(census.span_bytes(), state.in_use, "{name}");
         // Classes as the program states them.
         for class in stats["BySize"].as_array().unwrap() {
-            let (size, live) = (class["Size"].as_u64().unwrap(), class["Mallocs"].as_u64().unwrap() - class["Frees"].as_u64().unwrap());
-            let found = census.classes.values().find(|row| row.object_size == size).map_or(0, |row| row.objects);
-            assert!(found.abs_diff(live) <= live / 4 + 400, "{name}: {live} objects of {size} bytes, read {found}");
+            let (size, live) = (
+                class["Size"].as_u64().unwrap(),
+                class["Mallocs"].as_u64().unwrap() - class["Frees"].as_u64().unwrap(),
+            );
+            let found = census
+                .classes
+                .values()
+                .find(|row| row.object_size == size)
+                .map_or(0, |row| row.objects);
+            assert!(
+                found.abs_diff(live) <= live / 4 + 400,
+                "{name}: {live} objects of {size} bytes, read {found}"
+            );
         }
     }
 }
@@ -50,11 +63,22 @@ fn resident_memory_is_accounted_for() {
         let pages = PageMap::open(process.pid()).unwrap();
         let mappings = read_mappings(process.pid()).unwrap();
         let split = reconcile(&spans, &state, &mappings, true, |start, end| pages.resident(start, end));
-        let parts = split.heap_live + split.heap_new + split.heap_garbage + split.heap_unused + split.heap_idle + split.stacks
-            + split.runtime + split.c_heap + split.files + split.other;
+        let parts = split.heap_live
+            + split.heap_new
+            + split.heap_garbage
+            + split.heap_unused
+            + split.heap_idle
+            + split.stacks
+            + split.runtime
+            + split.c_heap
+            + split.files
+            + split.other;
         assert_eq!(parts, split.rss, "{name}: {split:?}");
         assert!(split.other * 50 < split.rss, "{name}: {split:?}");
-        assert!(split.heap_live > 1 << 20 && split.files > 0 && split.stacks > 0, "{name}: {split:?}");
+        assert!(
+            split.heap_live > 1 << 20 && split.files > 0 && split.stacks > 0,
+            "{name}: {split:?}"
+        );
     }
 }
 
@@ -68,8 +92,18 @@ fn sampled_objects_are_those_that_the_profile_counts() {
         let objects = process.objects(&process.spans().unwrap(), &heap).unwrap();
         assert_eq!(objects.torn, 0, "{name}");
         for (bucket, counts) in heap.view(View::Now) {
-            let found = objects.objects.iter().filter(|object| object.bucket == bucket.address).count() as u64;
-            assert_eq!(found, counts.in_use(), "{name}: bucket {:#x} of {} bytes", bucket.address, bucket.size);
+            let found = objects
+                .objects
+                .iter()
+                .filter(|object| object.bucket == bucket.address)
+                .count() as u64;
+            assert_eq!(
+                found,
+                counts.in_use(),
+                "{name}: bucket {:#x} of {} bytes",
+                bucket.address,
+                bucket.size
+            );
         }
         // What was there before a collection and is held still keeps its age; nothing else does.
         let mut tracker = ObjectTracker::default();

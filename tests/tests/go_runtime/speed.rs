@@ -30,10 +30,18 @@ fn large_programs_are_read_in_milliseconds() {
         let program = Program::start(&build(minor, "large", Form::Stripped).unwrap(), &[], &[]);
         let (attach, process) = fastest(5, || GoProcess::attach(program.pid()).unwrap());
         let (heap, snapshot) = fastest(10, || process.heap().unwrap());
-        assert!(snapshot.buckets.len() >= 8192, "Go 1.{minor}: {}", snapshot.buckets.len());
+        assert!(
+            snapshot.buckets.len() >= 8192,
+            "Go 1.{minor}: {}",
+            snapshot.buckets.len()
+        );
         let (symbols, _) = fastest(3, || profile::heap_profile(&process, &snapshot, View::Now, 0));
         let (goroutines, all) = fastest(3, || process.goroutines().unwrap());
-        let complete = all.goroutines.iter().filter(|goroutine| goroutine.state == StackState::Complete).count();
+        let complete = all
+            .goroutines
+            .iter()
+            .filter(|goroutine| goroutine.state == StackState::Complete)
+            .count();
         assert!(complete >= 100_000, "Go 1.{minor}: {complete} complete");
         let (collector, _) = fastest(200, || process.collector().unwrap());
         let (spans, count) = fastest(5, || process.spans().unwrap().spans.len());

@@ -37,8 +37,15 @@ pub enum Form {
 }
 
 /// All of them.
-pub const FORMS: [Form; 7] =
-    [Form::Normal, Form::Stripped, Form::Pie, Form::PieNoSections, Form::Cgo, Form::CgoStripped, Form::Static];
+pub const FORMS: [Form; 7] = [
+    Form::Normal,
+    Form::Stripped,
+    Form::Pie,
+    Form::PieNoSections,
+    Form::Cgo,
+    Form::CgoStripped,
+    Form::Static,
+];
 
 impl Form {
     fn is_cgo(self) -> bool {
@@ -53,10 +60,19 @@ impl Form {
 /// The GOROOT of a minor release. `None` (with the reason printed) for an optional one that is missing.
 pub fn goroot(minor: u32) -> Option<PathBuf> {
     let name = format!("1.{minor}");
-    let places = [format!("{CACHE}/{name}/usr/lib/go-{name}"), format!("/usr/lib/go-{name}")];
-    let found = places.iter().map(PathBuf::from).find(|root| root.join("bin/go").exists());
+    let places = [
+        format!("{CACHE}/{name}/usr/lib/go-{name}"),
+        format!("/usr/lib/go-{name}"),
+    ];
+    let found = places
+        .iter()
+        .map(PathBuf::from)
+        .find(|root| root.join("bin/go").exists());
     if found.is_none() {
-        assert!(!MANDATORY.contains(&minor), "Go {name} is mandatory: run `cargo xtask setup`");
+        assert!(
+            !MANDATORY.contains(&minor),
+            "Go {name} is mandatory: run `cargo xtask setup`"
+        );
         println!("skipped: no Go {name} here (cargo xtask setup unpacks it where Debian has it)");
     }
     found
@@ -84,9 +100,18 @@ pub fn build(minor: u32, program: &str, form: Form) -> Option<PathBuf> {
         .current_dir(workspace().join("tests/programs/go"))
         .env("GOROOT", &root)
         .env("GOCACHE", workspace().join("target/go-tests/cache"))
-        .envs([("GOTOOLCHAIN", "local"), ("GOFLAGS", "-mod=mod"), ("GOPROXY", "off"), ("GOTELEMETRY", "off")])
+        .envs([
+            ("GOTOOLCHAIN", "local"),
+            ("GOFLAGS", "-mod=mod"),
+            ("GOPROXY", "off"),
+            ("GOTELEMETRY", "off"),
+        ])
         .env("CGO_ENABLED", if form.is_cgo() { "1" } else { "0" });
-    let mut flags = if form.is_stripped() { "-s -w".to_owned() } else { String::new() };
+    let mut flags = if form.is_stripped() {
+        "-s -w".to_owned()
+    } else {
+        String::new()
+    };
     match form {
         Form::Pie | Form::PieNoSections => {
             command.arg("-buildmode=pie");
@@ -96,7 +121,11 @@ pub fn build(minor: u32, program: &str, form: Form) -> Option<PathBuf> {
     }
     command.arg(format!("-ldflags={flags}")).arg(format!("./{program}"));
     let result = command.output().unwrap();
-    assert!(result.status.success(), "{command:?}: {}", String::from_utf8_lossy(&result.stderr));
+    assert!(
+        result.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&result.stderr)
+    );
     if form == Form::PieNoSections {
         // e_shoff, e_shnum and e_shstrndx.
         let mut bytes = std::fs::read(&output).unwrap();
@@ -130,7 +159,12 @@ impl Program {
         let input = child.stdin.take().unwrap();
         let lines = follow(child.stdout.take().unwrap());
         let errors = follow(child.stderr.take().unwrap());
-        let program = Self { child, input, lines, errors };
+        let program = Self {
+            child,
+            input,
+            lines,
+            errors,
+        };
         program.expect("ready");
         program
     }
@@ -147,7 +181,10 @@ impl Program {
                 Ok(line) if line.starts_with(word) => return line,
                 Ok(_) => {}
                 Err(error) => {
-                    panic!("no `{word}` from the program: {error}; {:?}", self.errors.try_iter().collect::<Vec<_>>())
+                    panic!(
+                        "no `{word}` from the program: {error}; {:?}",
+                        self.errors.try_iter().collect::<Vec<_>>()
+                    )
                 }
             }
         }
@@ -203,7 +240,10 @@ impl Truth {
     pub fn of(minor: u32, form: Form, rate: &str) -> Option<Self> {
         let path = build(minor, "truth", form)?;
         let program = Program::start(&path, &[("MEMPROFILERATE", rate), ("GOMAXPROCS", "4")], &[]);
-        let mut truth = Self { program, folder: tempfile::tempdir().unwrap() };
+        let mut truth = Self {
+            program,
+            folder: tempfile::tempdir().unwrap(),
+        };
         truth.snap();
         Some(truth)
     }
@@ -242,7 +282,18 @@ pub fn assert_same<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
     expected: &std::collections::BTreeMap<K, V>,
     name: &str,
 ) {
-    let missing = expected.iter().filter(|(key, value)| found.get(key) != Some(value)).take(2).collect::<Vec<_>>();
-    let extra = found.iter().filter(|(key, value)| expected.get(key) != Some(value)).take(2).collect::<Vec<_>>();
-    assert!(missing.is_empty() && extra.is_empty(), "{name}\nexpected {missing:#?}\nfound {extra:#?}");
+    let missing = expected
+        .iter()
+        .filter(|(key, value)| found.get(key) != Some(value))
+        .take(2)
+        .collect::<Vec<_>>();
+    let extra = found
+        .iter()
+        .filter(|(key, value)| expected.get(key) != Some(value))
+        .take(2)
+        .collect::<Vec<_>>();
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "{name}\nexpected {missing:#?}\nfound {extra:#?}"
+    );
 }

@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::{Target, bytes};
 use crate::proc::maps::read_maps;
 use crate::report::unit::percentage;
+use crate::runtime::go::GoProcess;
 use crate::runtime::go::census::{Census, ClassCensus, Reconciliation, reconcile};
 use crate::runtime::go::gc::CollectorState;
 use crate::runtime::go::residency::{PageMap, read_mappings};
-use crate::runtime::go::GoProcess;
 
 /// Arguments of `leaktrace go census`.
 #[derive(Args, Debug)]
@@ -57,10 +57,16 @@ pub fn run(args: &CensusArgs) -> anyhow::Result<()> {
     let spans = process.spans()?;
     let state = process.collector()?;
     let goroutines = process.goroutines()?;
-    let goroutine_stacks: u64 = goroutines.goroutines.iter().map(|goroutine| goroutine.stack_size()).sum();
+    let goroutine_stacks: u64 = goroutines
+        .goroutines
+        .iter()
+        .map(|goroutine| goroutine.stack_size())
+        .sum();
     let pages = PageMap::open(pid)?;
     let mappings = read_mappings(pid)?;
-    let resident = reconcile(&spans, &state, &mappings, has_c(&process)?, |start, end| pages.resident(start, end));
+    let resident = reconcile(&spans, &state, &mappings, has_c(&process)?, |start, end| {
+        pages.resident(start, end)
+    });
     let census = Census::new(&spans);
     if args.json {
         let class = |(&class, row): (&u8, &ClassCensus)| ClassJson {
@@ -91,7 +97,10 @@ pub fn run(args: &CensusArgs) -> anyhow::Result<()> {
     }
     println!("pid {pid} ({}, {})", process.exe.display(), process.version);
     print!("{}", classes(&census));
-    print!("{}", totals(&census, &state, goroutines.goroutines.len(), goroutine_stacks));
+    print!(
+        "{}",
+        totals(&census, &state, goroutines.goroutines.len(), goroutine_stacks)
+    );
     print!("{}", reconciliation(&resident));
     Ok(())
 }
@@ -105,13 +114,23 @@ fn has_c(process: &GoProcess) -> anyhow::Result<bool> {
     });
     // A static program with C in it has the functions that Go calls it by.
     let [cgo] = process.table().find_by_name(["runtime.cgocallback"]);
-    Ok(mapped || (cgo.is_some() && process.table().find_by_name(["_cgo_topofstack", "runtime/cgo.init.0"]).iter().any(Option::is_some)))
+    Ok(mapped
+        || (cgo.is_some()
+            && process
+                .table()
+                .find_by_name(["_cgo_topofstack", "runtime/cgo.init.0"])
+                .iter()
+                .any(Option::is_some)))
 }
 
 fn classes(census: &Census) -> String {
     let mut text = String::from("\n    size  spans      bytes    objects      bytes  occupancy  pointer-free\n");
     for class in census.classes.values() {
-        let size = if class.object_size == 0 { "large".to_owned() } else { class.object_size.to_string() };
+        let size = if class.object_size == 0 {
+            "large".to_owned()
+        } else {
+            class.object_size.to_string()
+        };
         let _ = writeln!(
             text,
             "{size:>8} {:>6} {:>10} {:>10} {:>10} {:>9.1}% {:>13}",
@@ -162,7 +181,12 @@ fn reconciliation(split: &Reconciliation) -> String {
         ("unknown", split.other),
     ];
     for (name, amount) in rows {
-        let _ = writeln!(text, "{:>12} {}  {name}", bytes(amount), percentage(amount as i64, split.rss as i64));
+        let _ = writeln!(
+            text,
+            "{:>12} {}  {name}",
+            bytes(amount),
+            percentage(amount as i64, split.rss as i64)
+        );
     }
     text
 }

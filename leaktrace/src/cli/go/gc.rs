@@ -103,7 +103,13 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
     let first = process.collector()?;
     let mut follower = Follower::default();
     follower.follow(&first);
-    let mut watch = Watch { first: first.clone(), last: first, marked: Vec::new(), pauses: Vec::new(), missed: 0 };
+    let mut watch = Watch {
+        first: first.clone(),
+        last: first,
+        marked: Vec::new(),
+        pauses: Vec::new(),
+        missed: 0,
+    };
     let mut out = std::io::stdout().lock();
     loop {
         let left = args.keep.map(|keep| keep.saturating_sub(begin.elapsed()));
@@ -177,7 +183,11 @@ impl Watch {
 
     fn summary(&self, process: &GoProcess, watched: Duration) -> Summary {
         // Without a collection meanwhile the runtime's ring of the last 256 pauses tells.
-        let mut pauses = if self.pauses.is_empty() { self.last.recent_pauses() } else { self.pauses.clone() };
+        let mut pauses = if self.pauses.is_empty() {
+            self.last.recent_pauses()
+        } else {
+            self.pauses.clone()
+        };
         pauses.sort_unstable();
         let percentile = |share: f64| {
             let index = (pauses.len() as f64 * share).ceil() as usize;
@@ -253,7 +263,11 @@ fn text(summary: &Summary) -> String {
         bytes(summary.heap_in_use),
         bytes(summary.allocation_rate_per_second as u64),
         summary.gc_cpu_fraction * 100.0,
-        if summary.gogc < 0 { "off".to_owned() } else { summary.gogc.to_string() },
+        if summary.gogc < 0 {
+            "off".to_owned()
+        } else {
+            summary.gogc.to_string()
+        },
     )
 }
 

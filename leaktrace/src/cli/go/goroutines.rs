@@ -85,9 +85,17 @@ pub fn run(args: &GoroutinesArgs) -> anyhow::Result<()> {
         let profile = profile::goroutine_profile(&process, &snapshot, now_nanos(), keep);
         file::write(path, &profile, 0)?;
         let count: i64 = profile.samples.iter().filter_map(|sample| sample.values.first()).sum();
-        println!("{}: {count} goroutines of pid {} ({})", path.display(), process.pid(), process.version);
+        println!(
+            "{}: {count} goroutines of pid {} ({})",
+            path.display(),
+            process.pid(),
+            process.version
+        );
     } else {
-        print!("{}", overview(&process, &mut symbolizer, &snapshot, keep, now, args.top)?);
+        print!(
+            "{}",
+            overview(&process, &mut symbolizer, &snapshot, keep, now, args.top)?
+        );
     }
     if snapshot.unsettled + snapshot.incomplete + snapshot.unreadable > 0 {
         eprintln!(
@@ -114,7 +122,9 @@ impl GoroutinesArgs {
 fn system_entries(symbolizer: &Symbolizer<'_>, snapshot: &GoroutineSnapshot) -> HashMap<u64, bool> {
     let mut known = HashMap::new();
     for goroutine in &snapshot.goroutines {
-        known.entry(goroutine.start_pc).or_insert_with(|| dump::is_system(symbolizer, goroutine));
+        known
+            .entry(goroutine.start_pc)
+            .or_insert_with(|| dump::is_system(symbolizer, goroutine));
     }
     known
 }
@@ -159,13 +169,19 @@ struct Channels {
 impl Channels {
     fn new(process: &GoProcess, snapshot: &GoroutineSnapshot, groups: &[Group<'_>]) -> anyhow::Result<Self> {
         let (layout, _) = process.layout(Area::Goroutines)?;
-        let mut named: Vec<u64> =
-            groups.iter().flat_map(|group| group.channels().into_iter().take(SHOWN_CHANNELS)).map(|(at, _)| at).collect();
+        let mut named: Vec<u64> = groups
+            .iter()
+            .flat_map(|group| group.channels().into_iter().take(SHOWN_CHANNELS))
+            .map(|(at, _)| at)
+            .collect();
         named.sort_unstable();
         named.dedup();
         let states = read_channels(process.memory(), layout, &named)
             .map_err(|source| crate::runtime::go::GoError::memory(process.pid(), source))?;
-        Ok(Self { states, waiters: waiters(process, snapshot) })
+        Ok(Self {
+            states,
+            waiters: waiters(process, snapshot),
+        })
     }
 
     fn describe(&self, channel: u64) -> String {
@@ -180,7 +196,11 @@ impl Channels {
             }
         }
         let waiters = self.waiters.get(&channel).copied().unwrap_or_default();
-        let _ = write!(text, "; waiting on it: {} receivers, {} senders", waiters.receivers, waiters.senders);
+        let _ = write!(
+            text,
+            "; waiting on it: {} receivers, {} senders",
+            waiters.receivers, waiters.senders
+        );
         if waiters.selecting > 0 {
             let _ = write!(text, ", {} in select", waiters.selecting);
         }
@@ -197,7 +217,12 @@ fn write_group(
     now: u64,
 ) {
     let Some(first) = group.goroutines.first() else { return };
-    let _ = write!(text, "{} goroutines [{}", group.goroutines.len(), process.wait_text(first));
+    let _ = write!(
+        text,
+        "{} goroutines [{}",
+        group.goroutines.len(),
+        process.wait_text(first)
+    );
     match group.waits(now) {
         Some((longest, shortest)) if longest / 1_000_000_000 == shortest / 1_000_000_000 => {
             let _ = write!(text, ", {}", short_duration(longest));
@@ -221,8 +246,11 @@ fn write_group(
 
 fn write_frames(text: &mut String, symbolizer: &mut Symbolizer<'_>, stack: &[u64]) {
     let places = symbolizer.goroutine_stack(stack);
-    let frames: Vec<_> =
-        places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit").collect();
+    let frames: Vec<_> = places
+        .iter()
+        .flat_map(|place| &place.frames)
+        .filter(|frame| frame.function != "runtime.goexit")
+        .collect();
     for frame in frames.iter().take(SHOWN_FRAMES) {
         let _ = writeln!(text, "    {} {}:{}", frame.display(), frame.file, frame.line);
     }
@@ -232,7 +260,9 @@ fn write_frames(text: &mut String, symbolizer: &mut Symbolizer<'_>, stack: &[u64
 }
 
 fn write_creation(text: &mut String, symbolizer: &Symbolizer<'_>, key: &GroupKey, parents: &[(u64, u64)]) {
-    let Some(site) = dump::creation_site(symbolizer.table(), key.creator_pc) else { return };
+    let Some(site) = dump::creation_site(symbolizer.table(), key.creator_pc) else {
+        return;
+    };
     let _ = write!(text, "  created by {site}");
     match parents {
         [] => {}
@@ -261,7 +291,9 @@ fn leaks(process: &GoProcess, args: &GoroutinesArgs) -> anyhow::Result<()> {
             break snapshot;
         }
         let step = (args.watch / LOOKS).max(Duration::from_millis(100));
-        interrupted = pause.wait(Some(step.min(args.watch.saturating_sub(elapsed).max(Duration::from_millis(100)))));
+        interrupted = pause.wait(Some(
+            step.min(args.watch.saturating_sub(elapsed).max(Duration::from_millis(100))),
+        ));
     };
     let now = clock::monotonic();
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
@@ -281,13 +313,18 @@ fn leaks(process: &GoProcess, args: &GoroutinesArgs) -> anyhow::Result<()> {
     let by_key: HashMap<&GroupKey, &Group<'_>> = groups.iter().map(|group| (&group.key, group)).collect();
     let mut found = 0;
     for suspect in &suspects {
-        let Some(group) = by_key.get(&suspect.key) else { continue };
+        let Some(group) = by_key.get(&suspect.key) else {
+            continue;
+        };
         found += 1;
         let mut text = String::from("\nLEAK ");
         write_group(&mut text, process, &mut symbolizer, group, &channels, now);
         write_evidence(&mut text, suspect, group, now);
         if let Some(site) = dump::creation_site(symbolizer.table(), suspect.key.creator_pc) {
-            let _ = writeln!(text, "  to fix: what starts these goroutines at {site}, and what should wake or end them");
+            let _ = writeln!(
+                text,
+                "  to fix: what starts these goroutines at {site}, and what should wake or end them"
+            );
         }
         print!("{text}");
     }

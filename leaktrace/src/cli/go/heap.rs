@@ -71,7 +71,10 @@ pub fn run(args: &HeapArgs) -> anyhow::Result<()> {
         None => process.heap()?,
     };
     if let Some(cut) = &snapshot.cut {
-        eprintln!("warning: the heap profile of pid {} is incomplete: {cut}", process.pid());
+        eprintln!(
+            "warning: the heap profile of pid {} is incomplete: {cut}",
+            process.pid()
+        );
     }
     if snapshot.rate == 0 {
         eprintln!(
@@ -86,10 +89,19 @@ pub fn run(args: &HeapArgs) -> anyhow::Result<()> {
     match &args.output {
         Some(path) => {
             file::write(path, &profile, sample_type)?;
-            println!("{}: {} samples of pid {} ({})", path.display(), profile.samples.len(), process.pid(), process.version);
+            println!(
+                "{}: {} samples of pid {} ({})",
+                path.display(),
+                profile.samples.len(),
+                process.pid(),
+                process.version
+            );
         }
         None => {
-            let graph = GraphOptions { top: args.top, ..GraphOptions::trimmed(sample_type) };
+            let graph = GraphOptions {
+                top: args.top,
+                ..GraphOptions::trimmed(sample_type)
+            };
             print!("{}", table(&profile, &TableOptions { graph, width: None }));
         }
     }
@@ -113,6 +125,8 @@ fn read_with_profiling(process: &GoProcess, rate: u64, keep: Option<Duration>) -
     pause.wait(keep);
     // Read while the rate still is what the samples were taken with.
     let snapshot = process.heap();
-    guard.restore().with_context(|| format!("failed to put MemProfileRate of pid {} back", process.pid()))?;
+    guard
+        .restore()
+        .with_context(|| format!("failed to put MemProfileRate of pid {} back", process.pid()))?;
     Ok(snapshot?)
 }

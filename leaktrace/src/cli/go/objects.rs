@@ -82,10 +82,17 @@ pub fn run(args: &ObjectsArgs) -> anyhow::Result<()> {
     // What has been held longest and weighs most is what a leak looks like: by bytes, the surviving ones first.
     sites.sort_by_key(|site| (site.survived == 0, std::cmp::Reverse(site.bytes), site.bucket.address));
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
-    let shown = if args.top == 0 { sites.len() } else { args.top.min(sites.len()) };
+    let shown = if args.top == 0 {
+        sites.len()
+    } else {
+        args.top.min(sites.len())
+    };
     if args.json {
         for site in &sites[..shown] {
-            println!("{}", serde_json::to_string(&json(site, &frames(&mut symbolizer, site.bucket)))?);
+            println!(
+                "{}",
+                serde_json::to_string(&json(site, &frames(&mut symbolizer, site.bucket)))?
+            );
         }
         return Ok(());
     }
@@ -127,7 +134,9 @@ fn sites<'h>(heap: &'h HeapSnapshot, tracker: &ObjectTracker, now: u64, min_age:
     let mut sites: HashMap<u64, Site<'h>> = HashMap::new();
     for (_, bucket, Seen { since, survived, .. }) in tracker.objects() {
         let age = now.saturating_sub(since);
-        let Some(&bucket) = buckets.get(&bucket).filter(|_| age >= min_age) else { continue };
+        let Some(&bucket) = buckets.get(&bucket).filter(|_| age >= min_age) else {
+            continue;
+        };
         let site = sites.entry(bucket.address).or_insert(Site {
             bucket,
             sampled: 0,
@@ -143,7 +152,13 @@ fn sites<'h>(heap: &'h HeapSnapshot, tracker: &ObjectTracker, now: u64, min_age:
         site.youngest = site.youngest.min(age);
     }
     for site in sites.values_mut() {
-        let scaled = heap.scale(site.bucket, Counts { allocs: site.sampled, frees: 0 });
+        let scaled = heap.scale(
+            site.bucket,
+            Counts {
+                allocs: site.sampled,
+                frees: 0,
+            },
+        );
         (site.objects, site.bytes) = (scaled.inuse_objects, scaled.inuse_bytes);
     }
     sites.into_values().collect()
@@ -152,8 +167,13 @@ fn sites<'h>(heap: &'h HeapSnapshot, tracker: &ObjectTracker, now: u64, min_age:
 fn frames(symbolizer: &mut Symbolizer<'_>, bucket: &Bucket) -> Vec<String> {
     let mut places = symbolizer.heap_stack(&bucket.stack);
     hide_runtime(&mut places);
-    let frames = places.iter().flat_map(|place| &place.frames).filter(|frame| frame.function != "runtime.goexit");
-    frames.map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line)).collect()
+    let frames = places
+        .iter()
+        .flat_map(|place| &place.frames)
+        .filter(|frame| frame.function != "runtime.goexit");
+    frames
+        .map(|frame| format!("{} {}:{}", frame.display(), frame.file, frame.line))
+        .collect()
 }
 
 fn json<'a>(site: &Site<'_>, stack: &'a [String]) -> SiteJson<'a> {
@@ -178,7 +198,11 @@ fn text(site: &Site<'_>, stack: &[String]) -> String {
         site.sampled,
         site.survived,
         short_duration(site.oldest),
-        if site.sampled > 1 { format!(" (youngest {})", short_duration(site.youngest)) } else { String::new() },
+        if site.sampled > 1 {
+            format!(" (youngest {})", short_duration(site.youngest))
+        } else {
+            String::new()
+        },
     );
     for frame in stack.iter().take(SHOWN_FRAMES) {
         let _ = writeln!(text, "    {frame}");

@@ -14,7 +14,10 @@ pub struct Pause {
 impl Pause {
     /// Installs the handlers.
     pub fn new() -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start a timer")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("failed to start a timer")?;
         let signals = runtime.block_on(async {
             Ok::<_, std::io::Error>([
                 signal(SignalKind::interrupt())?,
@@ -22,7 +25,10 @@ impl Pause {
                 signal(SignalKind::hangup())?,
             ])
         });
-        Ok(Self { runtime, signals: signals.context("failed to catch signals")? })
+        Ok(Self {
+            runtime,
+            signals: signals.context("failed to catch signals")?,
+        })
     }
 
     /// Waits; `None` waits for a signal alone. True: a signal ended it.

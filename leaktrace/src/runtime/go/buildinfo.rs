@@ -30,9 +30,14 @@ pub fn parse(data: &[u8]) -> Option<BuildInfo> {
     let mut rest = data.get(STRINGS_AT..)?;
     let version = text(string(&mut rest)?);
     let module = string(&mut rest).unwrap_or_default();
-    let module = module.get(SENTINEL..module.len().saturating_sub(SENTINEL)).unwrap_or_default();
+    let module = module
+        .get(SENTINEL..module.len().saturating_sub(SENTINEL))
+        .unwrap_or_default();
     let module = text(module);
-    let mut info = BuildInfo { version, ..BuildInfo::default() };
+    let mut info = BuildInfo {
+        version,
+        ..BuildInfo::default()
+    };
     for line in module.lines() {
         let mut fields = line.split('\t');
         match fields.next() {
@@ -85,7 +90,10 @@ mod tests {
     #[test]
     fn version_and_module() {
         let sentinel = "0123456789abcdef";
-        let module = format!("{sentinel}path\texample.org/x/cmd\nmod\texample.org/x\tv1.2.3\th1:=\n{}{sentinel}", "dep\ty\n".repeat(40));
+        let module = format!(
+            "{sentinel}path\texample.org/x/cmd\nmod\texample.org/x\tv1.2.3\th1:=\n{}{sentinel}",
+            "dep\ty\n".repeat(40)
+        );
         let info = parse(&blob("go1.23.5", &module)).expect("a blob");
         assert_eq!(info.version, "go1.23.5");
         assert_eq!(info.path, "example.org/x/cmd");

@@ -29,7 +29,11 @@ pub struct ClassCensus {
 impl ClassCensus {
     /// Share of the room that is taken, 0 to 1.
     pub fn occupancy(&self) -> f64 {
-        if self.slots == 0 { 0.0 } else { self.objects as f64 / self.slots as f64 }
+        if self.slots == 0 {
+            0.0
+        } else {
+            self.objects as f64 / self.slots as f64
+        }
     }
 }
 
@@ -59,11 +63,14 @@ impl Census {
             class.spans += 1;
             class.span_bytes += span.bytes();
             class.objects += span.allocated;
-            class.object_bytes = class.object_bytes.saturating_add(span.allocated.saturating_mul(span.element_size));
+            class.object_bytes = class
+                .object_bytes
+                .saturating_add(span.allocated.saturating_mul(span.element_size));
             class.slots += span.elements;
             if span.no_scan {
-                class.no_scan_bytes =
-                    class.no_scan_bytes.saturating_add(span.allocated.saturating_mul(span.element_size));
+                class.no_scan_bytes = class
+                    .no_scan_bytes
+                    .saturating_add(span.allocated.saturating_mul(span.element_size));
             }
         }
         census
@@ -135,15 +142,23 @@ pub fn reconcile(
     has_c: bool,
     resident: impl Fn(u64, u64) -> u64,
 ) -> Reconciliation {
-    let mut split = Reconciliation { rss: mappings.iter().map(|mapping| mapping.resident).sum(), ..Default::default() };
-    let mut used: Vec<(u64, u64, SpanUse)> =
-        spans.spans.iter().map(|span| (span.start, span.start.saturating_add(span.bytes()), span.usage)).collect();
+    let mut split = Reconciliation {
+        rss: mappings.iter().map(|mapping| mapping.resident).sum(),
+        ..Default::default()
+    };
+    let mut used: Vec<(u64, u64, SpanUse)> = spans
+        .spans
+        .iter()
+        .map(|span| (span.start, span.start.saturating_add(span.bytes()), span.usage))
+        .collect();
     used.sort_unstable_by_key(|&(start, ..)| start);
     let mut heap_resident = 0;
     for mapping in mappings {
         let first = used.partition_point(|&(_, end, _)| end <= mapping.start);
-        let inside: Vec<&(u64, u64, SpanUse)> =
-            used[first..].iter().take_while(|&&(start, ..)| start < mapping.end).collect();
+        let inside: Vec<&(u64, u64, SpanUse)> = used[first..]
+            .iter()
+            .take_while(|&&(start, ..)| start < mapping.end)
+            .collect();
         if !inside.is_empty() && !mapping.file {
             let mut in_spans = 0;
             for &&(start, end, usage) in &inside {
@@ -185,5 +200,7 @@ pub fn reconcile(
 }
 
 fn holds_landmark(mapping: &ResidentMapping, landmarks: &[u64]) -> bool {
-    landmarks.iter().any(|landmark| (mapping.start..mapping.end).contains(landmark))
+    landmarks
+        .iter()
+        .any(|landmark| (mapping.start..mapping.end).contains(landmark))
 }

@@ -36,7 +36,9 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
     let head = globals.buckets.ok_or_else(|| missing("mbuckets"))?;
     globals.profile_cycle.ok_or_else(|| missing("mProfCycle"))?;
     let rate = globals.profile_rate.ok_or_else(|| missing("MemProfileRate"))?;
-    let rate = memory.u64_at(rate).map_err(|error| format!("MemProfileRate: {error}"))? as i64;
+    let rate = memory
+        .u64_at(rate)
+        .map_err(|error| format!("MemProfileRate: {error}"))? as i64;
     if !(0..1 << 50).contains(&rate) {
         return Err(format!("MemProfileRate is {rate}"));
     }
@@ -50,17 +52,23 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
         if address == 0 {
             break;
         }
-        let bytes = memory.bytes_at(address, 48).map_err(|error| format!("heap bucket: {error}"))?;
+        let bytes = memory
+            .bytes_at(address, 48)
+            .map_err(|error| format!("heap bucket: {error}"))?;
         let (kind, size, frames) = (word(&bytes, 16), word(&bytes, 32), word(&bytes, 40));
         if kind != 1 || size >= USER_END || frames > 4096 {
-            return Err(format!("heap bucket at {address:#x} has type {kind}, {frames} frames and objects of {size} bytes"));
+            return Err(format!(
+                "heap bucket at {address:#x} has type {kind}, {frames} frames and objects of {size} bytes"
+            ));
         }
         let records = memory.bytes_at(address + 48 + frames * 8, record * 4);
         let records = records.map_err(|error| format!("heap bucket: {error}"))?;
         let (allocs, frees) = (layout.record.allocs.get(&records), layout.record.frees.get(&records));
         // The active record is only written when a whole cycle is published.
         if frees > allocs || allocs > 1 << 48 {
-            return Err(format!("heap bucket at {address:#x} counts {allocs} allocations and {frees} frees"));
+            return Err(format!(
+                "heap bucket at {address:#x} counts {allocs} allocations and {frees} frees"
+            ));
         }
         // Behind the counts are the bytes (count times size) up to Go 1.26, and the next cycle's counts from 1.27 on.
         let with_bytes = word(&records, 16) == allocs.wrapping_mul(size);
@@ -72,7 +80,9 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
     }
     // One or two may be in the middle of an update.
     if contradictions * 4 > looked_at {
-        return Err(format!("{contradictions} of {looked_at} heap buckets have no counts of {record} bytes a cycle"));
+        return Err(format!(
+            "{contradictions} of {looked_at} heap buckets have no counts of {record} bytes a cycle"
+        ));
     }
     Ok(())
 }
@@ -81,7 +91,11 @@ pub fn heap<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
 pub fn other_record(layout: &Layout) -> Layout {
     let word_at = |offset| Field { offset, size: 8 };
     let mut layout = layout.clone();
-    let (size, bytes) = if layout.record.size.offset == 16 { (32, Some((16, 24))) } else { (16, None) };
+    let (size, bytes) = if layout.record.size.offset == 16 {
+        (32, Some((16, 24)))
+    } else {
+        (16, None)
+    };
     layout.record.size.offset = size;
     layout.record.alloc_bytes = bytes.map(|(alloc, _)| word_at(alloc));
     layout.record.free_bytes = bytes.map(|(_, free)| word_at(free));
@@ -126,9 +140,15 @@ fn goroutine_sample<M: MemoryReader>(memory: &M, globals: &Globals, size: usize)
     }
     let array = memory.u64_at(pointer).map_err(|error| format!("allgptr: {error}"))?;
     let count = (count as usize).min(SAMPLE);
-    let addresses = memory.bytes_at(array, count * 8).map_err(|error| format!("allgs: {error}"))?;
+    let addresses = memory
+        .bytes_at(array, count * 8)
+        .map_err(|error| format!("allgs: {error}"))?;
     (0..count)
-        .map(|index| memory.bytes_at(word(&addresses, index * 8), size).map_err(|error| format!("goroutine: {error}")))
+        .map(|index| {
+            memory
+                .bytes_at(word(&addresses, index * 8), size)
+                .map_err(|error| format!("goroutine: {error}"))
+        })
         .collect()
 }
 
@@ -137,26 +157,45 @@ fn goroutine_sample<M: MemoryReader>(memory: &M, globals: &Globals, size: usize)
 pub fn collector<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Check {
     let stats = globals.stats.ok_or_else(|| missing("memstats"))?;
     let controller = globals.controller.ok_or_else(|| missing("gcController"))?;
-    let work = globals.work_start_sema.ok_or_else(|| missing("work"))?.wrapping_sub(layout.work.start_sema.offset as u64);
+    let work = globals
+        .work_start_sema
+        .ok_or_else(|| missing("work"))?
+        .wrapping_sub(layout.work.start_sema.offset as u64);
     let read = |name: &str, address: u64, len: usize| {
-        memory.bytes_at(address, len).map_err(|error| format!("{name}: {error}"))
+        memory
+            .bytes_at(address, len)
+            .map_err(|error| format!("{name}: {error}"))
     };
     let c = read("gcController", controller, layout.controller.size.offset)?;
     let percent = layout.controller.percent.get(&c) as u32 as i32;
     let (live, marked) = (layout.controller.live.get(&c), layout.controller.marked.get(&c));
     if !(-1..=1_000_000_000).contains(&percent) || live >= USER_END || marked >= USER_END {
-        return Err(format!("gcController has GOGC {percent}, {live} bytes live and {marked} marked"));
+        return Err(format!(
+            "gcController has GOGC {percent}, {live} bytes live and {marked} marked"
+        ));
     }
     let mut found = String::new();
     for _ in 0..50 {
         let begin = layout.stats.last_gc.offset;
-        let s = read("memstats", stats + begin as u64, layout.stats.cpu_fraction.end() - begin)?;
+        let s = read(
+            "memstats",
+            stats + begin as u64,
+            layout.stats.cpu_fraction.end() - begin,
+        )?;
         let w = read("work", work, layout.work.size.offset)?;
-        let field = |field: Field| Field { offset: field.offset - begin, ..field }.get(&s);
+        let field = |field: Field| {
+            Field {
+                offset: field.offset - begin,
+                ..field
+            }
+            .get(&s)
+        };
         let (finished, forced) = (field(layout.stats.cycles), field(layout.stats.forced));
         let started = layout.work.cycles.get(&w);
         if forced > finished {
-            return Err(format!("memstats counts {finished} collections of which {forced} forced"));
+            return Err(format!(
+                "memstats counts {finished} collections of which {forced} forced"
+            ));
         }
         if started == finished {
             if finished == 0 {
@@ -190,20 +229,33 @@ pub fn spans<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) ->
         return Err(format!("mheap_.allspans has {count} spans of {capacity}"));
     }
     let count = (count as usize).min(SAMPLE);
-    let addresses = memory.bytes_at(array, count * 8).map_err(|error| format!("allspans: {error}"))?;
+    let addresses = memory
+        .bytes_at(array, count * 8)
+        .map_err(|error| format!("allspans: {error}"))?;
     let span = &layout.span;
-    let ranges: Vec<Range> =
-        (0..count).map(|index| Range { address: word(&addresses, index * 8), len: span.size.offset }).collect();
+    let ranges: Vec<Range> = (0..count)
+        .map(|index| Range {
+            address: word(&addresses, index * 8),
+            len: span.size.offset,
+        })
+        .collect();
     let mut bytes = Vec::new();
-    let filled = memory.read_ranges(&ranges, &mut bytes).map_err(|error| error.to_string())?;
+    let filled = memory
+        .read_ranges(&ranges, &mut bytes)
+        .map_err(|error| error.to_string())?;
     if filled.contains(&false) {
         return Err("mheap_.allspans points to unreadable spans".to_owned());
     }
     for bytes in bytes.chunks_exact(span.size.offset) {
         let (start, state) = (span.start.get(bytes), span.state.get(bytes));
         let (allocated, elements) = (span.allocated.get(bytes), span.elements.get(bytes));
-        if state > 2 || (state != 0 && (start % 8192 != 0 || !is_pointer(start))) || (state == 1 && allocated > elements) {
-            return Err(format!("a span at {start:#x} has state {state} and {allocated} of {elements} objects"));
+        if state > 2
+            || (state != 0 && (start % 8192 != 0 || !is_pointer(start)))
+            || (state == 1 && allocated > elements)
+        {
+            return Err(format!(
+                "a span at {start:#x} has state {state} and {allocated} of {elements} objects"
+            ));
         }
     }
     Ok(())
@@ -224,7 +276,10 @@ fn shifts(limit: i64) -> impl Iterator<Item = i64> {
 }
 
 fn moved(field: Field, shift: i64) -> Option<Field> {
-    Some(Field { offset: usize::try_from(field.offset as i64 + shift).ok()?, ..field })
+    Some(Field {
+        offset: usize::try_from(field.offset as i64 + shift).ok()?,
+        ..field
+    })
 }
 
 fn shift_work(work: &Work, shift: i64) -> Option<Work> {
@@ -258,10 +313,16 @@ pub fn shifted_goroutine<M: MemoryReader>(
     let base = &layout.g;
     let reach = base.size.offset.saturating_sub(64).min(512);
     let sample = goroutine_sample(memory, globals, reach).ok()?;
-    let alive: Vec<&[u8]> = sample.iter().map(Vec::as_slice).filter(|bytes| word(bytes, 8) != 0).collect();
+    let alive: Vec<&[u8]> = sample
+        .iter()
+        .map(Vec::as_slice)
+        .filter(|bytes| word(bytes, 8) != 0)
+        .collect();
     // The first goroutine runs main and was created by assembly; its pcs are in the text all the same.
     let in_text = |at: usize| alive.iter().all(|bytes| text.contains(&word(bytes, at)));
-    let creator = (160..reach - 16).step_by(8).find(|&at| in_text(at) && in_text(at + 16))?;
+    let creator = (160..reach - 16)
+        .step_by(8)
+        .find(|&at| in_text(at) && in_text(at + 16))?;
     let goid = (96..creator).step_by(8).find(|&at| {
         let mut ids: Vec<u64> = alive.iter().map(|bytes| word(bytes, at)).collect();
         ids.sort_unstable();

@@ -11,7 +11,9 @@ use crate::model::ProcessKey;
 fn nanos(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, |time: TimeSpec| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
     })
 }
 
@@ -27,7 +29,11 @@ pub fn unix() -> u64 {
 
 /// When a process started, in nanoseconds of the monotonic clock, to a hundredth of a second.
 pub fn process_start(key: &ProcessKey) -> u64 {
-    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let ticks = sysconf(SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .and_then(|ticks| u64::try_from(ticks).ok())
+        .unwrap_or(100);
     let since_boot = (u128::from(key.start_time) * 1_000_000_000 / u128::from(ticks.max(1))) as u64;
     let suspended = nanos(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic());
     since_boot.saturating_sub(suspended)

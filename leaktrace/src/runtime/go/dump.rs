@@ -16,7 +16,9 @@ const MAX_SHOWN: usize = 100;
 /// The goroutine runs the runtime's own code only; dumps and profiles leave it out.
 pub fn is_system(symbolizer: &Symbolizer<'_>, goroutine: &Goroutine) -> bool {
     let table = symbolizer.table();
-    let Some(function) = table.function_at(goroutine.start_pc) else { return false };
+    let Some(function) = table.function_at(goroutine.start_pc) else {
+        return false;
+    };
     let name = table.name(&function);
     let own = ["runtime.main", "runtime.handleAsyncEvent", "runtime.corostart"];
     name.starts_with("runtime.") && !own.contains(&&*name)
@@ -52,7 +54,9 @@ fn is_shown(name: &str, first: bool) -> bool {
     if name == "runtime.gopanic" {
         return !first;
     }
-    let exported = name.strip_prefix("runtime.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+    let exported = name
+        .strip_prefix("runtime.")
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
     name.contains('.') && (!name.starts_with("runtime.") || exported)
 }
 
@@ -64,7 +68,12 @@ pub fn write<M: MemoryReader>(
     goroutine: &Goroutine,
     now: u64,
 ) {
-    let _ = writeln!(out, "goroutine {} [{}]:", goroutine.id, status_text(process, goroutine, now));
+    let _ = writeln!(
+        out,
+        "goroutine {} [{}]:",
+        goroutine.id,
+        status_text(process, goroutine, now)
+    );
     match goroutine.state {
         StackState::Running => out.push_str("\tgoroutine running on other thread; stack unavailable\n"),
         StackState::Unsettled => out.push_str("\tgoroutine kept running while it was read; stack unavailable\n"),
@@ -73,12 +82,21 @@ pub fn write<M: MemoryReader>(
     }
     let table = symbolizer.table();
     let mut lines = Vec::new();
-    for (place, &pc) in symbolizer.goroutine_stack(&goroutine.stack).iter().zip(&goroutine.stack) {
+    for (place, &pc) in symbolizer
+        .goroutine_stack(&goroutine.stack)
+        .iter()
+        .zip(&goroutine.stack)
+    {
         for frame in &place.frames {
             if !is_shown(&frame.function, lines.is_empty()) {
                 continue;
             }
-            let mut line = format!("{}(...)\n\t{}:{}", function_text(&frame.display()), frame.file, frame.line);
+            let mut line = format!(
+                "{}(...)\n\t{}:{}",
+                function_text(&frame.display()),
+                frame.file,
+                frame.line
+            );
             let entry = table.function_at(place.address).map_or(pc, |function| function.entry);
             if !frame.inlined && pc > entry {
                 let _ = write!(line, " +{:#x}", pc - entry);
@@ -110,7 +128,9 @@ pub fn write<M: MemoryReader>(
 
 fn write_creator(out: &mut String, symbolizer: &Symbolizer<'_>, goroutine: &Goroutine) {
     let table = symbolizer.table();
-    let Some(function) = table.function_at(goroutine.creator_pc) else { return };
+    let Some(function) = table.function_at(goroutine.creator_pc) else {
+        return;
+    };
     let name = table.name(&function);
     if goroutine.id == 1 || !is_shown(&name, false) {
         return;
@@ -119,7 +139,11 @@ fn write_creator(out: &mut String, symbolizer: &Symbolizer<'_>, goroutine: &Goro
     if goroutine.parent != 0 {
         let _ = write!(out, " in goroutine {}", goroutine.parent);
     }
-    let call = if goroutine.creator_pc > function.entry { goroutine.creator_pc - 1 } else { function.entry };
+    let call = if goroutine.creator_pc > function.entry {
+        goroutine.creator_pc - 1
+    } else {
+        function.entry
+    };
     let (file, line) = table.position(&function, call);
     let _ = write!(out, "\n\t{file}:{line}");
     if goroutine.creator_pc > function.entry {
@@ -133,5 +157,8 @@ pub fn creation_site(table: &PclnTable, creator_pc: u64) -> Option<String> {
     let function = table.function_at(creator_pc)?;
     let call = creator_pc.saturating_sub(u64::from(creator_pc > function.entry));
     let (file, line) = table.position(&function, call);
-    Some(format!("{} {file}:{line}", without_type_arguments(&table.name(&function))))
+    Some(format!(
+        "{} {file}:{line}",
+        without_type_arguments(&table.name(&function))
+    ))
 }

@@ -42,7 +42,9 @@ pub fn fields(executable: &Executable) -> Option<FieldMap> {
     let types = debug.find_types();
     let mut map = FieldMap::new();
     for &key in Layout::FIELDS {
-        let Some((structure, path)) = key.split_once('.') else { continue };
+        let Some((structure, path)) = key.split_once('.') else {
+            continue;
+        };
         let Some(&at) = types.get(structure) else { continue };
         if let Some(field) = debug.field(at, path) {
             map.insert(key.to_owned(), field);
@@ -61,7 +63,10 @@ fn section(executable: &Executable, name: &str) -> Option<Vec<u8>> {
         return None;
     }
     let mut out = Vec::new();
-    flate2::read::ZlibDecoder::new(bytes.get(24..)?).take(MAX_SECTION).read_to_end(&mut out).ok()?;
+    flate2::read::ZlibDecoder::new(bytes.get(24..)?)
+        .take(MAX_SECTION)
+        .read_to_end(&mut out)
+        .ok()?;
     Some(out)
 }
 
@@ -76,7 +81,9 @@ impl Debug {
         let mut units = Vec::new();
         let mut headers = dwarf.units();
         while let Ok(Some(header)) = headers.next() {
-            let Some(DebugInfoOffset(start)) = header.debug_info_offset() else { continue };
+            let Some(DebugInfoOffset(start)) = header.debug_info_offset() else {
+                continue;
+            };
             units.push((start, dwarf.unit(header).ok()?));
         }
         (!units.is_empty()).then_some(Self { dwarf, units })
@@ -90,7 +97,10 @@ impl Debug {
 
     /// Where the structures are described that fields are wanted of.
     fn find_types(&self) -> HashMap<String, usize> {
-        let mut wanted: Vec<&str> = Layout::FIELDS.iter().filter_map(|key| Some(key.split_once('.')?.0)).collect();
+        let mut wanted: Vec<&str> = Layout::FIELDS
+            .iter()
+            .filter_map(|key| Some(key.split_once('.')?.0))
+            .collect();
         wanted.dedup();
         let mut found = HashMap::new();
         let mut budget = MAX_ENTRIES;
@@ -106,7 +116,10 @@ impl Debug {
                     continue;
                 }
                 let Some(name) = self.name(unit, entry) else { continue };
-                let Some(name) = name.strip_prefix("runtime.").and_then(|name| wanted.iter().find(|w| **w == name)) else {
+                let Some(name) = name
+                    .strip_prefix("runtime.")
+                    .and_then(|name| wanted.iter().find(|w| **w == name))
+                else {
                     continue;
                 };
                 // The structure of the variable `work` has no name of its own; nothing else is found by variable.
@@ -160,7 +173,10 @@ impl Debug {
     fn byte_size(&self, mut at: usize) -> Option<usize> {
         for _ in 0..MAX_WRAPPING {
             let (start, unit, entry) = self.entry(at)?;
-            match entry.attr_value(gimli::DW_AT_byte_size).and_then(|value| value.udata_value()) {
+            match entry
+                .attr_value(gimli::DW_AT_byte_size)
+                .and_then(|value| value.udata_value())
+            {
                 Some(size) => return usize::try_from(size).ok(),
                 // Pointers state none in some releases; typedefs never do.
                 None if entry.tag() == gimli::DW_TAG_pointer_type => return Some(8),
@@ -174,12 +190,18 @@ impl Debug {
     fn field(&self, at: usize, path: &str) -> Option<Field> {
         let mut at = self.structure(at)?;
         if path == "size" {
-            return Some(Field { offset: self.byte_size(at)?, size: 8 });
+            return Some(Field {
+                offset: self.byte_size(at)?,
+                size: 8,
+            });
         }
         let mut field = Field { offset: 0, size: 8 };
         for name in path.split('.').take(MAX_PATH) {
             let (offset, kind) = self.member(self.structure(at)?, name)?;
-            field = Field { offset: field.offset.checked_add(offset)?, size: self.byte_size(kind).unwrap_or(8) };
+            field = Field {
+                offset: field.offset.checked_add(offset)?,
+                size: self.byte_size(kind).unwrap_or(8),
+            };
             at = kind;
         }
         Some(field)

@@ -106,7 +106,11 @@ impl GoError {
     pub(super) fn elf(pid: u32, exe: String, source: ElfError) -> Self {
         match source {
             ElfError::Io(source) => Self::Process(ProcError::from_io(pid, format!("/proc/{pid}/exe").as_ref(), source)),
-            ElfError::Format(found) => Self::NotGo { pid, exe, found: format!("cannot be read: {found}") },
+            ElfError::Format(found) => Self::NotGo {
+                pid,
+                exe,
+                found: format!("cannot be read: {found}"),
+            },
         }
     }
 }

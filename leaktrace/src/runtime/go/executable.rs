@@ -106,7 +106,9 @@ impl Executable {
         if size < 56 {
             return Err(ElfError::Format("it has no program headers"));
         }
-        let table = elf.file_bytes(word(&header, 32), (count * size) as u64).unwrap_or_default();
+        let table = elf
+            .file_bytes(word(&header, 32), (count * size) as u64)
+            .unwrap_or_default();
         for entry in table.chunks_exact(size).filter(|entry| int(entry, 0) == PT_LOAD) {
             elf.segments.push(Segment {
                 address: word(entry, 16),
@@ -128,10 +130,16 @@ impl Executable {
         if size < 64 || count > MAX_SECTIONS {
             return;
         }
-        let Some(table) = self.file_bytes(word(header, 40), (count * size) as u64) else { return };
+        let Some(table) = self.file_bytes(word(header, 40), (count * size) as u64) else {
+            return;
+        };
         let entries: Vec<&[u8]> = table.chunks_exact(size).collect();
-        let Some(names) = entries.get(half(header, 62) as usize) else { return };
-        let Some(names) = self.file_bytes(word(names, 24), word(names, 32).min(MAX_NAMES)) else { return };
+        let Some(names) = entries.get(half(header, 62) as usize) else {
+            return;
+        };
+        let Some(names) = self.file_bytes(word(names, 24), word(names, 32).min(MAX_NAMES)) else {
+            return;
+        };
         for entry in &entries {
             let name = names.get(int(entry, 0) as usize..).unwrap_or_default();
             let name = &name[..name.iter().position(|&byte| byte == 0).unwrap_or(0)];
@@ -164,7 +172,9 @@ impl Executable {
     /// Position in the file of what is loaded at an address, and how many bytes follow in the same segment.
     pub fn file_position(&self, address: u64) -> Option<(u64, u64)> {
         self.segments.iter().find_map(|segment| {
-            let into = address.checked_sub(segment.address).filter(|&into| into < segment.file_len)?;
+            let into = address
+                .checked_sub(segment.address)
+                .filter(|&into| into < segment.file_len)?;
             Some((segment.offset.checked_add(into)?, segment.file_len - into))
         })
     }
@@ -172,7 +182,9 @@ impl Executable {
     /// The address at which a position of the file is loaded.
     pub fn address_of(&self, offset: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
-            let into = offset.checked_sub(segment.offset).filter(|&into| into < segment.file_len)?;
+            let into = offset
+                .checked_sub(segment.offset)
+                .filter(|&into| into < segment.file_len)?;
             segment.address.checked_add(into)
         })
     }
@@ -186,18 +198,26 @@ impl Executable {
     /// Addresses of symbols by exact name; those that the symbol table lacks are missing.
     pub fn symbols<'n>(&self, wanted: &[&'n str]) -> HashMap<&'n str, u64> {
         let mut found = HashMap::new();
-        let Some(symbols) = self.section(".symtab") else { return found };
-        let Some(names) = self.sections.get(symbols.link as usize) else { return found };
+        let Some(symbols) = self.section(".symtab") else {
+            return found;
+        };
+        let Some(names) = self.sections.get(symbols.link as usize) else {
+            return found;
+        };
         if symbols.len > MAX_SYMBOLS || names.len > MAX_SYMBOLS {
             return found;
         }
-        let Some(names) = self.file_bytes(names.offset, names.len) else { return found };
-        let Some(symbols) = self.file_bytes(symbols.offset, symbols.len) else { return found };
+        let Some(names) = self.file_bytes(names.offset, names.len) else {
+            return found;
+        };
+        let Some(symbols) = self.file_bytes(symbols.offset, symbols.len) else {
+            return found;
+        };
         for symbol in symbols.chunks_exact(SYMBOL_LEN) {
-            let Some(name) = names.get(int(symbol, 0) as usize..) else { continue };
-            let matches = |wanted: &&&str| {
-                name.get(wanted.len()) == Some(&0) && name.starts_with(wanted.as_bytes())
+            let Some(name) = names.get(int(symbol, 0) as usize..) else {
+                continue;
             };
+            let matches = |wanted: &&&str| name.get(wanted.len()) == Some(&0) && name.starts_with(wanted.as_bytes());
             if let Some(wanted) = wanted.iter().find(matches) {
                 found.insert(*wanted, word(symbol, 8));
             }
@@ -208,11 +228,19 @@ impl Executable {
     /// The GNU build ID in lower-case hexadecimal digits; empty if there is none.
     pub fn build_id(&self) -> String {
         let note = || {
-            let section = self.section(".note.gnu.build-id").filter(|section| section.len <= 4096)?;
+            let section = self
+                .section(".note.gnu.build-id")
+                .filter(|section| section.len <= 4096)?;
             let bytes = self.file_bytes(section.offset, section.len)?;
             let (name, description) = (int(&bytes, 0) as usize, int(&bytes, 4) as usize);
             let start = 12 + name.checked_add(3)? / 4 * 4;
-            Some(bytes.get(start..start.checked_add(description)?)?.iter().map(|byte| format!("{byte:02x}")).collect())
+            Some(
+                bytes
+                    .get(start..start.checked_add(description)?)?
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
+            )
         };
         note().unwrap_or_default()
     }
@@ -234,7 +262,12 @@ impl FileInlineData {
     pub fn new(executable: &Executable, gofunc: u64) -> Option<Self> {
         let (offset, available) = executable.file_position(gofunc)?;
         let available = available.min(executable.len.saturating_sub(offset));
-        Some(Self { executable: executable.clone(), offset, available, block: std::sync::Mutex::default() })
+        Some(Self {
+            executable: executable.clone(),
+            offset,
+            available,
+            block: std::sync::Mutex::default(),
+        })
     }
 }
 
@@ -249,7 +282,9 @@ impl InlineData for FileInlineData {
         if block.0 != begin || block.1.is_empty() {
             // An entry may run over the block's end, so a block is a little longer than its step.
             let len = (Self::BLOCK + 64).min(self.available - begin);
-            let Some(bytes) = self.executable.file_bytes(self.offset + begin, len) else { return false };
+            let Some(bytes) = self.executable.file_bytes(self.offset + begin, len) else {
+                return false;
+            };
             *block = (begin, bytes);
         }
         let at = (offset - begin) as usize;

@@ -100,28 +100,51 @@ pub enum CollectorError {
 
 /// Reads the collector's state.
 pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<CollectorState, CollectorError> {
-    let (Some(stats), Some(controller), Some(sema)) = (globals.stats, globals.controller, globals.work_start_sema) else {
+    let (Some(stats), Some(controller), Some(sema)) = (globals.stats, globals.controller, globals.work_start_sema)
+    else {
         return Err(CollectorError::NotFound);
     };
     let (s, c, w) = (&layout.stats, &layout.controller, &layout.work);
     let begin = s.last_gc.offset;
     let ranges = [
-        Range { address: stats.wrapping_add(begin as u64), len: s.cpu_fraction.end() - begin },
-        Range { address: controller, len: c.size.offset },
-        Range { address: sema.wrapping_sub(w.start_sema.offset as u64), len: w.size.offset },
+        Range {
+            address: stats.wrapping_add(begin as u64),
+            len: s.cpu_fraction.end() - begin,
+        },
+        Range {
+            address: controller,
+            len: c.size.offset,
+        },
+        Range {
+            address: sema.wrapping_sub(w.start_sema.offset as u64),
+            len: w.size.offset,
+        },
     ];
     let mut bytes = Vec::new();
     for (filled, range) in memory.read_ranges(&ranges, &mut bytes)?.into_iter().zip(ranges) {
         if !filled {
             let address = crate::model::ProcessAddress(range.address);
-            return Err(MemoryError::Unmapped { pid: 0, address, len: range.len }.into());
+            return Err(MemoryError::Unmapped {
+                pid: 0,
+                address,
+                len: range.len,
+            }
+            .into());
         }
     }
     let (stats, rest) = bytes.split_at(ranges[0].len);
     let (control, work) = rest.split_at(ranges[1].len);
-    let stat = |field: Field| Field { offset: field.offset.wrapping_sub(begin), ..field }.get(stats);
+    let stat = |field: Field| {
+        Field {
+            offset: field.offset.wrapping_sub(begin),
+            ..field
+        }
+        .get(stats)
+    };
     let ring = |field: Field| -> Vec<u64> {
-        (0..PAUSES as usize).map(|index| word(stats, field.offset.wrapping_sub(begin) + index * 8)).collect()
+        (0..PAUSES as usize)
+            .map(|index| word(stats, field.offset.wrapping_sub(begin) + index * 8))
+            .collect()
     };
     let maybe = |field: Option<Field>, bytes: &[u8]| field.map_or(0, |field| field.get(bytes));
     Ok(CollectorState {
@@ -180,13 +203,16 @@ impl CollectorState {
 
     /// When a collection ended, in nanoseconds since 1970, if the ring still has it.
     pub fn end(&self, number: u64) -> Option<u64> {
-        self.pause(number).and_then(|_| self.pause_ends.get(Self::slot(number)).copied())
+        self.pause(number)
+            .and_then(|_| self.pause_ends.get(Self::slot(number)).copied())
     }
 
     /// Pauses that the ring still has, oldest first.
     pub fn recent_pauses(&self) -> Vec<u64> {
         let first = self.finished.saturating_sub(PAUSES - 1).max(1);
-        (first..=self.finished).filter_map(|number| self.pause(number)).collect()
+        (first..=self.finished)
+            .filter_map(|number| self.pause(number))
+            .collect()
     }
 }
 
@@ -256,7 +282,13 @@ pub fn trace_line(collection: &Collection, start: u64) -> String {
     let mut line = String::new();
     let at = p.sweep_term.saturating_sub(start) / 1_000_000;
     let percent = (state.cpu_fraction * 100.0) as i64;
-    let _ = write!(line, "gc {} @{}.{:03}s {percent}%: ", collection.number, at / 1000, at % 1000);
+    let _ = write!(
+        line,
+        "gc {} @{}.{:03}s {percent}%: ",
+        collection.number,
+        at / 1000,
+        at % 1000
+    );
     let sweep = p.mark.saturating_sub(p.sweep_term);
     let mark = p.mark_term.saturating_sub(p.mark);
     let term = p.end.saturating_sub(p.mark_term);
@@ -271,8 +303,18 @@ pub fn trace_line(collection: &Collection, start: u64) -> String {
         millis(p.stw_procs.saturating_mul(term)),
     );
     let [before, after, live] = p.heap.map(|bytes| bytes >> 20);
-    let _ = write!(line, "{before}->{after}->{live} MB, {} MB goal, ", state.last_goal >> 20);
-    let _ = write!(line, "{} MB stacks, {} MB globals, {} P", state.stack_scan >> 20, state.globals_scan >> 20, p.procs);
+    let _ = write!(
+        line,
+        "{before}->{after}->{live} MB, {} MB goal, ",
+        state.last_goal >> 20
+    );
+    let _ = write!(
+        line,
+        "{} MB stacks, {} MB globals, {} P",
+        state.stack_scan >> 20,
+        state.globals_scan >> 20,
+        p.procs
+    );
     if p.forced {
         line += " (forced)";
     }
@@ -285,8 +327,10 @@ mod tests {
 
     #[test]
     fn milliseconds_like_gctrace() {
-        let shown: Vec<String> =
-            [0, 999, 1_000, 18_300, 123_456, 1_234_567, 9_999_999, 12_345_678].into_iter().map(millis).collect();
+        let shown: Vec<String> = [0, 999, 1_000, 18_300, 123_456, 1_234_567, 9_999_999, 12_345_678]
+            .into_iter()
+            .map(millis)
+            .collect();
         assert_eq!(shown, ["0", "0", "0.001", "0.018", "0.12", "1.2", "9.9", "12"]);
     }
 
@@ -302,9 +346,15 @@ mod tests {
         };
         assert!(follower.follow(&state(10, 10)).is_empty());
         let seen = follower.follow(&state(13, 13));
-        assert_eq!(seen.iter().map(|c| (c.number, c.pause)).collect::<Vec<_>>(), [(11, Some(10)), (12, Some(11)), (13, Some(12))]);
+        assert_eq!(
+            seen.iter().map(|c| (c.number, c.pause)).collect::<Vec<_>>(),
+            [(11, Some(10)), (12, Some(11)), (13, Some(12))]
+        );
         assert!(seen[0].state.is_none() && seen[2].state.is_some());
-        assert!(follower.follow(&state(14, 15))[0].state.is_none(), "the next one is running already");
+        assert!(
+            follower.follow(&state(14, 15))[0].state.is_none(),
+            "the next one is running already"
+        );
         assert!(follower.follow(&state(14, 15)).is_empty());
         assert_eq!(follower.follow(&state(5000, 5000)).len(), 256);
     }
@@ -329,13 +379,26 @@ mod tests {
             },
             ..CollectorState::default()
         };
-        let line = trace_line(&Collection { number: 3, end: None, pause: None, state: Some(state) }, 2_000_000_000);
+        let line = trace_line(
+            &Collection {
+                number: 3,
+                end: None,
+                pause: None,
+                state: Some(state),
+            },
+            2_000_000_000,
+        );
         assert_eq!(
             line,
             "gc 3 @0.012s 1%: 0.020+1.2+0.003 ms clock, 0.16+0.40/1.0/0+0.024 ms cpu, 9->10->3 MB, 10 MB goal, \
              0 MB stacks, 0 MB globals, 8 P (forced)"
         );
-        let missed = Collection { number: 4, end: None, pause: Some(23_000), state: None };
+        let missed = Collection {
+            number: 4,
+            end: None,
+            pause: Some(23_000),
+            state: None,
+        };
         assert_eq!(trace_line(&missed, 0), "gc 4: 0.023 ms pause (phases not caught)");
     }
 }

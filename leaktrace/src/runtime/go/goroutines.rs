@@ -86,7 +86,10 @@ impl Status {
 
     /// Off the processors, so that its stack stands still.
     fn is_parked(self) -> bool {
-        matches!(self, Self::Runnable | Self::Syscall | Self::Waiting | Self::Preempted | Self::Leaked)
+        matches!(
+            self,
+            Self::Runnable | Self::Syscall | Self::Waiting | Self::Preempted | Self::Leaked
+        )
     }
 }
 
@@ -211,7 +214,10 @@ pub fn read<M: MemoryReader>(
     table: &PclnTable,
 ) -> Result<GoroutineSnapshot, GoroutineError> {
     let missing = || GoroutineError::List("it was not found".to_owned());
-    let (pointer, count) = (globals.goroutines.ok_or_else(missing)?, globals.goroutine_count.ok_or_else(missing)?);
+    let (pointer, count) = (
+        globals.goroutines.ok_or_else(missing)?,
+        globals.goroutine_count.ok_or_else(missing)?,
+    );
     let count = memory.u64_at(count)?;
     if count > MAX_GOROUTINES {
         return Err(GoroutineError::List(format!("it has {count} entries")));
@@ -220,7 +226,13 @@ pub fn read<M: MemoryReader>(
     // addresses of goroutines, which stay valid.
     let addresses = memory.bytes_at(memory.u64_at(pointer)?, count as usize * 8)?;
     let addresses: Vec<u64> = addresses.chunks_exact(8).map(|address| word(address, 0)).collect();
-    let mut reader = Reader { memory, layout, table, steps: HashMap::new(), frames: 0 };
+    let mut reader = Reader {
+        memory,
+        layout,
+        table,
+        steps: HashMap::new(),
+        frames: 0,
+    };
     let mut snapshot = GoroutineSnapshot::default();
     for group in addresses.chunks(GROUP) {
         reader.read_group(group, &mut snapshot)?;
@@ -240,7 +252,14 @@ impl<M: MemoryReader> Reader<'_, M> {
             (layout.sched_sp.get(g), layout.sched_pc.get(g))
         };
         let (low, high) = (layout.stack_lo.get(g), layout.stack_hi.get(g));
-        Key { status, id: layout.goid.get(g), sp, pc, low, high }
+        Key {
+            status,
+            id: layout.goid.get(g),
+            sp,
+            pc,
+            low,
+            high,
+        }
     }
 
     fn goroutine(&self, address: u64, g: &[u8], state: StackState) -> Goroutine {
@@ -315,7 +334,14 @@ impl<M: MemoryReader> Reader<'_, M> {
         let mut ranges = Vec::with_capacity(pending.len() * 3);
         for &(address, key) in pending {
             let whole = Range { address, len: size };
-            ranges.extend([whole, Range { address: key.sp, len: stack_len(&key) }, whole]);
+            ranges.extend([
+                whole,
+                Range {
+                    address: key.sp,
+                    len: stack_len(&key),
+                },
+                whole,
+            ]);
         }
         let mut bytes = Vec::new();
         let filled = self.memory.read_ranges(&ranges, &mut bytes)?;
@@ -351,8 +377,10 @@ impl<M: MemoryReader> Reader<'_, M> {
                 self.unwind(&mut goroutine, &second, stack.get(skip..).unwrap_or_default());
             }
             snapshot.unsettled += u64::from(state == StackState::Unsettled);
-            snapshot.incomplete +=
-                u64::from(matches!(goroutine.state, StackState::Incomplete | StackState::Unreadable));
+            snapshot.incomplete += u64::from(matches!(
+                goroutine.state,
+                StackState::Incomplete | StackState::Unreadable
+            ));
             snapshot.goroutines.push(goroutine);
         }
         Ok(())
@@ -363,8 +391,14 @@ impl<M: MemoryReader> Reader<'_, M> {
             return step;
         }
         let step = match self.table.function_at(pc) {
-            Some(function) => Step { depth: self.table.stack_depth(&function, pc), top: function.is_top_frame() },
-            None => Step { depth: None, top: false },
+            Some(function) => Step {
+                depth: self.table.stack_depth(&function, pc),
+                top: function.is_top_frame(),
+            },
+            None => Step {
+                depth: None,
+                top: false,
+            },
         };
         // Every distinct address of the program's own code is one entry, so the text bounds this; a hostile stack does
         // not.
@@ -388,7 +422,9 @@ impl<M: MemoryReader> Reader<'_, M> {
                 goroutine.state = StackState::Complete;
                 return;
             }
-            let Some(slot) = usize::try_from(depth).ok().and_then(|depth| at.checked_add(depth)) else { return };
+            let Some(slot) = usize::try_from(depth).ok().and_then(|depth| at.checked_add(depth)) else {
+                return;
+            };
             if slot + 8 > bytes.len() {
                 let cut = bytes.len() == MAX_STACK && key.high - key.sp > MAX_STACK as u64;
                 goroutine.state = if cut { StackState::Cut } else { StackState::Incomplete };
@@ -409,7 +445,15 @@ impl<M: MemoryReader> Reader<'_, M> {
             .iter()
             .enumerate()
             .filter(|(_, g)| g.waiting != 0 && matches!(g.status, Status::Waiting | Status::Leaked))
-            .map(|(index, g)| (index, Range { address: g.waiting, len: size }))
+            .map(|(index, g)| {
+                (
+                    index,
+                    Range {
+                        address: g.waiting,
+                        len: size,
+                    },
+                )
+            })
             .unzip();
         let mut bytes = Vec::new();
         for (indices, ranges) in waiting.chunks(BATCH).zip(ranges.chunks(BATCH)) {
@@ -462,7 +506,12 @@ pub fn read_channels<M: MemoryReader>(
     for channels in channels.chunks(BATCH) {
         let ranges: Vec<Range> = channels.iter().map(|&address| Range { address, len: size }).collect();
         let filled = memory.read_ranges(&ranges, &mut bytes)?;
-        for ((&channel, bytes), _) in channels.iter().zip(bytes.chunks_exact(size)).zip(filled).filter(|(_, ok)| *ok) {
+        for ((&channel, bytes), _) in channels
+            .iter()
+            .zip(bytes.chunks_exact(size))
+            .zip(filled)
+            .filter(|(_, ok)| *ok)
+        {
             let state = ChannelState {
                 len: layout.channel.count.get(bytes),
                 capacity: layout.channel.capacity.get(bytes),

@@ -62,7 +62,12 @@ impl Group<'_> {
 
     /// Longest and shortest known wait, in nanoseconds; `None` where the collector has not noted any yet.
     pub fn waits(&self, now: u64) -> Option<(u64, u64)> {
-        let waits = || self.goroutines.iter().filter(|g| g.wait_since != 0).map(|g| now.saturating_sub(g.wait_since));
+        let waits = || {
+            self.goroutines
+                .iter()
+                .filter(|g| g.wait_since != 0)
+                .map(|g| now.saturating_sub(g.wait_since))
+        };
         Some((waits().max()?, waits().min()?))
     }
 
@@ -80,7 +85,9 @@ impl Group<'_> {
 /// Counts values other than 0; most first, then by value.
 fn tally(values: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
     let mut counts = HashMap::new();
-    values.filter(|&value| value != 0).for_each(|value| *counts.entry(value).or_insert(0u64) += 1);
+    values
+        .filter(|&value| value != 0)
+        .for_each(|value| *counts.entry(value).or_insert(0u64) += 1);
     let mut counts: Vec<(u64, u64)> = counts.into_iter().collect();
     counts.sort_by_key(|&(value, count)| (std::cmp::Reverse(count), value));
     counts
@@ -92,8 +99,16 @@ pub fn group<'s>(snapshot: &'s GoroutineSnapshot, keep: impl Fn(&Goroutine) -> b
     for goroutine in snapshot.goroutines.iter().filter(|goroutine| keep(goroutine)) {
         groups.entry(GroupKey::of(goroutine)).or_default().push(goroutine);
     }
-    let mut groups: Vec<Group<'_>> = groups.into_iter().map(|(key, goroutines)| Group { key, goroutines }).collect();
-    groups.sort_by(|a, b| b.goroutines.len().cmp(&a.goroutines.len()).then_with(|| a.key.cmp(&b.key)));
+    let mut groups: Vec<Group<'_>> = groups
+        .into_iter()
+        .map(|(key, goroutines)| Group { key, goroutines })
+        .collect();
+    groups.sort_by(|a, b| {
+        b.goroutines
+            .len()
+            .cmp(&a.goroutines.len())
+            .then_with(|| a.key.cmp(&b.key))
+    });
     groups
 }
 

@@ -50,7 +50,10 @@ pub struct Counts {
 
 impl Counts {
     fn plus(self, other: Self) -> Self {
-        Self { allocs: self.allocs.saturating_add(other.allocs), frees: self.frees.saturating_add(other.frees) }
+        Self {
+            allocs: self.allocs.saturating_add(other.allocs),
+            frees: self.frees.saturating_add(other.frees),
+        }
     }
 
     /// Objects not freed.
@@ -131,7 +134,12 @@ impl HeapSnapshot {
     pub fn scale(&self, bucket: &Bucket, counts: Counts) -> Scaled {
         let (alloc_objects, alloc_bytes) = scale(counts.allocs, bucket.size, self.rate);
         let (inuse_objects, inuse_bytes) = scale(counts.in_use(), bucket.size, self.rate);
-        Scaled { alloc_objects, alloc_bytes, inuse_objects, inuse_bytes }
+        Scaled {
+            alloc_objects,
+            alloc_bytes,
+            inuse_objects,
+            inuse_bytes,
+        }
     }
 }
 
@@ -142,7 +150,10 @@ fn scale(count: u64, size: u64, rate: u64) -> (i64, i64) {
         return (0, 0);
     }
     if rate <= 1 {
-        return (i64::try_from(count).unwrap_or(i64::MAX), i64::try_from(bytes).unwrap_or(i64::MAX));
+        return (
+            i64::try_from(count).unwrap_or(i64::MAX),
+            i64::try_from(bytes).unwrap_or(i64::MAX),
+        );
     }
     // In the order of pprof's own computation, so that the last digit agrees.
     let average = bytes as f64 / count as f64;
@@ -204,7 +215,10 @@ impl<M: MemoryReader> Windows<'_, M> {
 
 /// Counts of one cycle, and whether its bytes agree with them (where bytes are kept, every object is of `size`).
 fn counts(record: &Record, bytes: &[u8], size: u64) -> (Counts, bool) {
-    let counts = Counts { allocs: record.allocs.get(bytes), frees: record.frees.get(bytes) };
+    let counts = Counts {
+        allocs: record.allocs.get(bytes),
+        frees: record.frees.get(bytes),
+    };
     let agrees = |field: Option<super::offsets::Field>, count: u64| {
         field.is_none_or(|field| field.get(bytes) == count.wrapping_mul(size))
     };
@@ -232,7 +246,13 @@ fn parse_records(layout: &Layout, address: u64, size: u64, stack: Vec<u64>, reco
     if total.frees > total.allocs || total.allocs > 1 << 48 {
         return Parsed::Torn;
     }
-    Parsed::Whole(Bucket { address, size, stack, active, future: [first, second, third] })
+    Parsed::Whole(Bucket {
+        address,
+        size,
+        stack,
+        active,
+        future: [first, second, third],
+    })
 }
 
 /// Reads all buckets. For the view of pprof the snapshot is taken anew while collections move the cycle under it.
@@ -248,12 +268,20 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
 }
 
 fn read_once<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<HeapSnapshot, HeapError> {
-    let (Some(head), Some(cycle_at), Some(rate)) = (globals.buckets, globals.profile_cycle, globals.profile_rate) else {
+    let (Some(head), Some(cycle_at), Some(rate)) = (globals.buckets, globals.profile_cycle, globals.profile_rate)
+    else {
         return Err(HeapError::NotFound);
     };
     let cycle = memory.u32_at(cycle_at)?;
-    let mut snapshot = HeapSnapshot { rate: memory.u64_at(rate)?, cycle: cycle >> 1, ..HeapSnapshot::default() };
-    let mut windows = Windows { memory, windows: HashMap::new() };
+    let mut snapshot = HeapSnapshot {
+        rate: memory.u64_at(rate)?,
+        cycle: cycle >> 1,
+        ..HeapSnapshot::default()
+    };
+    let mut windows = Windows {
+        memory,
+        windows: HashMap::new(),
+    };
     let records = layout.record.size.offset * 4;
     let mut seen = HashSet::new();
     let mut bytes = Vec::new();
@@ -359,7 +387,10 @@ mod tests {
     }
 
     fn allocs(snapshot: &HeapSnapshot, view: View) -> Vec<(u64, u64)> {
-        snapshot.view(view).map(|(_, counts)| (counts.allocs, counts.frees)).collect()
+        snapshot
+            .view(view)
+            .map(|(_, counts)| (counts.allocs, counts.frees))
+            .collect()
     }
 
     #[test]

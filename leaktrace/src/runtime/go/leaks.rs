@@ -58,18 +58,29 @@ const MAX_GONE_PERCENT: u64 = 5;
 impl LeakWatch {
     /// Takes note of a snapshot. `collections` is the collector's count at that time.
     pub fn look(&mut self, snapshot: &GoroutineSnapshot, collections: u64) {
-        let mut look = Look { collections, ..Look::default() };
+        let mut look = Look {
+            collections,
+            ..Look::default()
+        };
         for goroutine in &snapshot.goroutines {
             if matches!(goroutine.status, Status::Waiting | Status::Leaked) && !goroutine.stack.is_empty() {
-                let wait = Wait { since: goroutine.wait_since, queue: goroutine.waiting };
-                look.groups.entry(GroupKey::of(goroutine)).or_default().insert(goroutine.id, wait);
+                let wait = Wait {
+                    since: goroutine.wait_since,
+                    queue: goroutine.waiting,
+                };
+                look.groups
+                    .entry(GroupKey::of(goroutine))
+                    .or_default()
+                    .insert(goroutine.id, wait);
             }
         }
         // The first and the sizes in between are all that the verdict needs of older looks.
         if self.looks.len() > 1 {
             let last = self.looks.len() - 1;
             self.looks[last].groups.values_mut().for_each(|members| {
-                members.values_mut().for_each(|wait| *wait = Wait { since: 0, queue: 0 });
+                members
+                    .values_mut()
+                    .for_each(|wait| *wait = Wait { since: 0, queue: 0 });
             });
         }
         self.looks.push(look);
@@ -90,11 +101,16 @@ impl LeakWatch {
 
     /// Groups that grew while nobody in them went on, most grown first. Empty before a second look and a collection.
     pub fn suspects(&self) -> Vec<Suspect> {
-        let ([first, .., last], 1..) = (self.looks.as_slice(), self.collections()) else { return Vec::new() };
+        let ([first, .., last], 1..) = (self.looks.as_slice(), self.collections()) else {
+            return Vec::new();
+        };
         let mut suspects = Vec::new();
         for (key, members) in &last.groups {
-            let counts: Vec<u64> =
-                self.looks.iter().map(|look| look.groups.get(key).map_or(0, HashMap::len) as u64).collect();
+            let counts: Vec<u64> = self
+                .looks
+                .iter()
+                .map(|look| look.groups.get(key).map_or(0, HashMap::len) as u64)
+                .collect();
             let grew = counts.windows(2).all(|pair| pair[0] <= pair[1]) && counts.first() < counts.last();
             let earlier = first.groups.get(key);
             let persisted = earlier.map_or(0, |earlier| {
@@ -104,7 +120,12 @@ impl LeakWatch {
             let gone = counts[0] - persisted;
             // A group that was not there at first may be a burst that is about to end: it has proven nothing yet.
             if grew && counts[0] > 0 && gone * 100 <= counts[0] * MAX_GONE_PERCENT {
-                suspects.push(Suspect { key: key.clone(), counts, persisted, collections: self.collections() });
+                suspects.push(Suspect {
+                    key: key.clone(),
+                    counts,
+                    persisted,
+                    collections: self.collections(),
+                });
             }
         }
         let growth = |suspect: &Suspect| suspect.counts[suspect.counts.len() - 1] - suspect.counts[0];
@@ -142,18 +163,34 @@ mod tests {
     fn watch(looks: &[(u64, Vec<Goroutine>)]) -> Vec<(u64, Vec<u64>, u64)> {
         let mut watch = LeakWatch::default();
         for (collections, goroutines) in looks {
-            let snapshot = GoroutineSnapshot { goroutines: goroutines.clone(), ..GoroutineSnapshot::default() };
+            let snapshot = GoroutineSnapshot {
+                goroutines: goroutines.clone(),
+                ..GoroutineSnapshot::default()
+            };
             watch.look(&snapshot, *collections);
         }
-        watch.suspects().into_iter().map(|suspect| (suspect.key.stack[0], suspect.counts, suspect.persisted)).collect()
+        watch
+            .suspects()
+            .into_iter()
+            .map(|suspect| (suspect.key.stack[0], suspect.counts, suspect.persisted))
+            .collect()
     }
 
     #[test]
     fn the_same_ones_and_ever_more() {
         let many = |count: u64, since: u64| (1..=count).map(|id| blocked(id, 100, since)).collect::<Vec<_>>();
-        assert_eq!(watch(&[(1, many(3, 0)), (2, many(5, 7)), (3, many(9, 7))]), [(100, vec![3, 5, 9], 3)]);
-        assert!(watch(&[(1, many(3, 0)), (1, many(9, 0))]).is_empty(), "no collection in between");
-        assert!(watch(&[(1, many(9, 7)), (2, many(9, 7))]).is_empty(), "an idle pool does not grow");
+        assert_eq!(
+            watch(&[(1, many(3, 0)), (2, many(5, 7)), (3, many(9, 7))]),
+            [(100, vec![3, 5, 9], 3)]
+        );
+        assert!(
+            watch(&[(1, many(3, 0)), (1, many(9, 0))]).is_empty(),
+            "no collection in between"
+        );
+        assert!(
+            watch(&[(1, many(9, 7)), (2, many(9, 7))]).is_empty(),
+            "an idle pool does not grow"
+        );
         assert!(watch(&[(1, many(9, 7))]).is_empty());
     }
 
@@ -161,8 +198,14 @@ mod tests {
     fn others_in_their_place_are_no_leak() {
         let first: Vec<Goroutine> = (1..=20).map(|id| blocked(id, 100, 7)).collect();
         let new: Vec<Goroutine> = (50..=90).map(|id| blocked(id, 100, 8)).collect();
-        assert!(watch(&[(1, first.clone()), (4, new)]).is_empty(), "all of the first went on");
+        assert!(
+            watch(&[(1, first.clone()), (4, new)]).is_empty(),
+            "all of the first went on"
+        );
         let woken: Vec<Goroutine> = (1..=30).map(|id| blocked(id, 100, 9)).collect();
-        assert!(watch(&[(1, first), (4, woken)]).is_empty(), "the same ones, but in another wait");
+        assert!(
+            watch(&[(1, first), (4, woken)]).is_empty(),
+            "the same ones, but in another wait"
+        );
     }
 }

@@ -101,7 +101,10 @@ impl Code<'_> {
             return None;
         }
         let target = instruction.near_branch_target();
-        let function = self.table.function_at(target).filter(|function| function.entry == target)?;
+        let function = self
+            .table
+            .function_at(target)
+            .filter(|function| function.entry == target)?;
         Some(self.table.name(&function).into_owned())
     }
 
@@ -134,7 +137,9 @@ impl Code<'_> {
 
     /// Index of the first direct call of this function.
     fn call_of(&self, name: &str) -> Option<usize> {
-        self.instructions.iter().position(|instruction| self.calls(instruction, name))
+        self.instructions
+            .iter()
+            .position(|instruction| self.calls(instruction, name))
     }
 }
 
@@ -170,7 +175,10 @@ fn goroutine_list(code: &Code<'_>) -> (Option<u64>, Option<u64>) {
             Some(instruction.ip_rel_memory_address())
         } else {
             let base = instruction.memory_base();
-            before(index, 8).filter_map(load_address).find(|(register, _)| *register == base).map(|(_, at)| at)
+            before(index, 8)
+                .filter_map(load_address)
+                .find(|(register, _)| *register == base)
+                .map(|(_, at)| at)
         };
         length = target.filter(|&address| Some(address) != pointer).or(length);
     }
@@ -202,19 +210,23 @@ pub fn globals(table: &PclnTable, code: impl Fn(u64, u64) -> Option<Vec<u8>>) ->
         let function = functions[NAMES.iter().position(|known| *known == name)?]?;
         let end = function.end.min(function.entry.checked_add(MAX_CODE)?);
         let bytes = code(function.entry, end)?;
-        let instructions = Decoder::with_ip(64, &bytes, function.entry, DecoderOptions::NONE).into_iter().collect();
+        let instructions = Decoder::with_ip(64, &bytes, function.entry, DecoderOptions::NONE)
+            .into_iter()
+            .collect();
         Some(Code { instructions, table })
     };
-    let receiver = |callers: &[&str], accept: fn(&str) -> bool| {
-        callers.iter().find_map(|caller| decode(caller)?.receiver(accept))
-    };
+    let receiver =
+        |callers: &[&str], accept: fn(&str) -> bool| callers.iter().find_map(|caller| decode(caller)?.receiver(accept));
     let (goroutines, goroutine_count) = decode("runtime.allgadd").map_or((None, None), |code| goroutine_list(&code));
     Globals {
         buckets: decode("runtime.mProf_FlushLocked").and_then(|code| code.first_load(8)),
         profile_cycle: decode("runtime.mProf_Flush").and_then(|code| code.first_load(4)),
         profile_rate: decode("runtime.profilealloc").and_then(|code| {
             let end = code.call_of("runtime.fastexprand")?;
-            code.instructions[..end].iter().rev().find_map(|instruction| load(instruction, 8))
+            code.instructions[..end]
+                .iter()
+                .rev()
+                .find_map(|instruction| load(instruction, 8))
         }),
         goroutines,
         goroutine_count,
@@ -241,7 +253,11 @@ pub fn globals(table: &PclnTable, code: impl Fn(u64, u64) -> Option<Vec<u8>>) ->
             |name| name.starts_with("runtime.(*mheap)."),
         ),
         stats: receiver(
-            &["runtime.(*mcache).refill", "runtime.(*mcache).releaseAll", "runtime.(*mcache).allocLarge"],
+            &[
+                "runtime.(*mcache).refill",
+                "runtime.(*mcache).releaseAll",
+                "runtime.(*mcache).allocLarge",
+            ],
             |name| name.starts_with("runtime.(*consistentHeapStats).acquire"),
         ),
         work_start_sema: receiver(&["runtime.gcStart"], |name| {
@@ -257,8 +273,13 @@ pub fn globals(table: &PclnTable, code: impl Fn(u64, u64) -> Option<Vec<u8>>) ->
 /// Fixed addresses that `runtime.schedinit` loads from: one of them is `buildVersion`, a string header. Only where
 /// there is no build info.
 pub fn build_version_candidates(table: &PclnTable, code: impl Fn(u64, u64) -> Option<Vec<u8>>) -> Vec<u64> {
-    let [Some(function)] = table.find_by_name(["runtime.schedinit"]) else { return Vec::new() };
-    let Some(bytes) = code(function.entry, function.end.min(function.entry.saturating_add(MAX_CODE))) else {
+    let [Some(function)] = table.find_by_name(["runtime.schedinit"]) else {
+        return Vec::new();
+    };
+    let Some(bytes) = code(
+        function.entry,
+        function.end.min(function.entry.saturating_add(MAX_CODE)),
+    ) else {
         return Vec::new();
     };
     Decoder::with_ip(64, &bytes, function.entry, DecoderOptions::NONE)

@@ -61,7 +61,11 @@ pub trait Target: MemoryReader {
             for range in chunk {
                 let (buffer, behind) = rest.split_at_mut(range.len);
                 rest = behind;
-                requests.push(ReadRequest { address: ProcessAddress(range.address), buffer, filled: false });
+                requests.push(ReadRequest {
+                    address: ProcessAddress(range.address),
+                    buffer,
+                    filled: false,
+                });
             }
             if faults < MAX_FAULTS {
                 self.read_many(&mut requests)?;
@@ -102,7 +106,9 @@ impl MemoryImage {
 
     /// All segments, by address.
     pub fn segments(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.segments.iter().map(|(&address, bytes)| (address, bytes.as_slice()))
+        self.segments
+            .iter()
+            .map(|(&address, bytes)| (address, bytes.as_slice()))
     }
 
     /// The bytes of a segment, for a test that changes them.
@@ -136,15 +142,26 @@ impl MemoryImage {
 impl MemoryReader for MemoryImage {
     fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
         // The nearest few: a shorter segment may lie within a longer one.
-        let found = self.segments.range(..=address.0).rev().take(8).find_map(|(&start, bytes)| {
-            usize::try_from(address.0 - start).ok().and_then(|at| bytes.get(at..)?.get(..buffer.len()))
-        });
+        let found = self
+            .segments
+            .range(..=address.0)
+            .rev()
+            .take(8)
+            .find_map(|(&start, bytes)| {
+                usize::try_from(address.0 - start)
+                    .ok()
+                    .and_then(|at| bytes.get(at..)?.get(..buffer.len()))
+            });
         match found {
             Some(found) => {
                 buffer.copy_from_slice(found);
                 Ok(())
             }
-            None => Err(MemoryError::Unmapped { pid: 0, address, len: buffer.len() }),
+            None => Err(MemoryError::Unmapped {
+                pid: 0,
+                address,
+                len: buffer.len(),
+            }),
         }
     }
 }
@@ -159,7 +176,10 @@ pub struct Recorder<'m, M> {
 impl<'m, M: MemoryReader> Recorder<'m, M> {
     /// Records reads of `memory`.
     pub fn new(memory: &'m M) -> Self {
-        Self { memory, image: std::cell::RefCell::default() }
+        Self {
+            memory,
+            image: std::cell::RefCell::default(),
+        }
     }
 
     /// What was read.
@@ -173,7 +193,11 @@ impl<M: MemoryReader> MemoryReader for Recorder<'_, M> {
         self.memory.read(address, buffer)?;
         let mut image = self.image.borrow_mut();
         // Short reads at the begin of longer ones are in those already.
-        if image.segments.get(&address.0).is_none_or(|known| known.len() < buffer.len()) {
+        if image
+            .segments
+            .get(&address.0)
+            .is_none_or(|known| known.len() < buffer.len())
+        {
             image.insert(address.0, buffer.to_vec());
         }
         Ok(())
@@ -194,9 +218,26 @@ mod tests {
         assert_eq!(image.u32_at(0x1004).unwrap(), 0x0706_0504);
         assert!(image.u64_at(0x103c).is_err(), "runs over the end");
         let mut out = Vec::new();
-        let ranges = [Range { address: 0x2000, len: 8 }, Range { address: 0x5000, len: 8 }, Range { address: 0x1000, len: 1 }];
+        let ranges = [
+            Range {
+                address: 0x2000,
+                len: 8,
+            },
+            Range {
+                address: 0x5000,
+                len: 8,
+            },
+            Range {
+                address: 0x1000,
+                len: 1,
+            },
+        ];
         assert_eq!(image.read_ranges(&ranges, &mut out).unwrap(), [true, false, true]);
         assert_eq!(out[..8], [7; 8]);
-        assert_eq!(MemoryImage::from_bytes(&[1; 40]).segments().count(), 1, "the second header is cut short");
+        assert_eq!(
+            MemoryImage::from_bytes(&[1; 40]).segments().count(),
+            1,
+            "the second header is cut short"
+        );
     }
 }

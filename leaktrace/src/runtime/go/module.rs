@@ -45,11 +45,15 @@ pub fn build_info(executable: &Executable) -> Option<BuildInfo> {
         return Some(info);
     }
     // The blob is 16-byte aligned at the begin of a data segment.
-    executable.segments.iter().filter(|segment| segment.write).find_map(|segment| {
-        let bytes = executable.file_bytes(segment.offset, segment.file_len.min(MAX_SEARCH))?;
-        let at = bytes.chunks(16).position(|chunk| chunk.starts_with(buildinfo::MAGIC))?;
-        buildinfo::parse(&bytes[at * 16..])
-    })
+    executable
+        .segments
+        .iter()
+        .filter(|segment| segment.write)
+        .find_map(|segment| {
+            let bytes = executable.file_bytes(segment.offset, segment.file_len.min(MAX_SEARCH))?;
+            let at = bytes.chunks(16).position(|chunk| chunk.starts_with(buildinfo::MAGIC))?;
+            buildinfo::parse(&bytes[at * 16..])
+        })
 }
 
 /// Tables that the file may hold: file address and bytes.
@@ -63,7 +67,9 @@ fn candidates(executable: &Executable) -> Vec<(u64, Vec<u8>)> {
     }
     let mut found = Vec::new();
     for segment in &executable.segments {
-        let Some(bytes) = executable.file_bytes(segment.offset, segment.file_len.min(MAX_TABLE)) else { continue };
+        let Some(bytes) = executable.file_bytes(segment.offset, segment.file_len.min(MAX_TABLE)) else {
+            continue;
+        };
         let mut from = 0;
         while let Some(at) = pclntab::find_header(&bytes, from) {
             if pclntab::is_table(&bytes[at..]) {
@@ -87,7 +93,12 @@ pub fn find<M: MemoryReader>(executable: &Executable, bias: u64, memory: &M) -> 
             let start = segment.address.wrapping_add(bias);
             if let Some((at, data)) = search(memory, start, segment.file_len.min(MAX_SEARCH), header, &table)? {
                 let text = word(&data, 176);
-                return Ok(Some(Module { table: table.with_text(text), address: at, data, bias }));
+                return Ok(Some(Module {
+                    table: table.with_text(text),
+                    address: at,
+                    data,
+                    bias,
+                }));
             }
         }
     }
@@ -119,9 +130,10 @@ fn search<M: MemoryReader>(
             }
             let address = start + at + index as u64 * 8;
             // It may run over the chunk's end.
-            let Some(data) = read_module(memory, address) else { continue };
-            if word(&data, 8) == header.wrapping_add(table.names_offset())
-                && word(&data, 136) == table.len() as u64 + 1
+            let Some(data) = read_module(memory, address) else {
+                continue;
+            };
+            if word(&data, 8) == header.wrapping_add(table.names_offset()) && word(&data, 136) == table.len() as u64 + 1
             {
                 return Ok(Some((address, data)));
             }
@@ -133,7 +145,9 @@ fn search<M: MemoryReader>(
 
 fn read_module<M: MemoryReader>(memory: &M, address: u64) -> Option<Vec<u8>> {
     // At the very end of a mapping there may be less than the maximum.
-    [MODULE_LEN, 400].into_iter().find_map(|len| memory.bytes_at(address, len).ok())
+    [MODULE_LEN, 400]
+        .into_iter()
+        .find_map(|len| memory.bytes_at(address, len).ok())
 }
 
 impl Module {

@@ -35,9 +35,18 @@ impl ObjectTracker {
         for object in &snapshot.objects {
             let key = (object.address, object.bucket);
             let known = self.objects.get(&key).filter(|_| !collected || object.survived);
-            let since = known.map_or(if object.survived { last_collection.min(now) } else { now }, |seen| seen.since);
+            let since = known.map_or(if object.survived { last_collection.min(now) } else { now }, |seen| {
+                seen.since
+            });
             let first = known.map_or(collections, |seen| seen.collections);
-            objects.insert(key, Seen { since, collections: first, survived: object.survived });
+            objects.insert(
+                key,
+                Seen {
+                    since,
+                    collections: first,
+                    survived: object.survived,
+                },
+            );
         }
         self.objects = objects;
         self.collections = collections;
@@ -45,7 +54,9 @@ impl ObjectTracker {
 
     /// All objects of the last look: address, bucket, and since when.
     pub fn objects(&self) -> impl Iterator<Item = (u64, u64, Seen)> {
-        self.objects.iter().map(|(&(address, bucket), &seen)| (address, bucket, seen))
+        self.objects
+            .iter()
+            .map(|(&(address, bucket), &seen)| (address, bucket, seen))
     }
 
     /// Collections at the last look.
@@ -60,8 +71,18 @@ mod tests {
     use crate::runtime::go::spans::SampledObject;
 
     fn snapshot(objects: &[(u64, bool)]) -> ObjectSnapshot {
-        let objects = objects.iter().map(|&(address, survived)| SampledObject { address, bucket: 1, survived }).collect();
-        ObjectSnapshot { objects, ..ObjectSnapshot::default() }
+        let objects = objects
+            .iter()
+            .map(|&(address, survived)| SampledObject {
+                address,
+                bucket: 1,
+                survived,
+            })
+            .collect();
+        ObjectSnapshot {
+            objects,
+            ..ObjectSnapshot::default()
+        }
     }
 
     #[test]
@@ -70,7 +91,10 @@ mod tests {
         tracker.look(&snapshot(&[(16, true), (32, false)]), 100, 5, 80);
         tracker.look(&snapshot(&[(16, true), (32, false), (48, false)]), 200, 5, 80);
         let since = |tracker: &ObjectTracker| {
-            let mut all: Vec<_> = tracker.objects().map(|(address, _, seen)| (address, seen.since)).collect();
+            let mut all: Vec<_> = tracker
+                .objects()
+                .map(|(address, _, seen)| (address, seen.since))
+                .collect();
             all.sort_unstable();
             all
         };

@@ -45,7 +45,12 @@ fn word_or_tail(buffer: &[u8], at: usize) -> u64 {
     if at.checked_add(8).is_some_and(|end| end <= buffer.len()) {
         return word(buffer, at);
     }
-    buffer.get(at..).unwrap_or_default().iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+    buffer
+        .get(at..)
+        .unwrap_or_default()
+        .iter()
+        .rev()
+        .fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
 /// One column of the table, or what DWARF says of a binary.
@@ -188,8 +193,12 @@ pub fn parse_table(text: &str) -> Result<Vec<Column>, TableError> {
             Some(first) if first.starts_with('#') => {}
             Some("version") => {
                 for cell in cells {
-                    let version = GoVersion::parse(&format!("go{cell}")).ok_or_else(|| error(format!("`{cell}` is no version")))?;
-                    columns.push(Column { version, map: FieldMap::new() });
+                    let version = GoVersion::parse(&format!("go{cell}"))
+                        .ok_or_else(|| error(format!("`{cell}` is no version")))?;
+                    columns.push(Column {
+                        version,
+                        map: FieldMap::new(),
+                    });
                 }
             }
             Some(name) => {
@@ -222,7 +231,10 @@ pub fn columns() -> &'static [Column] {
 /// The columns to try for a version, best first: its own patch release, then the others of its minor release by
 /// distance, older ones first. Empty for a minor release that the table does not hold.
 pub fn candidates(version: &GoVersion) -> Vec<&'static Column> {
-    let mut found: Vec<_> = columns().iter().filter(|column| column.version.release() == version.release()).collect();
+    let mut found: Vec<_> = columns()
+        .iter()
+        .filter(|column| column.version.release() == version.release())
+        .collect();
     found.sort_by_key(|column| {
         let patch = column.version.patch;
         (patch.abs_diff(version.patch), patch > version.patch)
@@ -275,7 +287,10 @@ mod tests {
     #[test]
     fn the_nearest_patch_release_comes_first() {
         let order = |text: &str| -> Vec<String> {
-            candidates(&GoVersion::parse(text).unwrap()).iter().map(|column| column.version.to_string()).collect()
+            candidates(&GoVersion::parse(text).unwrap())
+                .iter()
+                .map(|column| column.version.to_string())
+                .collect()
         };
         assert_eq!(order("go1.23.5"), ["go1.23.5", "go1.23.1"]);
         assert_eq!(order("go1.23.2"), ["go1.23.1", "go1.23.5"]);
@@ -290,6 +305,9 @@ mod tests {
         assert_eq!(Field { offset: 1, size: 2 }.get(&bytes), 0x0302);
         assert_eq!(Field { offset: 8, size: 1 }.get(&bytes), 9);
         assert_eq!(Field { offset: 400, size: 8 }.get(&bytes), 0);
-        assert_eq!(parse_table("version 1.19\ng.goid x").unwrap_err().to_string(), "offset table, line 2: `x` is no offset");
+        assert_eq!(
+            parse_table("version 1.19\ng.goid x").unwrap_err().to_string(),
+            "offset table, line 2: `x` is no offset"
+        );
     }
 }

@@ -87,7 +87,11 @@ impl<M: MemoryReader> GoProcess<M> {
     fn open(key: ProcessKey, exe: PathBuf, executable: Executable, bias: u64, memory: M) -> Result<Self, GoError> {
         let pid = key.pid;
         let info = module::build_info(&executable);
-        let not_go = |found: &str| GoError::NotGo { pid, exe: exe.display().to_string(), found: found.to_owned() };
+        let not_go = |found: &str| GoError::NotGo {
+            pid,
+            exe: exe.display().to_string(),
+            found: found.to_owned(),
+        };
         let found = module::find(&executable, bias, &memory).map_err(|source| GoError::memory(pid, source))?;
         let Some(mut module) = found else {
             return Err(match info {
@@ -113,7 +117,9 @@ impl<M: MemoryReader> GoProcess<M> {
         }
         if !globals.is_complete() {
             let symbols = executable.symbols(&Globals::SYMBOLS);
-            let start_sema = candidates.first().map_or(0, |(layout, _)| layout.work.start_sema.offset as u64);
+            let start_sema = candidates
+                .first()
+                .map_or(0, |(layout, _)| layout.work.start_sema.offset as u64);
             globals.fill_from_symbols(|name| symbols.get(name).map(|at| at.wrapping_add(bias)), start_sema);
         }
         let layouts = choose(&memory, &globals, &version, &module, &executable, candidates);
@@ -122,7 +128,18 @@ impl<M: MemoryReader> GoProcess<M> {
         }
         let wait_reasons = read_wait_reasons(&memory, &globals);
         let info = info.unwrap_or_default();
-        Ok(Self { key, exe, version, info, module, executable, globals, wait_reasons, memory, layouts })
+        Ok(Self {
+            key,
+            exe,
+            version,
+            info,
+            module,
+            executable,
+            globals,
+            wait_reasons,
+            memory,
+            layouts,
+        })
     }
 
     /// The process id.
@@ -164,9 +181,11 @@ impl<M: MemoryReader> GoProcess<M> {
     /// A failed heap read, as an error that names the process.
     fn heap_error(&self, error: HeapError) -> GoError {
         match error {
-            HeapError::NotFound => {
-                GoError::Corrupt { pid: self.pid(), area: Area::Heap, what: "its heap profile was not found".to_owned() }
-            }
+            HeapError::NotFound => GoError::Corrupt {
+                pid: self.pid(),
+                area: Area::Heap,
+                what: "its heap profile was not found".to_owned(),
+            },
             HeapError::Memory(source) => GoError::memory(self.pid(), source),
         }
     }
@@ -174,7 +193,11 @@ impl<M: MemoryReader> GoProcess<M> {
     /// A failed read of goroutines, as an error that names the process.
     fn goroutine_error(&self, error: GoroutineError) -> GoError {
         match error {
-            GoroutineError::List(what) => GoError::Corrupt { pid: self.pid(), area: Area::Goroutines, what },
+            GoroutineError::List(what) => GoError::Corrupt {
+                pid: self.pid(),
+                area: Area::Goroutines,
+                what,
+            },
             GoroutineError::Memory(source) => GoError::memory(self.pid(), source),
         }
     }
@@ -182,9 +205,11 @@ impl<M: MemoryReader> GoProcess<M> {
     /// A failed read of the collector, as an error that names the process.
     fn collector_error(&self, error: CollectorError) -> GoError {
         match error {
-            CollectorError::NotFound => {
-                GoError::Corrupt { pid: self.pid(), area: Area::Collector, what: "its state was not found".to_owned() }
-            }
+            CollectorError::NotFound => GoError::Corrupt {
+                pid: self.pid(),
+                area: Area::Collector,
+                what: "its state was not found".to_owned(),
+            },
             CollectorError::Memory(source) => GoError::memory(self.pid(), source),
         }
     }
@@ -223,7 +248,11 @@ impl<M: MemoryReader> GoProcess<M> {
 
     fn span_error(&self, error: SpanError) -> GoError {
         match error {
-            SpanError::List(what) => GoError::Corrupt { pid: self.pid(), area: Area::Spans, what },
+            SpanError::List(what) => GoError::Corrupt {
+                pid: self.pid(),
+                area: Area::Spans,
+                what,
+            },
             SpanError::Memory(source) => GoError::memory(self.pid(), source),
         }
     }
@@ -280,7 +309,9 @@ fn choose<M: MemoryReader>(
             }
         }
         // A newer release than the table's newest is tried with the newest; an older one is refused.
-        let newest = offsets::columns().last().filter(|newest| known || version.release() > newest.version.release());
+        let newest = offsets::columns()
+            .last()
+            .filter(|newest| known || version.release() > newest.version.release());
         let base = offsets::candidates(version).into_iter().next().or(newest);
         if let Some(base) = base
             && let Ok(layout) = Layout::from_map(&base.map)
@@ -306,13 +337,15 @@ fn choose<M: MemoryReader>(
 /// `buildVersion`, a string that `schedinit` refers to, where the linker's blob is missing.
 fn version_from_code<M: MemoryReader>(module: &Module, executable: &Executable, memory: &M) -> Option<GoVersion> {
     let code = |entry, end| module.code(executable, entry, end);
-    locate::build_version_candidates(&module.table, code).into_iter().find_map(|address| {
-        // The load may be of the length, behind the pointer.
-        [address, address.wrapping_sub(8)].into_iter().find_map(|at| {
-            let text = read_string(memory, &memory.bytes_at(at, 16).ok()?, 64)?;
-            GoVersion::parse(&text)
+    locate::build_version_candidates(&module.table, code)
+        .into_iter()
+        .find_map(|address| {
+            // The load may be of the length, behind the pointer.
+            [address, address.wrapping_sub(8)].into_iter().find_map(|at| {
+                let text = read_string(memory, &memory.bytes_at(at, 16).ok()?, 64)?;
+                GoVersion::parse(&text)
+            })
         })
-    })
 }
 
 /// The string that a header of 16 bytes describes, if it is no longer than `limit`.
@@ -326,10 +359,14 @@ fn read_string<M: MemoryReader>(memory: &M, header: &[u8], limit: u64) -> Option
 
 fn read_wait_reasons<M: MemoryReader>(memory: &M, globals: &Globals) -> Vec<String> {
     const MAX: usize = 64;
-    let Some(address) = globals.wait_reasons else { return Vec::new() };
+    let Some(address) = globals.wait_reasons else {
+        return Vec::new();
+    };
     let mut reasons = Vec::new();
     for index in 0..MAX as u64 {
-        let Ok(header) = memory.bytes_at(address + index * 16, 16) else { break };
+        let Ok(header) = memory.bytes_at(address + index * 16, 16) else {
+            break;
+        };
         match read_string(memory, &header, 64) {
             Some(text) if text.chars().all(|c| c.is_ascii_graphic() || c == ' ') => reasons.push(text),
             // The first one is empty.

@@ -17,9 +17,9 @@ pub const HEAP_LABEL: &str = "go";
 /// The mapping of the program's text.
 pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
     let text = process.table().text();
-    let found = read_maps(process.pid()).ok().and_then(|maps| {
-        maps.into_iter().find(|map| (map.start.0..map.end.0).contains(&text))
-    });
+    let found = read_maps(process.pid())
+        .ok()
+        .and_then(|maps| maps.into_iter().find(|map| (map.start.0..map.end.0).contains(&text)));
     let file = process.exe.display().to_string();
     let build_id = process.executable.build_id();
     // pclntab has all of this, whatever was stripped off.
@@ -31,8 +31,22 @@ pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
         ..Mapping::default()
     };
     match found {
-        Some(map) => Mapping { start: map.start.0, limit: map.end.0, offset: map.offset.0, file, build_id, ..flags },
-        None => Mapping { start: text, limit: process.table().text_end(), offset: 0, file, build_id, ..flags },
+        Some(map) => Mapping {
+            start: map.start.0,
+            limit: map.end.0,
+            offset: map.offset.0,
+            file,
+            build_id,
+            ..flags
+        },
+        None => Mapping {
+            start: text,
+            limit: process.table().text_end(),
+            offset: 0,
+            file,
+            build_id,
+            ..flags
+        },
     }
 }
 
@@ -43,7 +57,11 @@ pub fn add_place(builder: &mut ProfileBuilder, mapping: MappingId, place: &Place
         .frames
         .iter()
         .map(|frame| FrameLine {
-            function: if frame.function.is_empty() { "<unknown>" } else { &frame.function },
+            function: if frame.function.is_empty() {
+                "<unknown>"
+            } else {
+                &frame.function
+            },
             file: &frame.file,
             line: frame.line,
             start_line: frame.start_line,
@@ -57,7 +75,11 @@ pub fn add_place(builder: &mut ProfileBuilder, mapping: MappingId, place: &Place
 /// Takes off the runtime's frames at the leaf.
 pub fn hide_runtime(places: &mut Vec<Place<'_>>) {
     let visible = |place: &Place<'_>| place.frames.iter().position(|frame| !is_runtime(&frame.function));
-    let Some((first, frame)) = places.iter().enumerate().find_map(|(at, place)| Some((at, visible(place)?))) else {
+    let Some((first, frame)) = places
+        .iter()
+        .enumerate()
+        .find_map(|(at, place)| Some((at, visible(place)?)))
+    else {
         return;
     };
     places.drain(..first);
@@ -75,15 +97,31 @@ pub fn add_heap<M: MemoryReader>(
 ) {
     let mapping = builder.mapping(text_mapping(process));
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
-    let before: HashMap<u64, Counts> =
-        start.map(|start| start.view(view).map(|(bucket, counts)| (bucket.address, counts)).collect()).unwrap_or_default();
+    let before: HashMap<u64, Counts> = start
+        .map(|start| {
+            start
+                .view(view)
+                .map(|(bucket, counts)| (bucket.address, counts))
+                .collect()
+        })
+        .unwrap_or_default();
     for (bucket, counts) in end.view(view) {
         let since = Counts {
-            allocs: counts.allocs.saturating_sub(before.get(&bucket.address).map_or(0, |before| before.allocs)),
+            allocs: counts
+                .allocs
+                .saturating_sub(before.get(&bucket.address).map_or(0, |before| before.allocs)),
             frees: 0,
         };
-        let Scaled { inuse_objects, inuse_bytes, .. } = end.scale(bucket, counts);
-        let Scaled { alloc_objects, alloc_bytes, .. } = end.scale(bucket, since);
+        let Scaled {
+            inuse_objects,
+            inuse_bytes,
+            ..
+        } = end.scale(bucket, counts);
+        let Scaled {
+            alloc_objects,
+            alloc_bytes,
+            ..
+        } = end.scale(bucket, since);
         let values = [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes];
         if values != [0; 4] {
             let locations = stack(builder, mapping, &mut symbolizer, bucket);
@@ -116,7 +154,10 @@ fn stack(
 }
 
 fn heap_label() -> TextLabel {
-    TextLabel { key: "heap".to_owned(), value: HEAP_LABEL.to_owned() }
+    TextLabel {
+        key: "heap".to_owned(),
+        value: HEAP_LABEL.to_owned(),
+    }
 }
 
 fn size_label(size: u64) -> NumericLabel {
@@ -139,7 +180,12 @@ pub fn heap_profile<M: MemoryReader>(
     let profile = builder.profile_mut();
     profile.period = i64::try_from(snapshot.rate).unwrap_or(i64::MAX);
     profile.time_nanos = time_nanos;
-    profile.metadata.comm = process.exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    profile.metadata.comm = process
+        .exe
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     profile.metadata.pid = Some(process.pid());
     profile.metadata.mode = match snapshot.rate {
         0 => "off".to_owned(),
@@ -178,7 +224,10 @@ pub fn goroutine_profile<M: MemoryReader>(
         }
         let mut places = symbolizer.goroutine_stack(&goroutine.stack);
         end_at_entry(&mut places);
-        let locations = places.iter().map(|place| add_place(&mut builder, mapping, place)).collect();
+        let locations = places
+            .iter()
+            .map(|place| add_place(&mut builder, mapping, place))
+            .collect();
         builder.sample(locations, &[1], Vec::new(), Vec::new());
     }
     let profile = builder.profile_mut();
@@ -186,23 +235,49 @@ pub fn goroutine_profile<M: MemoryReader>(
     profile.period_type = ValueType::new("goroutine", "count");
     profile.period = 1;
     profile.time_nanos = time_nanos;
-    profile.metadata.comm = process.exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    profile.metadata.comm = process
+        .exe
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     profile.metadata.pid = Some(process.pid());
-    profile.metadata.losses.add("go_stackless", stackless, "goroutines that ran while they were read: no stack");
+    profile.metadata.losses.add(
+        "go_stackless",
+        stackless,
+        "goroutines that ran while they were read: no stack",
+    );
     builder.finish()
 }
 
 /// Takes off `runtime.goexit`, which is below every goroutine's entry, and places without frames.
 fn end_at_entry(places: &mut Vec<Place<'_>>) {
-    places.retain(|place| place.frames.first().is_some_and(|frame| frame.function != "runtime.goexit"));
+    places.retain(|place| {
+        place
+            .frames
+            .first()
+            .is_some_and(|frame| frame.function != "runtime.goexit")
+    });
 }
 
 /// What a snapshot missed.
 pub fn losses(snapshot: &HeapSnapshot, view: View) -> crate::report::Losses {
     let mut losses = crate::report::Losses::new();
-    losses.add("go_torn", snapshot.torn, "heap buckets that kept changing while they were read; left out");
-    losses.add("go_cut", u64::from(snapshot.cut.is_some()), "the bucket list ended early: the profile is incomplete");
+    losses.add(
+        "go_torn",
+        snapshot.torn,
+        "heap buckets that kept changing while they were read; left out",
+    );
+    losses.add(
+        "go_cut",
+        u64::from(snapshot.cut.is_some()),
+        "the bucket list ended early: the profile is incomplete",
+    );
     let moved = !snapshot.stable && view != View::Now;
-    losses.add("go_cycle_moved", u64::from(moved), "a collection ended while the buckets were read; the view mixes both");
+    losses.add(
+        "go_cycle_moved",
+        u64::from(moved),
+        "a collection ended while the buckets were read; the view mixes both",
+    );
     losses
 }

@@ -30,11 +30,24 @@ impl<'p> ProfilingGuard<'p> {
     pub fn enable(process: &'p GoProcess, rate: u64) -> Result<Self, GoError> {
         process.layout(Area::Heap)?;
         let pid = process.pid();
-        let corrupt = |what: String| GoError::Corrupt { pid, area: Area::Heap, what };
+        let corrupt = |what: String| GoError::Corrupt {
+            pid,
+            area: Area::Heap,
+            what,
+        };
         let address = process.globals.profile_rate.filter(|at| at.is_multiple_of(8));
         let address = address.ok_or_else(|| corrupt("MemProfileRate was not found".to_owned()))?;
-        let previous = process.memory().u64_at(address).map_err(|source| GoError::memory(pid, source))?;
-        let guard = Self { process, address, previous, written: rate, active: true };
+        let previous = process
+            .memory()
+            .u64_at(address)
+            .map_err(|source| GoError::memory(pid, source))?;
+        let guard = Self {
+            process,
+            address,
+            previous,
+            written: rate,
+            active: true,
+        };
         guard.write(rate)?;
         Ok(guard)
     }
@@ -54,14 +67,25 @@ impl<'p> ProfilingGuard<'p> {
             return Ok(());
         }
         let pid = self.process.pid();
-        let current = self.process.memory().u64_at(self.address).map_err(|source| GoError::memory(pid, source))?;
-        if current == self.written { self.write(self.previous) } else { Ok(()) }
+        let current = self
+            .process
+            .memory()
+            .u64_at(self.address)
+            .map_err(|source| GoError::memory(pid, source))?;
+        if current == self.written {
+            self.write(self.previous)
+        } else {
+            Ok(())
+        }
     }
 
     fn write(&self, value: u64) -> Result<(), GoError> {
         let pid = self.process.pid();
         let bytes = value.to_le_bytes();
-        let remote = [RemoteIoVec { base: self.address as usize, len: bytes.len() }];
+        let remote = [RemoteIoVec {
+            base: self.address as usize,
+            len: bytes.len(),
+        }];
         match process_vm_writev(Pid::from_raw(pid as i32), &[IoSlice::new(&bytes)], &remote) {
             Ok(8) => Ok(()),
             Ok(_) => Err(ProcError::from_io(pid, "MemProfileRate".as_ref(), Errno::EFAULT.into()).into()),

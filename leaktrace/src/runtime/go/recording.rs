@@ -80,7 +80,9 @@ impl Recording {
 
     /// What the readers make of it.
     pub fn read(&self) -> Readings {
-        let layout = candidates(&self.version).first().and_then(|column| Layout::from_map(&column.map).ok());
+        let layout = candidates(&self.version)
+            .first()
+            .and_then(|column| Layout::from_map(&column.map).ok());
         let table = PclnTable::new(self.table.as_slice(), self.text);
         match (layout, table) {
             (Some(layout), Ok(table)) => read_all(&self.image, &self.globals, &layout, &table),
@@ -159,7 +161,11 @@ mod tests {
     fn the_fixture_reads_as_the_process_did() {
         let readings = FIXTURE.read();
         let heap = readings.heap.unwrap();
-        assert!(heap.cut.is_none() && heap.torn == 0 && heap.buckets.len() > 20, "{}", heap.buckets.len());
+        assert!(
+            heap.cut.is_none() && heap.torn == 0 && heap.buckets.len() > 20,
+            "{}",
+            heap.buckets.len()
+        );
         let goroutines = readings.goroutines.unwrap();
         assert_eq!((goroutines.incomplete, goroutines.unreadable), (0, 0));
         assert!(goroutines.goroutines.len() > 10);

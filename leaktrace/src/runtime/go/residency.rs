@@ -44,13 +44,20 @@ fn parse_line(line: &str, mappings: &mut Vec<ResidentMapping>) {
     }
     let mut fields = line.split_ascii_whitespace();
     let range = fields.next().and_then(|range| range.split_once('-'));
-    let Some((Ok(start), Ok(end))) = range.map(|(a, b)| (u64::from_str_radix(a, 16), u64::from_str_radix(b, 16))) else {
+    let Some((Ok(start), Ok(end))) = range.map(|(a, b)| (u64::from_str_radix(a, 16), u64::from_str_radix(b, 16)))
+    else {
         return;
     };
     // Permissions, offset, device, inode, and a path that may hold blanks.
     let inode = fields.nth(3).unwrap_or("0");
     let name = fields.collect::<Vec<_>>().join(" ");
-    mappings.push(ResidentMapping { start, end, name, file: inode != "0", resident: 0 });
+    mappings.push(ResidentMapping {
+        start,
+        end,
+        name,
+        file: inode != "0",
+        resident: 0,
+    });
 }
 
 /// Residency by page.
@@ -74,8 +81,12 @@ impl PageMap {
         let mut resident = 0;
         while page < last {
             let want = (last - page).min(ENTRIES as u64) as usize;
-            let Some(buffer) = buffer.get_mut(..want * 8) else { break };
-            let Ok(got) = self.file.read_at(buffer, page * 8) else { break };
+            let Some(buffer) = buffer.get_mut(..want * 8) else {
+                break;
+            };
+            let Ok(got) = self.file.read_at(buffer, page * 8) else {
+                break;
+            };
             let entries = got / 8;
             if entries == 0 {
                 break;
@@ -110,8 +121,14 @@ mod tests {
             parse_line(line, &mut mappings);
         }
         assert_eq!(mappings.len(), 2);
-        assert_eq!((mappings[0].name.as_str(), mappings[0].file, mappings[0].resident), ("[anon: Go: heap]", false, 1 << 20));
-        assert_eq!((mappings[1].name.as_str(), mappings[1].file), ("/opt/a b/lib.so (deleted)", true));
+        assert_eq!(
+            (mappings[0].name.as_str(), mappings[0].file, mappings[0].resident),
+            ("[anon: Go: heap]", false, 1 << 20)
+        );
+        assert_eq!(
+            (mappings[1].name.as_str(), mappings[1].file),
+            ("/opt/a b/lib.so (deleted)", true)
+        );
     }
 
     #[test]

@@ -108,21 +108,31 @@ pub enum SpanError {
 
 /// Reads all spans.
 pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<SpanSnapshot, SpanError> {
-    let heap = globals.heap.ok_or_else(|| SpanError::List("it was not found".to_owned()))?;
+    let heap = globals
+        .heap
+        .ok_or_else(|| SpanError::List("it was not found".to_owned()))?;
     let header = memory.bytes_at(heap.wrapping_add(layout.heap.spans.offset as u64), 16)?;
     let (array, count) = (word(&header, 0), word(&header, 8));
     if count > MAX_SPANS {
         return Err(SpanError::List(format!("it has {count} entries")));
     }
     let size = layout.span.size.offset;
-    let mut snapshot = SpanSnapshot { landmarks: vec![array], ..SpanSnapshot::default() };
+    let mut snapshot = SpanSnapshot {
+        landmarks: vec![array],
+        ..SpanSnapshot::default()
+    };
     let mut bytes = Vec::new();
     let mut index = 0;
     while index < count {
         let batch = (count - index).min(BATCH as u64);
         let pointers = memory.bytes_at(array.wrapping_add(index * 8), batch as usize * 8)?;
-        let ranges: Vec<Range> =
-            pointers.chunks_exact(8).map(|pointer| Range { address: word(pointer, 0), len: size }).collect();
+        let ranges: Vec<Range> = pointers
+            .chunks_exact(8)
+            .map(|pointer| Range {
+                address: word(pointer, 0),
+                len: size,
+            })
+            .collect();
         let filled = memory.read_ranges(&ranges, &mut bytes)?;
         for (bytes, filled) in bytes.chunks_exact(size).zip(filled) {
             match (filled, layout.span.state.get(bytes)) {
@@ -134,7 +144,12 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
                 _ => snapshot.torn += 1,
             }
         }
-        snapshot.landmarks.extend([ranges.first(), ranges.last()].into_iter().flatten().map(|range| range.address));
+        snapshot.landmarks.extend(
+            [ranges.first(), ranges.last()]
+                .into_iter()
+                .flatten()
+                .map(|range| range.address),
+        );
         index += batch;
     }
     Ok(snapshot)
@@ -146,7 +161,11 @@ fn span(layout: &Layout, bytes: &[u8]) -> Option<Span> {
     let span = Span {
         start: fields.start.get(bytes),
         pages: fields.pages.get(bytes),
-        usage: if fields.state.get(bytes) == 1 { SpanUse::Heap } else { SpanUse::Manual },
+        usage: if fields.state.get(bytes) == 1 {
+            SpanUse::Heap
+        } else {
+            SpanUse::Manual
+        },
         class: class >> 1,
         no_scan: class & 1 != 0,
         element_size: fields.element_size.get(bytes),
@@ -179,15 +198,25 @@ pub fn read_objects<M: MemoryReader>(
         .collect();
     let bits = read_bits(memory, &with_lists)?;
     // All lists are followed at once, a step of each in one batch.
-    let mut pending: Vec<(usize, u64)> = with_lists.iter().enumerate().map(|(index, (_, first))| (index, *first)).collect();
+    let mut pending: Vec<(usize, u64)> = with_lists
+        .iter()
+        .enumerate()
+        .map(|(index, (_, first))| (index, *first))
+        .collect();
     let mut bytes = Vec::new();
     for _ in 0..MAX_LIST {
         let mut next = Vec::new();
         for chunk in pending.chunks(BATCH) {
-            let ranges: Vec<Range> =
-                chunk.iter().map(|&(_, address)| Range { address, len: special.size.offset }).collect();
+            let ranges: Vec<Range> = chunk
+                .iter()
+                .map(|&(_, address)| Range {
+                    address,
+                    len: special.size.offset,
+                })
+                .collect();
             let filled = memory.read_ranges(&ranges, &mut bytes)?;
-            for ((&(index, _), bytes), filled) in chunk.iter().zip(bytes.chunks_exact(special.size.offset)).zip(filled) {
+            for ((&(index, _), bytes), filled) in chunk.iter().zip(bytes.chunks_exact(special.size.offset)).zip(filled)
+            {
                 let span = with_lists[index].0;
                 let offset = special.offset.get(bytes);
                 if !filled || offset >= span.bytes() {
@@ -197,9 +226,15 @@ pub fn read_objects<M: MemoryReader>(
                 let bucket = special.bucket.get(bytes);
                 if buckets.contains(&bucket) {
                     let element = offset / span.element_size;
-                    let survived = bits[index].get(element as usize / 8).is_some_and(|byte| byte >> (element % 8) & 1 != 0);
+                    let survived = bits[index]
+                        .get(element as usize / 8)
+                        .is_some_and(|byte| byte >> (element % 8) & 1 != 0);
                     let address = span.start + element * span.element_size;
-                    snapshot.objects.push(SampledObject { address, bucket, survived });
+                    snapshot.objects.push(SampledObject {
+                        address,
+                        bucket,
+                        survived,
+                    });
                 }
                 match special.next.get(bytes) {
                     0 => {}
@@ -227,7 +262,10 @@ fn read_bits<M: MemoryReader>(memory: &M, spans: &[(&Span, u64)]) -> Result<Vec<
     for chunk in spans.chunks(BATCH) {
         let ranges: Vec<Range> = chunk
             .iter()
-            .map(|(span, _)| Range { address: span.alloc_bits, len: (span.elements.div_ceil(8) as usize).min(MAX_BITS) })
+            .map(|(span, _)| Range {
+                address: span.alloc_bits,
+                len: (span.elements.div_ceil(8) as usize).min(MAX_BITS),
+            })
             .collect();
         let filled = memory.read_ranges(&ranges, &mut bytes)?;
         let mut rest = bytes.as_slice();

@@ -34,7 +34,11 @@ const MAX_CACHED: usize = 1 << 20;
 impl<'t> Symbolizer<'t> {
     /// For the table of a binary of this version.
     pub fn new(table: &'t PclnTable, version: &GoVersion) -> Self {
-        Self { table, wrapper: wrapper_function_id(version), frames: HashMap::new() }
+        Self {
+            table,
+            wrapper: wrapper_function_id(version),
+            frames: HashMap::new(),
+        }
     }
 
     /// The table.
@@ -81,7 +85,10 @@ impl<'t> Symbolizer<'t> {
             });
             if joined {
                 index += frames.len().max(1);
-                places.push(Place { address, frames: frames.to_vec() });
+                places.push(Place {
+                    address,
+                    frames: frames.to_vec(),
+                });
             } else {
                 // A stack that was cut at its limit, or a wrapper left out: the outer frames are not all there.
                 index += 1;
@@ -104,7 +111,10 @@ impl<'t> Symbolizer<'t> {
             let frames = self.frames(address);
             let mut kept = Vec::with_capacity(frames.len());
             for frame in frames.iter() {
-                let panics = matches!(callee.as_str(), "runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap");
+                let panics = matches!(
+                    callee.as_str(),
+                    "runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap"
+                );
                 if frame.func_id != self.wrapper || panics {
                     kept.push(frame.clone());
                 }

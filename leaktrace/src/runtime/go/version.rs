@@ -19,12 +19,19 @@ impl GoVersion {
     pub fn parse(text: &str) -> Option<Self> {
         let text: String = text.chars().filter(|c| !c.is_control()).take(128).collect();
         let numbers = text.strip_prefix("devel ").unwrap_or(&text).strip_prefix("go")?;
-        let end = numbers.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(numbers.len());
+        let end = numbers
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(numbers.len());
         let mut parts = numbers[..end].split('.');
         let major = parts.next()?.parse().ok()?;
         let minor = parts.next()?.parse().ok()?;
         let patch = parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
-        Some(Self { major, minor, patch, text })
+        Some(Self {
+            major,
+            minor,
+            patch,
+            text,
+        })
     }
 
     /// Major and minor, to compare by.
