@@ -53,6 +53,9 @@ pub const MAX_PROCESSES: u32 = 4096;
 
 /// Anonymous mappings outside the allocator are tracked.
 pub const PROCESS_TRACK_MMAP: u32 = 1;
+/// Calls that begin are told. Off while probes are attached and detached one by one, so that tracing begins and ends for
+/// all of them at one moment; a call that had begun may still end.
+pub const PROCESS_ACTIVE: u32 = 2;
 
 /// One executable mapping of a process and the table for its code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

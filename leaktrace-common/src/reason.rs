@@ -16,11 +16,11 @@ pub enum Counter {
     ReallocBeginDeferred,
     /// A stack that did not fit: its allocation counts as lost, too.
     StackLost,
-    /// A thread beyond the capacity of the thread table: its calls are not seen.
+    /// A call that was not seen: no memory to remember its thread.
     ThreadTableFull,
     /// A sampled allocation beyond the capacity of the sampled-address set.
     SampledSetFull,
-    /// An entry without its return: `longjmp`, an exception, a return probe that the kernel dropped.
+    /// An entry whose return probe never came: `longjmp`, or the kernel dropped it. (A function that throws has none.)
     ReturnMissed,
     /// A call inside another hooked call: counted once, as the outer one. Not a loss.
     Nested,

@@ -16,6 +16,7 @@ mod emit;
 mod maps;
 mod probes;
 mod sample;
+mod task_storage;
 mod thread;
 mod unwind;
 
@@ -37,7 +38,11 @@ const SKIP_RETURN: u32 = 1;
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
     let regs = arch::Registers::from_context(ctx);
-    if allocate::enter_or_leave(ctx, &regs) { WANT_RETURN } else { SKIP_RETURN }
+    if allocate::enter_or_leave(ctx, &regs) {
+        WANT_RETURN
+    } else {
+        SKIP_RETURN
+    }
 }
 
 /// Entry of an allocation call whose return `allocate_leave` serves.
@@ -96,6 +101,16 @@ pub extern "C" fn bare(_ctx: *mut c_void) -> u32 {
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn bare_entry(_ctx: *mut c_void) -> u32 {
     SKIP_RETURN
+}
+
+/// Makes records without a target; run by `bpf(BPF_PROG_TEST_RUN)` with the first number and the live set as arguments.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn feed(ctx: *mut u64) -> u32 {
+    // SAFETY: a raw tracepoint's context holds its arguments, of which the caller gives two.
+    let (next, live) = unsafe { (*ctx, *ctx.add(1)) };
+    probes::feed::feed(next, live);
+    0
 }
 
 #[tracepoint]

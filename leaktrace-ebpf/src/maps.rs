@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    macros::map,
+    macros::{btf_map, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
@@ -13,7 +13,7 @@ use leaktrace_common::{
     unwind::Row,
 };
 
-use crate::thread::Thread;
+use crate::{task_storage::TaskStorage, thread::Thread};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -29,13 +29,10 @@ pub static PROCESSES: Array<ProcessSlot> = Array::with_max_entries(MAX_PROCESSES
 #[map]
 pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
 
-/// Threads that made a hooked call, by thread id; removed when they exit. Full: the thread's calls are not seen, counted.
-#[map]
-pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(32768, BPF_F_NO_PREALLOC);
-
-/// One zeroed [`Thread`]: the value that a new entry of [`THREADS`] starts from (it is larger than the BPF stack).
-#[map]
-pub static THREAD_TEMPLATE: Array<Thread> = Array::with_max_entries(1, 0);
+/// Threads that made a hooked call: task-local storage, three times as fast to find as an entry of a hash map, zeroed
+/// when it is made and gone with the thread. No memory for it: the thread's calls are not seen, counted.
+#[btf_map]
+pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
 
 /// Frees whose record did not fit: key → position in the ring at which they happened. Userspace drains it and applies
 /// each free when its reading has come to that position. Full: the free is lost, counted.
@@ -75,7 +72,11 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::C
 #[inline(always)]
 pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
     let slot = PROCESSES.get(slot)?;
-    let process = if slot.current == 0 { &slot.versions[0] } else { &slot.versions[1] };
+    let process = if slot.current == 0 {
+        &slot.versions[0]
+    } else {
+        &slot.versions[1]
+    };
     if process.pid == pid { Some(process) } else { None }
 }
 

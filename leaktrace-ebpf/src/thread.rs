@@ -2,10 +2,10 @@
 //!
 //! A thread runs one probe at a time, so nothing here needs a lock.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use leaktrace_common::{config::MAX_FRAMES, event::Stack, reason::Counter};
 
-use crate::maps::{THREAD_TEMPLATE, THREADS, count};
+use crate::maps::{THREADS, count};
 
 /// Places for frames: a power of two, so that a masked index is a safe one.
 pub const FRAME_SLOTS: usize = 128;
@@ -139,37 +139,20 @@ pub fn current() -> (u32, u32) {
     ((both >> 32) as u32, both as u32)
 }
 
-/// What is remembered of a thread, if it was seen before.
+/// What is remembered of the current thread, if it was seen before.
 #[inline(always)]
-pub fn known(tid: u32) -> Option<&'static mut Thread> {
-    // SAFETY: a map value belongs to its thread, which runs one program at a time.
-    THREADS.get_ptr_mut(tid).and_then(|thread| unsafe { thread.as_mut() })
+pub fn known() -> Option<&'static mut Thread> {
+    // SAFETY: a map value that belongs to its thread, which runs one program at a time.
+    unsafe { THREADS.current().as_mut() }
 }
 
-/// What is remembered of a thread; begins to remember it if need be. `None` (counted) if the table is full.
+/// What is remembered of the current thread; begins to remember it if need be. `None` (counted) without memory for it.
 #[inline(always)]
-pub fn get(tid: u32) -> Option<&'static mut Thread> {
-    if let Some(thread) = known(tid) {
-        return Some(thread);
-    }
-    create(tid);
-    let thread = known(tid);
+pub fn get() -> Option<&'static mut Thread> {
+    // SAFETY: as in `known`.
+    let thread = unsafe { THREADS.current_or_new().as_mut() };
     if thread.is_none() {
         count(Counter::ThreadTableFull, 1);
     }
     thread
-}
-
-#[inline(never)]
-fn create(tid: u32) -> i32 {
-    match THREAD_TEMPLATE.get(0) {
-        Some(template) => THREADS.insert(tid, template, BPF_NOEXIST.into()).map_or(-1, |()| 0),
-        None => -1,
-    }
-}
-
-/// Forgets a thread.
-#[inline(always)]
-pub fn forget(tid: u32) {
-    let _ = THREADS.remove(tid);
 }

@@ -29,6 +29,8 @@ use crate::{
 };
 
 const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
+/// How far below the slot that is asked for a piece begins at most.
+const BELOW: u64 = 96;
 /// Value of [`Frame::bp_slot`] that rules verification out.
 const UNVERIFIABLE: u64 = 1;
 const NO_ROW: u32 = u32::MAX;
@@ -337,7 +339,11 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
         return Some(WalkEnd::UnreadableStack);
     }
     // A chain of frame pointers may lead to another stack (from C into Go), but not back to the same frame.
-    let stuck = if row.rule == RULE_FRAME_POINTER { cfa == walk.sp } else { cfa <= walk.sp };
+    let stuck = if row.rule == RULE_FRAME_POINTER {
+        cfa == walk.sp
+    } else {
+        cfa <= walk.sp
+    };
     if stuck {
         return Some(WalkEnd::NotProgressing);
     }
@@ -374,23 +380,27 @@ fn slot(walk: &mut Walk, address: u64) -> u64 {
     refill(walk, address)
 }
 
-/// Copies the piece of the stack that begins at an address (just that slot near the end of the stack) and returns the
-/// slot's value.
+/// Copies a piece of the stack around an address (just that slot near the end of the stack) and returns the slot's
+/// value. The piece begins a little below: a frame's saved frame pointer lies below its return address, and is read
+/// after it.
 #[inline(never)]
 fn refill(walk: &mut Walk, address: u64) -> u64 {
-    walk.window_base = address;
+    let near = address.wrapping_sub(walk.sp) <= BELOW;
+    let base = if near { walk.sp } else { address.wrapping_sub(BELOW) };
+    walk.window_base = base;
     walk.window_bytes = 0;
     // SAFETY: the destination is a map value of this size; the helper checks the source.
     let failed = unsafe {
         generated::bpf_probe_read_user(
             (&raw mut walk.window).cast(),
             WINDOW_BYTES as u32,
-            address as *const c_void,
+            base as *const c_void,
         )
     };
-    if failed == 0 {
+    let offset = address.wrapping_sub(base);
+    if failed == 0 && offset & 7 == 0 {
         walk.window_bytes = WINDOW_BYTES;
-        return walk.window[0];
+        return walk.window[((offset >> 3) as usize) & (WINDOW_WORDS - 1)];
     }
     walk.window[0] = 0;
     // SAFETY: as above, for one word.
@@ -399,6 +409,7 @@ fn refill(walk: &mut Walk, address: u64) -> u64 {
         walk.unreadable = 1;
         return 0;
     }
+    walk.window_base = address;
     walk.window_bytes = 8;
     walk.window[0]
 }

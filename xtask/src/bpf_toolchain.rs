@@ -17,6 +17,8 @@ const BPF_LINKER: &str = "0.13.0";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCES: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.toml";
+/// The minor version of the oldest rustc that knows the edition of the eBPF crate.
+const OLDEST_RUSTC: u32 = 85;
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
 /// What compiles the eBPF crate.
@@ -65,12 +67,12 @@ pub fn ensure() -> Result<Toolchain> {
 
 /// rustc and cargo of a rustup nightly that has the library sources.
 fn rustup_nightly() -> Option<(PathBuf, PathBuf)> {
-    let rustc = PathBuf::from(command::answer(Command::new("rustup").args([
-        "which",
-        "--toolchain",
-        "nightly",
-        "rustc",
-    ]))?);
+    let mut which = Command::new("rustup");
+    // Asking for a toolchain must not install it.
+    which
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .args(["which", "--toolchain", "nightly", "rustc"]);
+    let rustc = PathBuf::from(command::answer(&mut which)?);
     let bin = rustc.parent()?;
     let sources = bin.parent()?.join("lib/rustlib/src/rust/library/core/Cargo.toml");
     let cargo = bin.join("cargo");
@@ -79,12 +81,29 @@ fn rustup_nightly() -> Option<(PathBuf, PathBuf)> {
 
 /// Debian's rustc and cargo, installed if need be.
 fn debian() -> Result<(PathBuf, PathBuf)> {
-    let there = [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_SOURCES]
-        .iter()
-        .all(|path| Path::new(path).exists());
-    if !there {
+    // Debian 12's own rustc is of 2022; the packages whose names end in -web are kept up to date.
+    let recent = || {
+        let version = command::answer(Command::new(DEBIAN_RUSTC).arg("--version"));
+        version
+            .as_deref()
+            .and_then(minor_version)
+            .is_some_and(|minor| minor >= OLDEST_RUSTC)
+    };
+    let there = || {
+        [DEBIAN_CARGO, DEBIAN_SOURCES]
+            .iter()
+            .all(|path| Path::new(path).exists())
+            && recent()
+    };
+    if !there() {
         packages::ensure(DEBIAN_PACKAGES, "the eBPF compiler")
             .context("or, with rustup: rustup toolchain install nightly --component rust-src")?;
+    }
+    if !there() {
+        bail!(
+            "`{DEBIAN_RUSTC}` is too old or has no library sources; try: apt-get install {}",
+            DEBIAN_PACKAGES.join(" ")
+        );
     }
     Ok((DEBIAN_RUSTC.into(), DEBIAN_CARGO.into()))
 }
@@ -140,9 +159,20 @@ fn llvm_major(version: &str) -> Option<u32> {
     line.trim().split('.').next()?.parse().ok()
 }
 
+/// `96` from `rustc 1.96.0 (…)`.
+fn minor_version(version: &str) -> Option<u32> {
+    version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(minor_version("rustc 1.96.0 (ac68faa20 2026-05-25)"), Some(96));
+        assert_eq!(minor_version("cargo 1.96.0"), None);
+    }
 
     #[test]
     fn the_llvm_of_a_compiler_is_read_from_its_version() {

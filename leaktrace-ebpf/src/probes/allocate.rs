@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::{bpf_get_attach_cookie, bpf_get_func_ip},
 };
 use leaktrace_common::{
-    config::{BlockKey, Process},
+    config::{BlockKey, PROCESS_ACTIVE, Process},
     event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
     reason::Counter,
     signature::{Op, Signature},
@@ -47,7 +47,9 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
         return true;
     }
     pending.sp = 0;
-    count(Counter::ReturnMissed, 1);
+    if pending.returns_surely != 0 {
+        count(Counter::ReturnMissed, 1);
+    }
     false
 }
 
@@ -67,7 +69,12 @@ impl Call {
         let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
         let (pid, tid) = thread::current();
         let process = maps::process(signature.process_slot().into(), pid)?;
-        Some(Self { pid, tid, signature, process })
+        Some(Self {
+            pid,
+            tid,
+            signature,
+            process,
+        })
     }
 }
 
@@ -77,7 +84,7 @@ pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
     let Some(call) = Call::current(ctx) else {
         return false;
     };
-    match thread::get(call.tid) {
+    match thread::get() {
         Some(thread) => begin(&call, thread, regs, returns_surely),
         None => false,
     }
@@ -90,7 +97,7 @@ pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
     let Some(call) = Call::current(ctx) else {
         return false;
     };
-    let Some(thread) = thread::get(call.tid) else {
+    let Some(thread) = thread::get() else {
         return false;
     };
     let ip = regs.ip();
@@ -109,7 +116,15 @@ pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
 
 #[inline(always)]
 fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: bool) -> bool {
-    let Call { pid, tid, signature, process } = *call;
+    let Call {
+        pid,
+        tid,
+        signature,
+        process,
+    } = *call;
+    if process.flags & PROCESS_ACTIVE == 0 {
+        return false;
+    }
     let sp = regs.sp();
     if is_nested(thread, sp) {
         return false;
@@ -165,7 +180,7 @@ pub fn is_sampled(pid: u32, address: u64) -> bool {
 #[inline(always)]
 pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
     if let Some(call) = Call::current(ctx)
-        && let Some(thread) = thread::known(call.tid)
+        && let Some(thread) = thread::known()
     {
         end(&call, thread, regs, ip, sp);
     }

@@ -14,11 +14,14 @@ pub fn fork(_ctx: &TracePointContext) {
     }
 }
 
-/// `sched_process_exec`: the process runs another program now.
+/// `sched_process_exec`: the process runs another program now. What was pending in the thread will not return.
 pub fn exec() {
-    let (pid, tid) = thread::current();
+    let (pid, _) = thread::current();
     if maps::process_by_pid(pid).is_some() {
-        thread::forget(tid);
+        if let Some(thread) = thread::known() {
+            thread.pending.sp = 0;
+            thread.mapping.call = 0;
+        }
         emit::notice(KIND_EXEC, pid, 0);
     }
 }
@@ -26,7 +29,6 @@ pub fn exec() {
 /// `sched_process_exit`: a thread ends.
 pub fn thread_exit() {
     let (pid, tid) = thread::current();
-    thread::forget(tid);
     if maps::process_by_pid(pid).is_some() {
         emit::notice(KIND_THREAD_EXIT, pid, tid);
     }

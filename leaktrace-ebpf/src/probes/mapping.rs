@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TracePointContext,
 };
 use leaktrace_common::{
-    config::{PROCESS_TRACK_MMAP, Process},
+    config::{PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process},
     event::{Alloc, KIND_CODE_MAPPED, KIND_MMAP, KIND_MREMAP, Remap},
     reason::Counter,
 };
@@ -50,8 +50,14 @@ fn traced() -> Option<(u32, u32, &'static Process)> {
     maps::process_by_pid(pid).map(|process| (pid, tid, process))
 }
 
+/// The same for a call that begins: while the process is set up or given up, none does.
+#[inline(always)]
+fn begins() -> Option<(u32, u32, &'static Process)> {
+    traced().filter(|(_, _, process)| process.flags & PROCESS_ACTIVE != 0)
+}
+
 pub fn mmap_enter(ctx: &TracePointContext) {
-    let Some((_, tid, process)) = traced() else {
+    let Some((_, _, process)) = begins() else {
         return;
     };
     let (length, protection, flags) = (field(ctx, 1), field(ctx, 2), field(ctx, 3));
@@ -66,7 +72,7 @@ pub fn mmap_enter(ctx: &TracePointContext) {
     } else {
         CALL_MMAP
     };
-    let Some(thread) = thread::get(tid) else {
+    let Some(thread) = thread::get() else {
         return;
     };
     if call == CALL_MMAP && thread.pending.sp != 0 {
@@ -84,7 +90,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known(tid) else {
+    let Some(thread) = thread::known() else {
         return;
     };
     let PendingMapping { call, length, .. } = thread.mapping;
@@ -132,23 +138,23 @@ fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool
 }
 
 pub fn munmap_enter(ctx: &TracePointContext) {
-    let Some((pid, tid, process)) = traced() else {
+    let Some((pid, _, process)) = begins() else {
         return;
     };
-    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known(tid).is_some_and(|thread| thread.pending.sp != 0) {
+    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| thread.pending.sp != 0) {
         return;
     }
     emit::unmap(pid, field(ctx, 0), field(ctx, 1));
 }
 
 pub fn mremap_enter(ctx: &TracePointContext) {
-    let Some((_, tid, process)) = traced() else {
+    let Some((_, _, process)) = begins() else {
         return;
     };
     if process.flags & PROCESS_TRACK_MMAP == 0 {
         return;
     }
-    let Some(thread) = thread::get(tid) else {
+    let Some(thread) = thread::get() else {
         return;
     };
     if thread.pending.sp != 0 {
@@ -166,7 +172,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known(tid) else {
+    let Some(thread) = thread::known() else {
         return;
     };
     let PendingMapping {

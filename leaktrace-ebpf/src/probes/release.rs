@@ -1,7 +1,7 @@
 //! Calls that give a block back: told at their entry, while no one else can have been handed the address.
 
 use aya_ebpf::cty::c_void;
-use leaktrace_common::config::BlockKey;
+use leaktrace_common::config::{BlockKey, PROCESS_ACTIVE};
 
 use crate::{
     arch::Registers,
@@ -14,18 +14,24 @@ use crate::{
 /// A block is given back.
 #[inline(always)]
 pub fn enter(ctx: *mut c_void, regs: &Registers) {
-    let Some(Call { pid, tid, signature, process }) = Call::current(ctx) else {
+    let Some(Call {
+        pid,
+        signature,
+        process,
+        ..
+    }) = Call::current(ctx)
+    else {
         return;
     };
     let address = regs.argument(signature.pointer_argument());
-    if address == 0 {
+    if address == 0 || process.flags & PROCESS_ACTIVE == 0 {
         return;
     }
     let sampled = process.sample_interval != 0;
     if sampled && !allocate::is_sampled(pid, address) {
         return;
     }
-    if let Some(thread) = thread::known(tid)
+    if let Some(thread) = thread::known()
         && allocate::is_nested(thread, regs.sp())
     {
         return;

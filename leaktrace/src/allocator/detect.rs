@@ -299,7 +299,10 @@ fn is_new(name: &str) -> bool {
 }
 
 fn is_aligned_new(candidate: &Candidate) -> bool {
-    candidate.names.iter().any(|name| is_new(name) && name.contains("St11align_val_t"))
+    candidate
+        .names
+        .iter()
+        .any(|name| is_new(name) && name.contains("St11align_val_t"))
 }
 
 fn is_rust(name: &str) -> bool {

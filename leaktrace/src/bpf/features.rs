@@ -1,8 +1,22 @@
 //! What this kernel and these privileges allow, found out without loading anything that stays.
+//!
+//! Invariant: only [`require`] changes anything (it mounts tracefs); all else may run on a machine that is not to be touched.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::fd::AsFd, path::Path};
 
+use aya::{
+    maps::MapType,
+    programs::TracePoint,
+    sys::{SyscallError, is_map_supported},
+};
+use aya_obj::generated::bpf_insn;
+use leaktrace_common::{config::CodeMapping, unwind::Row};
 use nix::mount::{MsFlags, mount};
+
+use super::{
+    kernel::{Kernel, LoadError, Sizes, TRACEPOINTS, UprobeMechanism},
+    syscall::{self, AttachType, ProgramImage},
+};
 
 /// Where tracefs is mounted.
 const TRACEFS: &str = "/sys/kernel/tracing";
@@ -61,7 +75,21 @@ pub const CAPABILITIES: [Capability; 3] = [
     },
 ];
 
+/// What makes recording see more, or saves a step by hand; nothing depends on it.
+pub const HELPFUL_CAPABILITIES: [Capability; 1] = [Capability {
+    number: CAP_SYS_ADMIN,
+    name: "CAP_SYS_ADMIN",
+    purpose: "mount tracefs, open mapped files that were deleted",
+}];
+
 const CAP_SYS_ADMIN: u32 = 21;
+
+impl Capability {
+    /// Whether a set has it, by itself.
+    pub fn is_in(&self, effective: u64) -> bool {
+        effective & 1 << self.number != 0
+    }
+}
 
 /// The effective capabilities of this process as a bit set; none if they cannot be read.
 pub fn effective_capabilities() -> u64 {
@@ -94,6 +122,115 @@ pub fn has_uprobes() -> bool {
 /// Whether tracefs is mounted where it belongs.
 pub fn has_tracefs() -> bool {
     Path::new(TRACEFS).join("events").exists()
+}
+
+/// What trying something out showed.
+#[derive(Debug)]
+pub enum Trial {
+    /// The kernel can do it.
+    Works,
+    /// The kernel does not know it.
+    Absent,
+    /// The kernel refused, which says nothing about what it can do.
+    Refused(io::Error),
+}
+
+/// Tries out an attach type on a program that does nothing; attaches nothing.
+///
+/// Loading alone proves nothing: kernels before 6.13 take any attach type for programs of this kind. So a link to a
+/// folder is asked for as well: a kernel that knows the attach type answers that this is no file (`EBADF`), any other
+/// that the arguments are invalid.
+pub fn try_uprobes(attach_type: AttachType) -> Trial {
+    let instructions = [instruction(0xb7), instruction(0x95)]; // r0 = 0; exit
+    let image = ProgramImage {
+        name: "trial",
+        instructions: &instructions,
+        license: c"GPL",
+        btf: None,
+        func_info: (&[], 0),
+        line_info: (&[], 0),
+    };
+    let program = match syscall::load_program(&image, attach_type) {
+        Ok(program) => program,
+        Err((error, _)) => return Trial::Refused(error),
+    };
+    match syscall::attach_uprobes(program.as_fd(), attach_type, c"/", &[0], &[0], None) {
+        Ok(_) => Trial::Works,
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EBADF) => Trial::Works,
+            Some(libc::EINVAL) => Trial::Absent,
+            _ => Trial::Refused(error),
+        },
+    }
+}
+
+fn instruction(code: u8) -> bpf_insn {
+    bpf_insn {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: bpf_insn::new_bitfield_1(0, 0),
+        off: 0,
+        imm: 0,
+    }
+}
+
+/// Tries to make a ring buffer.
+pub fn try_ring_buffer() -> Trial {
+    match is_map_supported(MapType::RingBuf) {
+        Ok(true) => Trial::Works,
+        Ok(false) => Trial::Absent,
+        Err(SyscallError { io_error, .. }) => Trial::Refused(io_error),
+    }
+}
+
+/// The tracepoints that recording needs and the kernel has not, as `group:name`; `None` while tracefs is not mounted.
+pub fn missing_tracepoints() -> Option<Vec<String>> {
+    let events = Path::new(TRACEFS).join("events");
+    has_tracefs().then(|| {
+        let missing = TRACEPOINTS
+            .iter()
+            .filter(|(_, group, name)| !events.join(group).join(name).join("id").exists());
+        missing.map(|(_, group, name)| format!("{group}:{name}")).collect()
+    })
+}
+
+/// How many tracepoints recording needs.
+pub const TRACEPOINT_COUNT: usize = TRACEPOINTS.len();
+
+/// Has the verifier look at every program, with maps as small as can be; attaches nothing, and nothing stays.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
+    let smallest = Sizes {
+        ring_bytes: 64 << 10,
+        rows: 1,
+        blocks: 1,
+        mappings: 1,
+    };
+    // All parts live to the end: programs refer to maps by descriptors that the parts hold.
+    let mut parts = Kernel::load(smallest)?;
+    for (program, ..) in TRACEPOINTS {
+        let tracepoint: &mut TracePoint = parts
+            .kernel
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| LoadError::Object(format!("program `{program}` is not in the object")))?;
+        tracepoint
+            .load()
+            .map_err(|cause| LoadError::Program { program, cause })?;
+    }
+    Ok(parts.kernel.mechanism())
+}
+
+/// Bytes of the maps whose size is given, which the kernel allocates at once. Hash maps grow with use, on top of it.
+pub fn map_bytes(sizes: &Sizes) -> u64 {
+    let bytes = |count: u32, size: usize| u64::from(count) * size as u64;
+    u64::from(sizes.ring_bytes)
+        + bytes(sizes.rows, size_of::<Row>())
+        + bytes(sizes.blocks, size_of::<u32>())
+        + bytes(sizes.mappings, size_of::<CodeMapping>())
 }
 
 /// Checks everything that recording needs; mounts tracefs if need be, as the kernel's own tools do.

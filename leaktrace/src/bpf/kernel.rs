@@ -15,6 +15,7 @@ use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES
 use super::{
     counters::Counters,
     deferred::DeferredFrees,
+    features::{self, Trial},
     processes::ProcessTable,
     program::{MultiProgram, ProgramSource},
     ring::Ring,
@@ -131,7 +132,7 @@ pub struct Kernel {
 }
 
 /// Tracepoints: program, group, name.
-const TRACEPOINTS: [(&str, &str, &str); 8] = [
+pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
     ("mmap_leave", "syscalls", "sys_exit_mmap"),
     ("munmap_enter", "syscalls", "sys_enter_munmap"),
@@ -162,6 +163,8 @@ impl Kernel {
     /// Loads maps and programs; attaches nothing.
     pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
         let mut ebpf = EbpfLoader::new()
+            // aya 0.14 has no type for task-local storage, which only the kernel side uses.
+            .allow_unsupported_maps()
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
@@ -199,7 +202,7 @@ impl Kernel {
 
     fn load_uprobes(ebpf: &mut Ebpf, source: &ProgramSource) -> Result<Programs, LoadError> {
         let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
-        if !forced && source.load("bare", AttachType::Session).is_ok() {
+        if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
             let load =
                 |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
             return Ok(Programs::Session {
@@ -276,7 +279,9 @@ fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerfEventArray(data)
-        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        | Map::RingBuf(data)
+        // Task-local storage.
+        | Map::Unsupported(data) => Some(data.fd().as_fd()),
         _ => None,
     }
 }

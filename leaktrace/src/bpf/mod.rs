@@ -5,6 +5,7 @@
 pub mod counters;
 pub mod deferred;
 pub mod features;
+pub mod feed;
 pub mod kernel;
 pub mod links;
 pub mod processes;

@@ -57,14 +57,25 @@ impl ProcessTable {
 
     /// Makes a process known.
     pub fn add(&mut self, process: Process) -> Result<Slot, ProcessTableError> {
-        let value = ProcessSlot { current: 0, versions: [process, Process::default()] };
+        let value = ProcessSlot {
+            current: 0,
+            versions: [process, Process::default()],
+        };
         let run = self.slots.store([value].into_iter())?;
-        let slot = Slot { index: run.start, pid: process.pid, current: 0, changed: Instant::now() };
+        let slot = Slot {
+            index: run.start,
+            pid: process.pid,
+            current: 0,
+            changed: Instant::now(),
+        };
         match self.by_pid.insert(process.pid, slot.index, 0) {
             Ok(()) => Ok(slot),
             Err(cause) => {
                 self.slots.release(run);
-                Err(ProcessTableError::Slots { pid: process.pid, cause })
+                Err(ProcessTableError::Slots {
+                    pid: process.pid,
+                    cause,
+                })
             }
         }
     }

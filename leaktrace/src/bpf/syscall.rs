@@ -1,5 +1,5 @@
 //! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
-//! `uprobe_session`, the links that attach them, and taking one entry out of a hash map.
+//! `uprobe_session`, the links that attach them, taking one entry out of a hash map, and running a program once.
 //!
 //! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
 //! what follows is zero.
@@ -13,6 +13,7 @@ use std::{
 use aya_obj::generated::bpf_insn;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
@@ -83,6 +84,27 @@ struct LinkCreate {
 }
 
 #[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    data_in_size: u32,
+    data_out_size: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_in_size: u32,
+    context_out_size: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+#[repr(C)]
 struct MapElement {
     map: u32,
     pad: u32,
@@ -124,6 +146,20 @@ pub fn take_element<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<u64
         },
     )?;
     Ok(value)
+}
+
+/// Runs a raw tracepoint program once, on this CPU, with the given arguments.
+pub fn run_once(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
+    bpf(
+        BPF_PROG_TEST_RUN,
+        &TestRun {
+            program: program.as_raw_fd() as u32,
+            context_in_size: size_of_val(arguments) as u32,
+            context_in: arguments.as_ptr() as u64,
+            ..Default::default()
+        },
+    )?;
+    Ok(())
 }
 
 /// Loads type information.

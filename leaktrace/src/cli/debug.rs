@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::quantity;
+use crate::bpf::features;
 
 /// Arguments of `debug`.
 #[derive(Debug, Args)]
@@ -28,6 +29,18 @@ enum Tool {
         #[arg(short, long, value_parser = quantity::duration)]
         duration: Duration,
     },
+    /// Feed the reader with records from the kernel, and print what it can take as JSON.
+    Feed {
+        /// Records.
+        #[arg(long, default_value_t = 20_000_000)]
+        events: u64,
+        /// Blocks that stay allocated.
+        #[arg(long, default_value_t = 1_000_000)]
+        live: u64,
+        /// Records a second.
+        #[arg(long, default_value_t = 1_200_000.0)]
+        rate: f64,
+    },
 }
 
 /// Runs a tool.
@@ -39,6 +52,14 @@ pub fn run(arguments: &DebugArgs) -> Result<ExitCode> {
             duration,
         } => {
             crate::session::bare::hold(*pid, *entry_only, *duration)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Tool::Feed { events, live, rate } => {
+            features::require()?;
+            println!(
+                "{}",
+                serde_json::to_string(&crate::session::feed::measure(*events, *live, *rate)?)?
+            );
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -35,7 +35,7 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// Default mean distance of samples.
 const SAMPLE_INTERVAL: u64 = 512 << 10;
 /// Default size of the ring buffer: a second of a million events.
-const RING_BYTES: u32 = 64 << 20;
+pub(super) const RING_BYTES: u32 = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {

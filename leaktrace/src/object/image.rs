@@ -392,9 +392,12 @@ impl ElfImage {
     /// The address of the first byte of an executable mapping that begins at this position of the file. Mappings begin at
     /// a page, which may lie before the first byte of their segment.
     pub fn mapping_address(&self, offset: FileOffset) -> Option<ElfAddress> {
-        let begins = |s: &&Segment| s.executable && s.offset.0 & !0xfff <= offset.0 && offset.0 < s.offset.0 + s.file_size;
+        let begins =
+            |s: &&Segment| s.executable && s.offset.0 & !0xfff <= offset.0 && offset.0 < s.offset.0 + s.file_size;
         let segment = self.segments.iter().find(begins)?;
-        Some(ElfAddress(segment.address.0.wrapping_add(offset.0).wrapping_sub(segment.offset.0)))
+        Some(ElfAddress(
+            segment.address.0.wrapping_add(offset.0).wrapping_sub(segment.offset.0),
+        ))
     }
 
     /// Whether an address lies in code.

@@ -6,6 +6,7 @@
 
 pub mod address_space;
 pub mod bare;
+pub mod feed;
 pub mod launch;
 pub mod profile;
 pub mod pump;

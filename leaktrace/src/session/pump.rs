@@ -68,6 +68,8 @@ pub struct Outcome {
     pub counters: [u64; Counter::COUNT],
     /// Records that could not be decoded.
     pub undecodable: u64,
+    /// CPU time that the thread took.
+    pub cpu: Duration,
 }
 
 /// The running thread.
@@ -265,6 +267,17 @@ impl State {
             counters: self.counters.read(),
             ledgers: self.ledgers,
             undecodable: self.undecodable,
+            cpu: own_cpu_time(),
         }
     }
+}
+
+/// CPU time of the calling thread: the first number of its `schedstat`, in nanoseconds.
+fn own_cpu_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text
+        .split_ascii_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }

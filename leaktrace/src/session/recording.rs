@@ -122,6 +122,11 @@ impl Recording {
             recording.add(survey)?;
             recording.pids.push(key);
         }
+        for key in &recording.pids {
+            recording.tracer.set_active(key.pid, true);
+        }
+        recording.started = Instant::now();
+        recording.attached = SystemTime::now();
         Ok(recording)
     }
 
@@ -134,6 +139,7 @@ impl Recording {
         let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings)?;
         recording.add(survey)?;
         recording.pids.push(key);
+        recording.tracer.set_active(pid, true);
         let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
         recording.child = Some(child);
         Ok(recording)
@@ -215,6 +221,9 @@ impl Recording {
     /// Detaches, reads what is left and hands everything over.
     pub fn finish(mut self) -> Finished {
         let duration = self.started.elapsed();
+        for key in &self.pids {
+            self.tracer.set_active(key.pid, false);
+        }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();
         let context = Context {

@@ -124,9 +124,8 @@ impl Surveyor {
     }
 
     fn features(&self, identity: &Identity) -> Features {
-        let filtered = identity.seccomp == Seccomp::Filter;
         Features {
-            uretprobes_kill: filtered && ((6, 11)..=(6, 13)).contains(&self.kernel),
+            uretprobes_kill: uretprobes_kill(identity.seccomp, self.kernel),
             long_nops: self.kernel >= (6, 16),
         }
     }
@@ -216,6 +215,12 @@ fn job(file: &CodeFile) -> CompileJob<'_> {
         forced: Vec::new(),
         size_hint: size,
     }
+}
+
+/// Whether a return probe gets a process killed: kernels 6.11 to 6.13 end it by a system call that seccomp does not let
+/// pass, in either mode.
+pub fn uretprobes_kill(seccomp: Seccomp, kernel: (u32, u32)) -> bool {
+    seccomp != Seccomp::Off && ((6, 11)..=(6, 13)).contains(&kernel)
 }
 
 /// Major and minor version of the running kernel; (0, 0) if it does not tell.

@@ -1,7 +1,8 @@
 //! The kernel side and the processes it traces: attach, follow new code and new programs, detach.
 //!
-//! Order matters for the truth of the numbers: a process is made known with its unwind tables before its first probe,
-//! and `bpf::links` sees to the order of the probes themselves.
+//! Order matters for the truth of the numbers: a process is made known with its unwind tables before its first probe;
+//! tracing begins at one moment when all probes are in place and ends at one moment before the first is taken away
+//! ([`Tracer::set_active`]); and for code that comes later `bpf::links` sees to the order of the probes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leaktrace_common::config::{CodeMapping, MAPPING_FRAME_POINTER, MAX_MAPPINGS, PROCESS_TRACK_MMAP, Process};
+use leaktrace_common::config::{
+    CodeMapping, MAPPING_FRAME_POINTER, MAX_MAPPINGS, PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process,
+};
 
 use super::{
     address_space::{AddressSpace, CodeSpan},
@@ -93,6 +96,9 @@ pub struct Traced {
     run: Range<u32>,
     seed: u64,
     slot: Option<Slot>,
+    /// What the kernel side was told last.
+    process: Process,
+    active: bool,
 }
 
 /// Everything traced.
@@ -160,6 +166,8 @@ impl Tracer {
             run: 0..0,
             seed: seed(key, 0),
             slot: None,
+            process: Process::default(),
+            active: false,
         };
         self.processes.insert(key.pid, traced);
         let result = self.update(survey);
@@ -213,7 +221,7 @@ impl Tracer {
         }
         let process = Process {
             pid,
-            flags: if self.settings.track_mmap { PROCESS_TRACK_MMAP } else { 0 },
+            flags: flags(&self.settings, traced.active),
             mapping_first: run.start,
             mapping_count: run.end - run.start,
             sample_interval: self.settings.sample_interval,
@@ -221,13 +229,17 @@ impl Tracer {
             stack_seed: traced.seed,
             generation: self.generation,
         };
+        traced.process = process;
         let slot = match &mut traced.slot {
             Some(slot) => {
                 self.table.change(slot, process);
                 slot.number()
             }
             None => {
-                let slot = self.table.add(process).map_err(|cause| TraceError::Table { pid, cause })?;
+                let slot = self
+                    .table
+                    .add(process)
+                    .map_err(|cause| TraceError::Table { pid, cause })?;
                 traced.slot.insert(slot).number()
             }
         };
@@ -235,9 +247,10 @@ impl Tracer {
         self.retired.push((Instant::now(), old));
         let probes = wanted(&survey, &traced.probed);
         if !probes.is_empty() {
-            let links = self
-                .kernel
-                .attach(&probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(), Some(pid))?;
+            let links = self.kernel.attach(
+                &probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(),
+                Some(pid),
+            )?;
             traced.links.append(links);
             traced
                 .probed
@@ -343,8 +356,20 @@ impl Tracer {
         });
     }
 
+    /// Begins or ends the telling of calls, for all probes of a process at one moment.
+    pub fn set_active(&mut self, pid: u32, active: bool) {
+        if let Some(traced) = self.processes.get_mut(&pid)
+            && let Some(slot) = &mut traced.slot
+        {
+            traced.active = active;
+            traced.process.flags = flags(&self.settings, active);
+            self.table.change(slot, traced.process);
+        }
+    }
+
     /// Detaches from a process and hands out what is known of it.
     pub fn remove(&mut self, pid: u32) -> Option<Traced> {
+        self.set_active(pid, false);
         let mut traced = self.processes.remove(&pid)?;
         traced.links = Links::new();
         if let Some(slot) = traced.slot.take() {
@@ -370,6 +395,11 @@ impl Tracer {
     pub fn kernel(&mut self) -> &mut Kernel {
         &mut self.kernel
     }
+}
+
+fn flags(settings: &Settings, active: bool) -> u32 {
+    let mmap = if settings.track_mmap { PROCESS_TRACK_MMAP } else { 0 };
+    if active { mmap | PROCESS_ACTIVE } else { mmap }
 }
 
 /// A different seed for each program that a process runs, so that no two of their stacks share an id.
