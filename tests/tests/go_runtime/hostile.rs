@@ -78,14 +78,16 @@ fn an_unknown_stripped_release_is_calibrated_or_refused_with_the_check_that_fail
             "Go 1.{minor}"
         );
         let goroutines = process.goroutines().unwrap();
-        assert!(
-            goroutines
-                .goroutines
-                .iter()
-                .filter(|g| process.wait_text(g) == "chan send")
-                .count()
-                == 40,
-            "Go 1.{minor}"
+        let senders = goroutines
+            .goroutines
+            .iter()
+            .filter(|g| process.wait_text(g) == "chan send")
+            .count();
+        assert_eq!(
+            senders,
+            40,
+            "Go 1.{minor}: {:?}",
+            process.layout(Area::Goroutines).unwrap().0.g
         );
         match process.layout(Area::Collector) {
             // What is read must be right.
