@@ -177,4 +177,11 @@ mod tests {
         assert_eq!(choose_mirror(addresses).as_deref(), Some("http://m.example/debian"));
         assert_eq!(choose_mirror("http://m.example/ubuntu/\n"), None);
     }
+
+    #[test]
+    #[ignore = "needs root and a Debian mirror"]
+    fn what_is_missing_is_unpacked() {
+        ensure_all().expect("mandatory toolchains");
+        assert!(MANDATORY.into_iter().all(|minor| goroot(minor).is_some()));
+    }
 }

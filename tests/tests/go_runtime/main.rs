@@ -7,6 +7,7 @@ mod churn;
 mod collector;
 mod command_line;
 mod field_leaks;
+mod foreign;
 mod goroutines;
 mod heap;
 mod hostile;

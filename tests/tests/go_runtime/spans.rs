@@ -73,7 +73,8 @@ fn resident_memory_is_accounted_for() {
             + split.c_heap
             + split.files
             + split.other;
-        assert_eq!(parts, split.rss, "{name}: {split:?}");
+        // Mappings and pages are read one after the other.
+        assert!(parts.abs_diff(split.rss) <= 256 << 10, "{name}: {parts} {split:?}");
         assert!(split.other * 50 < split.rss, "{name}: {split:?}");
         assert!(
             split.heap_live > 1 << 20 && split.files > 0 && split.stacks > 0,

@@ -121,6 +121,10 @@ pub fn goroutines<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layou
             ids.push(id);
         }
     }
+    // Zeros pass for idle goroutines; there are few of those, and somebody runs the program.
+    if ids.is_empty() {
+        return Err(format!("none of the first {} goroutines is alive", sample.len()));
+    }
     let count = ids.len();
     ids.sort_unstable();
     ids.dedup();
@@ -180,12 +184,12 @@ pub fn collector<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout
         let s = read(
             "memstats",
             stats + begin as u64,
-            layout.stats.cpu_fraction.end() - begin,
+            layout.stats.cpu_fraction.end().saturating_sub(begin),
         )?;
         let w = read("work", work, layout.work.size.offset)?;
         let field = |field: Field| {
             Field {
-                offset: field.offset - begin,
+                offset: field.offset.wrapping_sub(begin),
                 ..field
             }
             .get(&s)
@@ -198,13 +202,20 @@ pub fn collector<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout
             ));
         }
         if started == finished {
+            let ring = |field: Field, at: u64| word(&s, field.offset.wrapping_sub(begin).wrapping_add(at as usize));
             if finished == 0 {
+                // Zeros prove nothing unless there are no more than there should be.
+                let used = |ring_field| (0..PAUSES).any(|slot| ring(ring_field, slot * 8) != 0);
+                let (last_end, total) = (field(layout.stats.last_gc), field(layout.stats.pause_total));
+                if last_end != 0 || total != 0 || used(layout.stats.pauses) || used(layout.stats.pause_ends) {
+                    return Err("memstats counts no collections, but has pauses".to_owned());
+                }
                 return Ok(());
             }
             let last = (finished + PAUSES - 1) % PAUSES * 8;
-            let pause = word(&s, layout.stats.pauses.offset - begin + last as usize);
+            let (pause, end) = (ring(layout.stats.pauses, last), ring(layout.stats.pause_ends, last));
             let expected = layout.work.pause.get(&w);
-            if pause == expected && pause != 0 {
+            if pause == expected && pause != 0 && end == field(layout.stats.last_gc) {
                 return Ok(());
             }
             found = format!("the last pause is {pause} ns in memstats and {expected} ns in work");

@@ -109,7 +109,7 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
     let ranges = [
         Range {
             address: stats.wrapping_add(begin as u64),
-            len: s.cpu_fraction.end() - begin,
+            len: s.cpu_fraction.end().saturating_sub(begin),
         },
         Range {
             address: controller,

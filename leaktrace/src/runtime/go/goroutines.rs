@@ -462,7 +462,7 @@ impl<M: MemoryReader> Reader<'_, M> {
                 let goroutine = &mut snapshot.goroutines[index];
                 if filled && sudog.g.get(bytes) == goroutine.address {
                     // From Go 1.26 on two words, of which the second is the one to go by.
-                    goroutine.channel = word(bytes, sudog.channel.end() - 8);
+                    goroutine.channel = word(bytes, sudog.channel.end().saturating_sub(8));
                 }
             }
         }

@@ -58,8 +58,21 @@ pub type FieldMap = HashMap<String, Field>;
 
 /// A structure lacks a field that the readers cannot do without.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the layout has no field `{0}`")]
+#[error("the layout has no usable field `{0}`")]
 pub struct MissingField(pub &'static str);
+
+/// A field that lies within any structure there could be: what a binary's debug information says may be anything.
+fn usable(map: &FieldMap, key: &str) -> Option<Field> {
+    const MAX_OFFSET: usize = 1 << 20;
+    const MAX_SIZE: usize = 1 << 16;
+    let field = *map.get(key)?;
+    let fits = if key.ends_with(".size") {
+        (8..=MAX_SIZE).contains(&field.offset)
+    } else {
+        field.offset <= MAX_OFFSET && field.size <= MAX_SIZE
+    };
+    fits.then_some(field)
+}
 
 macro_rules! layout {
     ($($(#[$doc:meta])* $group:ident $type:ident { $($field:ident $key:literal $kind:ident),* $(,)? })*) => {
@@ -85,8 +98,8 @@ macro_rules! layout {
     };
     (@type must) => { Field };
     (@type may) => { Option<Field> };
-    (@get must $map:ident $key:literal) => { *$map.get($key).ok_or(MissingField($key))? };
-    (@get may $map:ident $key:literal) => { $map.get($key).copied() };
+    (@get must $map:ident $key:literal) => { usable($map, $key).ok_or(MissingField($key))? };
+    (@get may $map:ident $key:literal) => { usable($map, $key) };
 }
 
 layout! {
