@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(parse_status(text), Some((1000, Seccomp::Filter)));
         assert_eq!(parse_status(b"Uid:\t0\t0\t0\t0\n"), Some((0, Seccomp::Off)));
         assert_eq!(parse_status(b"Name:\tx\n"), None);
-        assert_eq!(parse_thread_group(b"Name:\tx\nTgid:\t17\nPid:\t18\n"), Some(17));
+        assert_eq!(parse_thread_group(b"Name:\tTgid:\nTgid:\t17\nPid:\t18\n"), Some(17));
         assert_eq!(parse_thread_group(b"Name:\tx\n"), None);
     }
 

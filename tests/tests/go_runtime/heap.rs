@@ -53,8 +53,11 @@ fn visible_frames(symbolizer: &mut Symbolizer<'_>, stack: &[u64]) -> Vec<String>
         .collect()
 }
 
+/// Values by stack and numeric labels; several samples may share both.
+type Samples = BTreeMap<(Vec<String>, Vec<i64>), Vec<Vec<i64>>>;
+
 /// Stacks as text with values and the size label, of a decoded profile.
-fn samples(profile: &Profile) -> BTreeMap<(Vec<String>, Vec<i64>), Vec<Vec<i64>>> {
+fn samples(profile: &Profile) -> Samples {
     let mut samples: BTreeMap<_, Vec<Vec<i64>>> = BTreeMap::new();
     for sample in &profile.samples {
         let lines = profile.stack(sample).flat_map(|location| &location.lines);

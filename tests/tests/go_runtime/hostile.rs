@@ -23,11 +23,7 @@ fn with_version(path: &Path, old: &str, new: &str, folder: &Path) -> std::path::
     assert!(replaced > 0, "{}", path.display());
     let output = folder.join("program");
     std::fs::write(&output, bytes).unwrap();
-    std::fs::set_permissions(
-        &output,
-        std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755)),
-    )
-    .unwrap();
+    std::fs::set_permissions(&output, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     output
 }
 
