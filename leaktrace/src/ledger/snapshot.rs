@@ -39,6 +39,8 @@ pub struct Row<'a> {
     pub live: Amount,
     /// Outstanding bytes by age.
     pub ages: Ages,
+    /// Outstanding bytes more than at [`Snapshot::growth_since`]; native memory only.
+    pub growth: f64,
 }
 
 /// Live bytes at a moment in the past.
@@ -56,6 +58,8 @@ pub struct Snapshot<'a> {
     pub rows: Vec<Row<'a>>,
     /// How the live bytes came to be what they are.
     pub history: Vec<Window>,
+    /// What the rows' growth is measured from, in hundredths of a second since the ledger's beginning.
+    pub growth_since: u32,
 }
 
 /// A bounded history: when it is full every second entry goes and the distance doubles.
@@ -63,21 +67,26 @@ pub struct Snapshot<'a> {
 pub(super) struct Windows {
     history: VecDeque<Window>,
     distance: u32,
+    /// When the stacks' marks were set, the older one first.
+    marks: [u32; 2],
 }
 
 const MAX_WINDOWS: usize = 128;
 /// First distance between two entries, in hundredths of a second.
 const FIRST_DISTANCE: u32 = 100;
+/// Windows between two marks of the stacks.
+const WINDOWS_PER_MARK: usize = 4;
 
 impl Windows {
-    fn note(&mut self, at: u32, live_bytes: impl FnOnce() -> f64) {
+    /// Returns whether the stacks are to be marked.
+    fn note(&mut self, at: u32, live_bytes: impl FnOnce() -> f64) -> bool {
         let distance = self.distance.max(FIRST_DISTANCE);
         if self
             .history
             .back()
             .is_some_and(|last| at.saturating_sub(last.at) < distance)
         {
-            return;
+            return false;
         }
         self.history.push_back(Window {
             at,
@@ -91,6 +100,11 @@ impl Windows {
             });
             self.distance = distance * 2;
         }
+        let marks = at.saturating_sub(self.marks[1]) as usize >= distance as usize * WINDOWS_PER_MARK;
+        if marks {
+            self.marks = [self.marks[1], at];
+        }
+        marks
     }
 }
 
@@ -106,7 +120,9 @@ impl Ledger {
     /// Notes the live bytes for the history; to be called from time to time, cheap when too early.
     pub fn note_history(&mut self, now: u32) {
         let mut windows = std::mem::take(&mut self.windows);
-        windows.note(now, || self.live_bytes());
+        if windows.note(now, || self.live_bytes()) {
+            self.stacks.mark();
+        }
         self.windows = windows;
     }
 
@@ -135,6 +151,11 @@ impl Ledger {
                 mapped.get(&index).copied().unwrap_or_default(),
             );
             for (kind, allocated, live) in [native, mapping] {
+                let growth = if kind == Kind::Native {
+                    live.bytes - stack.marks[0]
+                } else {
+                    0.0
+                };
                 if allocated.objects != 0.0 || live.objects != 0.0 {
                     rows.push(Row {
                         kind,
@@ -146,6 +167,7 @@ impl Ledger {
                         },
                         allocated,
                         live,
+                        growth,
                         ages: ages.get(&(index, kind)).copied().unwrap_or_default(),
                     });
                 }
@@ -154,6 +176,7 @@ impl Ledger {
         Snapshot {
             rows,
             history: self.windows.history.iter().cloned().collect(),
+            growth_since: self.windows.marks[0],
         }
     }
 }

@@ -91,6 +91,8 @@ pub struct Stack {
     pub thread: Threads,
     /// Blocks from an allocator.
     pub native: Totals,
+    /// Its live bytes at the last two marks, the older one first.
+    pub marks: [f64; 2],
     /// Anonymous mappings: allocated only; what is live stands in the regions.
     pub mapped: Amount,
 }
@@ -108,6 +110,7 @@ impl Default for StackTable {
             end: WalkEnd::Bottom,
             thread: Threads::None,
             native: Totals::default(),
+            marks: [0.0; 2],
             mapped: Amount::default(),
         };
         Self {
@@ -133,6 +136,7 @@ impl StackTable {
             end,
             thread: Threads::None,
             native: Totals::default(),
+            marks: [0.0; 2],
             mapped: Amount::default(),
         });
     }
@@ -150,6 +154,13 @@ impl StackTable {
             Self::OVERFLOW
         };
         &mut self.stacks[index as usize]
+    }
+
+    /// Notes what is live now as what growth is measured from later.
+    pub fn mark(&mut self) {
+        for stack in &mut self.stacks {
+            stack.marks = [stack.marks[1], stack.native.live.bytes];
+        }
     }
 
     /// All stacks with their indices, the overflow stack first.

@@ -204,6 +204,21 @@ fn ages_fall_into_their_classes() {
     assert_eq!(ages, [0.0, 20.0, 0.0, 10.0, 0.0, 0.0, 0.0]);
 }
 
+#[test]
+fn growth_is_measured_from_the_mark_before_the_last() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Alloc(new(A, 1000, 1)), 0);
+    ledger.note_history(400);
+    ledger.apply(Event::Alloc(new(B, 30, 1)), 500);
+    let snapshot = ledger.snapshot(500);
+    assert_eq!((snapshot.growth_since, snapshot.rows[0].growth), (0, 1030.0));
+    ledger.note_history(800);
+    ledger.apply(Event::Alloc(new(B + 64, 7, 1)), 900);
+    let snapshot = ledger.snapshot(900);
+    assert_eq!((snapshot.growth_since, snapshot.rows[0].growth), (400, 37.0));
+    assert_eq!(snapshot.history.len(), 2);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Alloc {
