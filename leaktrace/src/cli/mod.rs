@@ -65,9 +65,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
         Command::ExecStopped { command } => {
-            let error = launch::exec_stopped(&command);
-            eprintln!("leaktrace: failed to run {command:?}: {error}");
-            return ExitCode::from(127);
+            // Who started this tells the user.
+            return launch::exec_stopped(&command);
         }
     };
     match result {

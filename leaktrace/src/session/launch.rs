@@ -10,7 +10,7 @@
 use std::{
     ffi::OsString,
     io,
-    process::{Child, Command},
+    process::{Child, Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -72,18 +72,22 @@ pub struct Held {
     command: String,
     child: Child,
     pid: Pid,
+    /// The command's program runs in the child.
+    running: bool,
 }
 
-/// Becomes the command, after a stop. For the child only; returns on failure.
-pub fn exec_stopped(command: &[OsString]) -> io::Error {
+/// Becomes the command, after a stop. For the child only; returns on failure, with the error number as the exit code.
+pub fn exec_stopped(command: &[OsString]) -> ExitCode {
     use std::os::unix::process::CommandExt;
-    let Some((program, arguments)) = command.split_first() else {
-        return io::Error::from(io::ErrorKind::InvalidInput);
+    let error = match command.split_first() {
+        None => io::Error::from_raw_os_error(libc::EINVAL),
+        Some((program, arguments)) => match nix::sys::signal::raise(Signal::SIGSTOP) {
+            Err(error) => error.into(),
+            Ok(()) => Command::new(program).args(arguments).exec(),
+        },
     };
-    if let Err(error) = nix::sys::signal::raise(Signal::SIGSTOP) {
-        return error.into();
-    }
-    Command::new(program).args(arguments).exec()
+    let number = error.raw_os_error().and_then(|number| u8::try_from(number).ok());
+    ExitCode::from(number.unwrap_or(libc::EIO as u8))
 }
 
 impl Held {
@@ -104,12 +108,14 @@ impl Held {
             cause,
         })?;
         let pid = Pid::from_raw(child.id() as i32);
-        let held = Self {
+        let mut held = Self {
             command: name,
             child,
             pid,
+            running: false,
         };
         held.run_to_exec()?;
+        held.running = true;
         Ok(held)
     }
 
@@ -122,9 +128,10 @@ impl Held {
 
     fn wait(&self) -> Result<WaitStatus, LaunchError> {
         match waitpid(self.pid, Some(WaitPidFlag::WUNTRACED)) {
-            Ok(WaitStatus::Exited(_, 126 | 127)) => Err(LaunchError::Spawn {
+            // Before its `execve` the child exits with the error number of that.
+            Ok(WaitStatus::Exited(_, number)) if !self.running => Err(LaunchError::Spawn {
                 command: self.command.clone(),
-                cause: io::Error::from(io::ErrorKind::NotFound),
+                cause: io::Error::from_raw_os_error(number),
             }),
             Ok(WaitStatus::Exited(_, code)) => Err(LaunchError::Ended {
                 command: self.command.clone(),
