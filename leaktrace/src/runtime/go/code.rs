@@ -93,6 +93,11 @@ pub struct GoCode {
 impl GoCode {
     /// Reads a file; `None` if it is no Go binary of a known format.
     pub fn read(executable: &Executable) -> Option<Self> {
+        // Where there are section headers they say what the file is; else the whole file is searched.
+        let is_go = |name: &str| name.ends_with("gopclntab") || name == ".go.buildinfo";
+        if !executable.sections.is_empty() && !executable.sections.iter().any(|section| is_go(&section.name)) {
+            return None;
+        }
         let (module, table) = find_module(executable)?;
         let version = module::build_info(executable).and_then(|info| GoVersion::parse(&info.version));
         // Where the inline trees are differs from release to release; without them only inlining is not shown.
@@ -113,11 +118,7 @@ impl GoCode {
     }
 
     /// `code` gives the bytes of a range of addresses.
-    fn of_table(
-        table: PclnTable,
-        version: Option<GoVersion>,
-        code: impl Fn(&Range<u64>) -> Option<Vec<u8>>,
-    ) -> Self {
+    fn of_table(table: PclnTable, version: Option<GoVersion>, code: impl Fn(&Range<u64>) -> Option<Vec<u8>>) -> Self {
         let mut found = Self {
             table: table.clone(),
             version,
@@ -165,7 +166,9 @@ impl GoCode {
     /// Whether the table knows the code at an address; C code in the same text it does not.
     pub fn covers(&self, address: u64) -> bool {
         let after = self.frame_pointer.partition_point(|range| range.end <= address);
-        self.frame_pointer.get(after).is_some_and(|range| range.start <= address)
+        self.frame_pointer
+            .get(after)
+            .is_some_and(|range| range.start <= address)
     }
 
     /// The frames at an address as Go's own profiles show them: without those that the compiler made. Empty where none
@@ -264,7 +267,10 @@ fn fixed_frame(table: &PclnTable, function: &Function, code: &[u8]) -> Option<Fi
     let code = instructions(function, code);
     let depth_at = |instruction: &Instruction| table.stack_depth(function, instruction.ip());
     let depth = code.iter().filter_map(depth_at).max()?;
-    let start = code.iter().find(|instruction| depth_at(instruction) == Some(depth))?.ip();
+    let start = code
+        .iter()
+        .find(|instruction| depth_at(instruction) == Some(depth))?
+        .ip();
     Some(FixedFrame {
         range: start..function.end,
         size: u32::try_from(depth).ok()?.checked_add(8)?,
