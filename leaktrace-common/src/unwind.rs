@@ -44,6 +44,14 @@ pub const RULE_END: u8 = 6;
 pub const RULE_SIGNAL: u8 = 7;
 /// Frame-pointer code without a table (Go, JIT): CFA = frame pointer + 16.
 pub const RULE_FRAME_POINTER: u8 = 8;
+/// Go's `runtime.asmcgocall`, which called C on the thread's stack and came from a goroutine's. At the stack pointer plus
+/// two displacements, packed in `cfa` as of a `*_DEREF` rule, are the goroutine `g` (first) and a depth (second): the
+/// function's own stack pointer on the goroutine's stack was `g.stack.hi` ([`GO_STACK_HI`]) - depth, or the depth itself
+/// where `g` is 0 and no stack was switched. `bp_offset` above it is the return address; if that is not 0, the slot
+/// below it holds the caller's frame pointer.
+pub const RULE_GO_CGOCALL: u8 = 9;
+/// Where a Go `g` holds the upper end of its stack, in every release.
+pub const GO_STACK_HI: u64 = 8;
 /// Flag in [`Row::rule`]: the frame pointer is saved at `bp_offset` from the *current frame pointer*, not from the CFA.
 pub const BP_VIA_BP: u8 = 0x80;
 

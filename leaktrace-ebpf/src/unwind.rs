@@ -16,8 +16,8 @@ use leaktrace_common::{
     event::KIND_STACK,
     reason::{Counter, WalkEnd},
     unwind::{
-        BLOCK_SHIFT, BLOCK_SIZE, BP_VIA_BP, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_PLT,
-        RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
+        BLOCK_SHIFT, BLOCK_SIZE, BP_VIA_BP, GO_STACK_HI, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER,
+        RULE_GO_CGOCALL, RULE_PLT, RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
     },
 };
 
@@ -319,6 +319,34 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
             let base = if rule == RULE_BP_DEREF { walk.bp } else { walk.sp };
             let value = slot(walk, base.wrapping_add(deref_offset(row.cfa) as i64 as u64));
             value.wrapping_add(deref_addend(row.cfa) as i64 as u64)
+        }
+        RULE_GO_CGOCALL => {
+            // The goroutine's stack may have moved meanwhile: its end and the depth are what stays true.
+            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            let goroutine = slot(walk, walk.sp.wrapping_add(deref_offset(row.cfa) as i64 as u64));
+            let depth = slot(walk, walk.sp.wrapping_add(deref_addend(row.cfa) as i64 as u64));
+            let own = if goroutine == 0 {
+                depth
+            } else {
+                slot(walk, goroutine.wrapping_add(GO_STACK_HI)).wrapping_sub(depth)
+            };
+            if walk.unreadable != 0 {
+                return Some(WalkEnd::UnreadableStack);
+            }
+            // The stack is another one, above or below: no order can be asked for.
+            let returns_at = own.wrapping_add(row.bp_offset as i64 as u64);
+            walk.sp = returns_at.wrapping_add(8);
+            walk.ip = slot(walk, returns_at);
+            if row.bp_offset != 0 {
+                walk.bp = slot(walk, returns_at.wrapping_sub(8));
+            }
+            return if walk.unreadable != 0 {
+                Some(WalkEnd::UnreadableStack)
+            } else if walk.ip == 0 {
+                Some(WalkEnd::Bottom)
+            } else {
+                None
+            };
         }
         RULE_SIGNAL => {
             walk.fresh[at].bp_slot = UNVERIFIABLE;

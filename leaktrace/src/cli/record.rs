@@ -143,10 +143,10 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     let mut recording = Recording::start(&arguments.target(), settings)?;
     for process in recording.processes() {
         eprintln!(
-            "tracing pid {} ({}): {} in place; {}",
+            "tracing pid {} ({}): {}; {}",
             process.key.pid,
             process.comm.escape_debug(),
-            describe(&process.plan),
+            describe(&process.plan, recording.is_go(process.key.pid)),
             match arguments.duration {
                 Some(duration) => format!("for {}", humantime::format_duration(duration)),
                 None => "Ctrl-C ends it".to_owned(),
@@ -177,10 +177,16 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     Ok(recording.finish())
 }
 
-fn describe(plan: &Plan) -> String {
-    match plan.probes().count() {
-        1 => "1 probe".to_owned(),
-        count => format!("{count} probes"),
+fn describe(plan: &Plan, is_go: bool) -> String {
+    let probes = match plan.probes().count() {
+        0 => "no probes (no native allocator)".to_owned(),
+        1 => "1 probe in place".to_owned(),
+        count => format!("{count} probes in place"),
+    };
+    if is_go {
+        probes + ", Go heap read at start and end"
+    } else {
+        probes
     }
 }
 

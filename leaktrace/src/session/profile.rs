@@ -7,7 +7,7 @@ use std::{
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
-use super::tracer::Traced;
+use super::{go::GoHeap, tracer::Traced};
 use crate::{
     ledger::{Kind, Ledger, Notes, Row},
     model::ProcessAddress,
@@ -16,7 +16,7 @@ use crate::{
         loss::Losses,
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel},
     },
-    symbolize::{Addresses, Frame, SymbolSource, Symbolizer},
+    symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
 };
 
 /// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them.
@@ -48,6 +48,8 @@ pub struct Subject<'a> {
     pub ledger: &'a Ledger,
     /// The moment of the snapshot, in the ledger's time.
     pub now: u32,
+    /// Its Go heap, if it has one.
+    pub go: Option<&'a GoHeap>,
 }
 
 /// Makes one profile of one or more processes; with more than one, samples carry the label `pid`.
@@ -55,12 +57,16 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     let mut builder = ProfileBuilder::heap();
     let mut notes = Notes::default();
     let mut truncated = BTreeMap::new();
+    let mut runtime_mapped = 0.0;
     for subject in subjects {
         let label = (subjects.len() > 1).then_some(subject.traced.key.pid);
-        add_process(&mut builder, subject, label, symbolizer, &mut truncated);
+        runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated);
         add_notes(&mut notes, subject.ledger.notes());
     }
-    let losses = losses(context, &notes, &truncated);
+    let mut losses = losses(context, &notes, &truncated);
+    for heap in subjects.iter().filter_map(|subject| subject.go) {
+        heap.add_losses(&mut losses);
+    }
     let profile = builder.profile_mut();
     profile.period = context.sample_interval.max(1) as i64;
     profile.time_nanos = nanos(
@@ -72,6 +78,11 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.duration_nanos = nanos(context.duration);
     profile.drop_frames = DROP_FRAMES.to_owned();
     profile.comments = comments(subjects, context, &notes);
+    if runtime_mapped > 0.0 {
+        profile.comments.push(format!(
+            "mapped by the Go runtime for its heap and not shown again: {runtime_mapped:.0} bytes"
+        ));
+    }
     profile.metadata = Metadata {
         comm: subjects
             .first()
@@ -110,25 +121,32 @@ fn call_address(address: ProcessAddress) -> ProcessAddress {
 /// Names of addresses, by file and address in it.
 type Names = HashMap<(usize, u64), Vec<Frame>>;
 
+/// Adds the samples of a process. Returns how many bytes its Go runtime mapped: that is what Go's heap is made of, as
+/// the mappings of `malloc` are, and no heap of its own kind.
 fn add_process(
     builder: &mut ProfileBuilder,
     subject: &Subject<'_>,
     pid: Option<u32>,
     symbolizer: &Symbolizer,
     truncated: &mut BTreeMap<WalkEnd, f64>,
-) {
+) -> f64 {
     let snapshot = subject.ledger.snapshot(subject.now);
     let names = symbolize(subject.traced, &snapshot.rows, symbolizer);
     let mappings = intern_mappings(builder, subject.traced);
-    let mut locations: HashMap<u64, LocationId> = HashMap::new();
+    let mut locations: HashMap<u64, Option<LocationId>> = HashMap::new();
+    let mut runtime_mapped = 0.0;
     for row in &snapshot.rows {
+        if row.kind == Kind::Mapping && is_of_go_runtime(subject.traced, &names, row) {
+            runtime_mapped += row.allocated.bytes;
+            continue;
+        }
         if row.end != WalkEnd::Bottom {
             *truncated.entry(row.end).or_default() += row.allocated.objects;
         }
         let mut stack: Vec<LocationId> = row
             .frames
             .iter()
-            .map(|address| {
+            .filter_map(|address| {
                 let address = call_address(*address);
                 *locations
                     .entry(address.0)
@@ -144,6 +162,43 @@ fn add_process(
             stack.push(builder.location(None, 0, &[line]));
         }
         add_row(builder, row, stack, pid, &subject.traced.threads);
+    }
+    if let Some(heap) = subject.go {
+        let mapping = |address| {
+            let (span, _) = subject.traced.space.find(ProcessAddress(address))?;
+            mappings.get(&span.start).copied()
+        };
+        heap.add_samples(builder, mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
+    }
+    runtime_mapped
+}
+
+/// Whether Go's runtime mapped this for itself.
+fn is_of_go_runtime(traced: &Traced, names: &Names, row: &Row<'_>) -> bool {
+    row.frames.iter().any(|address| {
+        let Some((span, address)) = traced.space.find(call_address(*address)) else {
+            return false;
+        };
+        let is_go = traced.files[span.file]
+            .go
+            .as_ref()
+            .is_some_and(|go| go.covers(address.0));
+        let frames = names.get(&(span.file, address.0)).map_or(&[][..], Vec::as_slice);
+        is_go
+            && frames.iter().any(|frame| {
+                matches!(
+                    &*frame.function,
+                    "runtime.mmap" | "runtime.sysMmap" | "runtime.mmap.func1"
+                )
+            })
+    })
+}
+
+fn pid_label(pid: u32) -> NumericLabel {
+    NumericLabel {
+        key: "pid".to_owned(),
+        value: pid.into(),
+        unit: String::new(),
     }
 }
 
@@ -183,13 +238,7 @@ fn add_row(
         value: whole(mean_size),
         unit: "bytes".to_owned(),
     }];
-    if let Some(pid) = pid {
-        numbers.push(NumericLabel {
-            key: "pid".to_owned(),
-            value: pid.into(),
-            unit: String::new(),
-        });
-    }
+    numbers.extend(pid.map(pid_label));
     builder.sample(stack, &values, labels, numbers);
 }
 
@@ -203,7 +252,16 @@ fn symbolize(traced: &Traced, rows: &[Row<'_>], symbolizer: &Symbolizer) -> Name
     let mut names = Names::new();
     for (index, addresses) in wanted {
         let file = &traced.files[index];
-        let addresses: Vec<u64> = addresses.into_iter().collect();
+        // Go's own table has exact inlining and the names that Go's profiles have, stripped or not.
+        let (go, addresses): (Vec<u64>, Vec<u64>) = addresses
+            .into_iter()
+            .partition(|address| file.go.as_ref().is_some_and(|go| go.covers(*address)));
+        if let Some(code) = &file.go {
+            let frames = go
+                .iter()
+                .map(|address| code.frames(*address).iter().map(go_frame).collect());
+            names.extend(go.iter().map(|address| (index, *address)).zip(frames));
+        }
         let path = file.path.to_string_lossy();
         let source = SymbolSource::File {
             file: &file.file,
@@ -213,6 +271,18 @@ fn symbolize(traced: &Traced, rows: &[Row<'_>], symbolizer: &Symbolizer) -> Name
         names.extend(addresses.into_iter().map(|address| (index, address)).zip(frames));
     }
     names
+}
+
+fn go_frame(frame: &pclntab::Frame<'_>) -> Frame {
+    Frame {
+        function: (*frame.function).into(),
+        system_name: (*frame.function).into(),
+        file: (*frame.file).into(),
+        line: frame.line,
+        start_line: frame.start_line,
+        inlined: frame.inlined,
+        ..Frame::default()
+    }
 }
 
 /// Interns the process's mappings, the executable's first, and returns their ids by first address.
@@ -236,13 +306,14 @@ fn intern_mappings(builder: &mut ProfileBuilder, traced: &Traced) -> HashMap<u64
         .collect()
 }
 
+/// `None` for code that has no place in a stack, such as wrappers that Go's compiler made.
 fn location(
     builder: &mut ProfileBuilder,
     traced: &Traced,
     mappings: &HashMap<u64, crate::report::profile::MappingId>,
     names: &Names,
     address: ProcessAddress,
-) -> LocationId {
+) -> Option<LocationId> {
     let Some((span, elf_address)) = traced.space.find(address) else {
         let name = format!("[unknown]+{address}");
         let line = FrameLine {
@@ -250,10 +321,19 @@ fn location(
             placeholder: true,
             ..FrameLine::default()
         };
-        return builder.location(None, address.0, &[line]);
+        return Some(builder.location(None, address.0, &[line]));
     };
     let mapping = mappings.get(&span.start).copied();
     let frames = names.get(&(span.file, elf_address.0)).map_or(&[][..], Vec::as_slice);
+    let is_go = || {
+        traced.files[span.file]
+            .go
+            .as_ref()
+            .is_some_and(|go| go.covers(elf_address.0))
+    };
+    if frames.is_empty() && is_go() {
+        return None;
+    }
     let lines: Vec<FrameLine<'_>> = frames
         .iter()
         .map(|frame| FrameLine {
@@ -266,7 +346,7 @@ fn location(
             placeholder: frame.placeholder,
         })
         .collect();
-    builder.location(mapping, address.0, &lines)
+    Some(builder.location(mapping, address.0, &lines))
 }
 
 fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
@@ -385,6 +465,7 @@ fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<S
                 subject.traced.key.pid, subject.traced.children
             ));
         }
+        comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
         for refused in &subject.traced.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",

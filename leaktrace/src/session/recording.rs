@@ -1,6 +1,7 @@
 //! One recording from start to end: survey, load, attach, follow, detach, profile.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     process::Child,
     sync::Arc,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use super::{
+    go::GoHeap,
     launch::{Held, LaunchError},
     profile::{Context, Subject},
     pump::{self, Figures, Notice, NoticeReceiver, Outcome, Pump},
@@ -84,6 +86,7 @@ pub struct Recording {
     logger: KernelLog,
     settings: Settings,
     pids: Vec<ProcessKey>,
+    go: HashMap<u32, GoHeap>,
     child: Option<Child>,
     started: Instant,
     attached: SystemTime,
@@ -95,6 +98,8 @@ pub struct Finished {
     pub processes: Vec<Traced>,
     /// What the reader thread left.
     pub outcome: Outcome,
+    /// Go heaps, by process.
+    pub go: HashMap<u32, GoHeap>,
     /// What the profile has to tell besides.
     pub context: Context,
     /// The command, if one was started and still runs.
@@ -116,15 +121,20 @@ impl Recording {
         for &pid in pids {
             let survey = surveyor.survey(pid)?;
             match survey.detection {
-                Err(cause) => return Err(RecordError::NoAllocator { pid, cause }),
-                Ok(_) => surveys.push(survey),
+                // Go's own heap needs no probes.
+                Err(cause) if !survey.is_go() => return Err(RecordError::NoAllocator { pid, cause }),
+                _ => surveys.push(survey),
             }
         }
         let mut recording = Self::load(surveyor, &surveys, settings)?;
         for survey in surveys {
             let key = survey.key();
+            let is_go = survey.is_go();
             recording.add(survey)?;
             recording.pids.push(key);
+            if is_go {
+                recording.go.insert(key.pid, GoHeap::begin(key.pid));
+            }
         }
         for key in &recording.pids {
             recording.tracer.set_active(key.pid, true);
@@ -140,8 +150,12 @@ impl Recording {
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
+        let is_go = survey.is_go();
         let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings)?;
         recording.add(survey)?;
+        if is_go {
+            recording.go.insert(pid, GoHeap::of_new_program());
+        }
         recording.pids.push(key);
         recording.tracer.set_active(pid, true);
         let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
@@ -169,6 +183,7 @@ impl Recording {
             logger: parts.log,
             settings,
             pids: Vec::new(),
+            go: HashMap::new(),
             child: None,
             started: Instant::now(),
             attached: SystemTime::now(),
@@ -178,6 +193,11 @@ impl Recording {
     /// The processes being recorded.
     pub fn processes(&self) -> impl Iterator<Item = &Traced> {
         self.pids.iter().filter_map(|key| self.tracer.process(key.pid))
+    }
+
+    /// Whether the Go heap of a process is recorded too.
+    pub fn is_go(&self, pid: u32) -> bool {
+        self.go.contains_key(&pid)
     }
 
     /// Figures for the progress line.
@@ -235,6 +255,9 @@ impl Recording {
             self.tracer.set_active(key.pid, false);
             self.tracer.read_threads(key.pid);
         }
+        for (pid, heap) in &mut self.go {
+            heap.finish(*pid);
+        }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();
         let context = Context {
@@ -248,6 +271,7 @@ impl Recording {
         Finished {
             processes,
             outcome,
+            go: self.go,
             context,
             child: self.child,
         }
@@ -266,6 +290,7 @@ impl Finished {
                 traced,
                 ledger: self.outcome.ledgers.get(&traced.key.pid).unwrap_or(&empty),
                 now: self.outcome.now,
+                go: self.go.get(&traced.key.pid),
             })
             .collect();
         super::profile::build(&subjects, &self.context, symbolizer)

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
 
+use super::go;
 use crate::{
     allocator::{
         detect::{self, DetectError, Detection},
@@ -15,6 +16,7 @@ use crate::{
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
     },
+    runtime::go::code::GoCode,
     unwind::{self, CompileJob, TableCache, TableKey, TableResult},
 };
 
@@ -28,6 +30,8 @@ pub struct CodeFile {
     pub file: File,
     /// What was found in it; `None` if it is no usable ELF file.
     pub inspected: Option<Arc<InspectedFile>>,
+    /// What it has of Go; `None` if it is no Go binary.
+    pub go: Option<Arc<GoCode>>,
     /// Its unwind table, or why there is none; `None` if it is no usable ELF file.
     pub table: Option<TableResult>,
 }
@@ -62,6 +66,11 @@ impl Survey {
     /// The process.
     pub fn key(&self) -> ProcessKey {
         self.identity.key
+    }
+
+    /// Whether some of its code is Go.
+    pub fn is_go(&self) -> bool {
+        self.files.iter().any(|file| file.go.is_some())
     }
 
     /// Rows and blocks of all unwind tables together.
@@ -165,6 +174,7 @@ impl Surveyor {
                 fresh.push(CodeFile {
                     id,
                     path: mapping.path.clone(),
+                    go: image.as_ref().and_then(|_| go::read_code(&opened.file)),
                     file: opened.file,
                     inspected: image,
                     table: None,
@@ -216,7 +226,7 @@ fn job(file: &CodeFile) -> CompileJob<'_> {
     CompileJob {
         key,
         open: Box::new(|| file.file.try_clone()),
-        forced: Vec::new(),
+        forced: file.go.as_deref().map(go::forced_rules).unwrap_or_default(),
         size_hint: size,
     }
 }

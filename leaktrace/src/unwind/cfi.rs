@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use gimli::{CieOrFde, DebugFrame, EhFrame, LittleEndian, Section, UnwindOffset, UnwindSection};
 use hashbrown::HashMap;
-use leaktrace_common::unwind::RULE_FRAME_POINTER;
+use leaktrace_common::unwind::{RULE_FRAME_POINTER, Row};
 use object::ReadRef;
 
 use super::Machine;
@@ -98,6 +98,8 @@ pub enum ForcedRule {
     FramePointer(Range<ElfAddress>),
     /// A function that has no caller.
     End(Range<ElfAddress>),
+    /// Any rule: a row of `leaktrace_common`, whose place in its block does not matter.
+    Row(Range<ElfAddress>, Row),
 }
 
 /// Compiles a file's table. `forced` rules replace what the file says.
@@ -139,6 +141,7 @@ pub fn compile<'data, R: ReadRef<'data>>(
         let (range, rule) = match rule {
             ForcedRule::FramePointer(range) => (range, Rule::plain(RULE_FRAME_POINTER)),
             ForcedRule::End(range) => (range, Rule::END),
+            ForcedRule::Row(range, row) => (range, Rule::from(*row)),
         };
         frames.force(range.start.0..range.end.0, rule);
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 pub use leaktrace_common::config::MAX_FRAMES;
 use leaktrace_common::unwind::{
-    BP_VIA_BP, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_PLT, RULE_SIGNAL, RULE_SP, RULE_SP_DEREF,
-    Row, deref_addend, deref_offset,
+    BP_VIA_BP, GO_STACK_HI, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_GO_CGOCALL, RULE_PLT,
+    RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
 };
 
 use super::{Machine, UnknownReason, UnwindTable, aarch64, x86_64};
@@ -196,6 +196,7 @@ pub(super) fn apply(
             });
         }
         RULE_FRAME_POINTER => return frame_pointer(registers, load),
+        RULE_GO_CGOCALL => return cgocall(row, registers, load),
         _ => {
             let reason = UnknownReason::from_row(row).unwrap_or(UnknownReason::NoTable);
             return Err(WalkEnd::Truncated(Truncation::NoRule(reason)));
@@ -253,6 +254,36 @@ fn frame_pointer(registers: Registers, load: impl Fn(u64) -> Result<u64, Stop>) 
         pc,
         sp: bp.wrapping_add(16),
         bp: caller_bp,
+        lr: None,
+    };
+    Ok(Caller {
+        registers,
+        interrupted: false,
+    })
+}
+
+/// From C back to the goroutine that called it, whose stack may have moved since.
+fn cgocall(row: Row, registers: Registers, load: impl Fn(u64) -> Result<u64, Stop>) -> Result<Caller, Stop> {
+    let Registers { sp, bp, .. } = registers;
+    let goroutine = load(sp.wrapping_add_signed(deref_offset(row.cfa).into()))?;
+    let depth = load(sp.wrapping_add_signed(deref_addend(row.cfa).into()))?;
+    let own = match goroutine {
+        0 => depth,
+        _ => load(goroutine.wrapping_add(GO_STACK_HI))?.wrapping_sub(depth),
+    };
+    let returns_at = own.wrapping_add_signed(row.bp_offset.into());
+    let pc = load(returns_at)?;
+    let bp = match row.bp_offset {
+        0 => bp,
+        _ => load(returns_at.wrapping_sub(8))?,
+    };
+    if pc == 0 {
+        return Err(WalkEnd::Bottom);
+    }
+    let registers = Registers {
+        pc,
+        sp: returns_at.wrapping_add(8),
+        bp,
         lr: None,
     };
     Ok(Caller {

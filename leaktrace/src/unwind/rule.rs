@@ -83,6 +83,16 @@ impl Rule {
     }
 }
 
+impl From<leaktrace_common::unwind::Row> for Rule {
+    fn from(row: leaktrace_common::unwind::Row) -> Self {
+        Self {
+            kind: row.rule,
+            bp_offset: row.bp_offset,
+            cfa: row.cfa,
+        }
+    }
+}
+
 /// A rule from an address (relative to the image) to the next row's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawRow {

@@ -17,7 +17,14 @@ const MAX_NAMES: u64 = 1 << 20;
 const MAX_SYMBOLS: u64 = 512 << 20;
 const SYMBOL_LEN: usize = 24;
 const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
 const PF_WRITE: u32 = 2;
+const DT_RELA: u64 = 7;
+const DT_RELASZ: u64 = 8;
+const RELA_LEN: usize = 24;
+const R_X86_64_RELATIVE: u64 = 8;
+/// Most of a relocation table that is read.
+const MAX_RELOCATIONS: u64 = 256 << 20;
 
 /// Why a file cannot be read as a 64-bit little-endian ELF executable.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +80,8 @@ pub struct Executable {
     pub segments: Vec<Segment>,
     /// Sections; empty where the headers were stripped off.
     pub sections: Vec<Section>,
+    /// Where the dynamic section is in the file, and its length.
+    dynamic: Option<(u64, u64)>,
 }
 
 fn half(data: &[u8], at: usize) -> u64 {
@@ -101,6 +110,7 @@ impl Executable {
             entry: word(&header, 24),
             segments: Vec::new(),
             sections: Vec::new(),
+            dynamic: None,
         };
         let (count, size) = (half(&header, 56) as usize, half(&header, 54) as usize);
         if size < 56 {
@@ -109,7 +119,15 @@ impl Executable {
         let table = elf
             .file_bytes(word(&header, 32), (count * size) as u64)
             .unwrap_or_default();
-        for entry in table.chunks_exact(size).filter(|entry| int(entry, 0) == PT_LOAD) {
+        for entry in table.chunks_exact(size) {
+            match int(entry, 0) {
+                PT_LOAD => {}
+                PT_DYNAMIC => {
+                    elf.dynamic = Some((word(entry, 8), word(entry, 32)));
+                    continue;
+                }
+                _ => continue,
+            }
             elf.segments.push(Segment {
                 address: word(entry, 16),
                 offset: word(entry, 8),
@@ -193,6 +211,27 @@ impl Executable {
     pub fn bytes_at(&self, address: u64, len: u64) -> Option<Vec<u8>> {
         let (offset, available) = self.file_position(address)?;
         self.file_bytes(offset, (len <= available).then_some(len)?)
+    }
+
+    /// Relocations that make a place hold an address of this file: place and address, in the table's order. Empty for
+    /// files that are loaded where they say.
+    pub fn relative_relocations(&self) -> Vec<(u64, u64)> {
+        let table = || {
+            let (offset, len) = self.dynamic.filter(|&(_, len)| len <= 1 << 16)?;
+            let dynamic = self.file_bytes(offset, len)?;
+            let entry = |tag| {
+                let entry = dynamic.chunks_exact(16).find(|entry| word(entry, 0) == tag)?;
+                Some(word(entry, 8))
+            };
+            let len = entry(DT_RELASZ).filter(|&len| len <= MAX_RELOCATIONS)?;
+            self.bytes_at(entry(DT_RELA)?, len)
+        };
+        table()
+            .unwrap_or_default()
+            .chunks_exact(RELA_LEN)
+            .filter(|entry| word(entry, 8) == R_X86_64_RELATIVE)
+            .map(|entry| (word(entry, 0), word(entry, 16)))
+            .collect()
     }
 
     /// Addresses of symbols by exact name; those that the symbol table lacks are missing.

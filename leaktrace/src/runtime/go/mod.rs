@@ -10,6 +10,7 @@ pub mod buildinfo;
 pub mod census;
 pub mod check;
 pub mod clock;
+pub mod code;
 pub mod dump;
 pub mod dwarf;
 pub mod error;

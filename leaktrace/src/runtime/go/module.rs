@@ -57,7 +57,7 @@ pub fn build_info(executable: &Executable) -> Option<BuildInfo> {
 }
 
 /// Tables that the file may hold: file address and bytes.
-fn candidates(executable: &Executable) -> Vec<(u64, Vec<u8>)> {
+pub(super) fn candidates(executable: &Executable) -> Vec<(u64, Vec<u8>)> {
     for name in [".gopclntab", ".data.rel.ro.gopclntab"] {
         if let Some(section) = executable.section(name)
             && let Some(bytes) = executable.file_bytes(section.offset, section.len.min(MAX_TABLE))

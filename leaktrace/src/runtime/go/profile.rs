@@ -96,6 +96,19 @@ pub fn add_heap<M: MemoryReader>(
     view: View,
 ) {
     let mapping = builder.mapping(text_mapping(process));
+    add_heap_labelled(builder, mapping, process, start, end, view, &[]);
+}
+
+/// As [`add_heap`], with a mapping that is interned already, and with further labels.
+pub fn add_heap_labelled<M: MemoryReader>(
+    builder: &mut ProfileBuilder,
+    mapping: MappingId,
+    process: &GoProcess<M>,
+    start: Option<&HeapSnapshot>,
+    end: &HeapSnapshot,
+    view: View,
+    labels: &[NumericLabel],
+) {
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
     let before: HashMap<u64, Counts> = start
         .map(|start| {
@@ -125,7 +138,9 @@ pub fn add_heap<M: MemoryReader>(
         let values = [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes];
         if values != [0; 4] {
             let locations = stack(builder, mapping, &mut symbolizer, bucket);
-            builder.sample(locations, &values, vec![heap_label()], vec![size_label(bucket.size)]);
+            let mut numbers = labels.to_vec();
+            numbers.push(size_label(bucket.size));
+            builder.sample(locations, &values, vec![heap_label()], numbers);
         }
     }
 }

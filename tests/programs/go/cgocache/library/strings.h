@@ -1,0 +1,9 @@
+#ifndef STRINGS_CACHE_H
+#define STRINGS_CACHE_H
+
+// Keeps a copy of `text` in a block of `size` bytes, for ever.
+void strings_keep(const char *text, unsigned long size);
+// Calls back `count` times, and after each return keeps one more text itself.
+void strings_each(int count, void (*visit)(int), unsigned long size);
+
+#endif

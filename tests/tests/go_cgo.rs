@@ -1,0 +1,268 @@
+//! Go and C in one profile: memory that C code holds for Go callers, with the whole stack, beside Go's own heap.
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_tests::golang::{Form, Toolchain, WITH_C};
+use leaktrace_tests::machine;
+use leaktrace_tests::process::{PATIENCE, Process};
+use leaktrace_tests::profile::{Profile, Sample};
+use leaktrace_tests::recording::{Recording, as_json};
+use leaktrace_tests::scenario::amount;
+use std::process::Command;
+
+fn ready(command: &mut Command) -> Result<Process> {
+    let mut process = Process::spawn(command)?;
+    process.wait_for("that it is ready", |line| line.starts_with("ready"), PATIENCE)?;
+    Ok(process)
+}
+
+fn tell(program: &mut Process, line: &str) -> Result<()> {
+    program.send(line)?;
+    program.expect("done")
+}
+
+/// Outstanding samples of native memory in blocks of this size.
+fn native(profile: &Profile, size: i64) -> Vec<&Sample> {
+    let is_size = |sample: &Sample| sample.inuse().objects > 0 && sample.inuse().bytes == sample.inuse().objects * size;
+    profile
+        .samples
+        .iter()
+        .filter(|sample| sample.heap() == "native" && is_size(sample))
+        .collect()
+}
+
+fn heap_of<'p>(profile: &'p Profile, heap: &'static str, function: &'static str) -> impl Iterator<Item = &'p Sample> {
+    profile
+        .samples
+        .iter()
+        .filter(move |sample| sample.heap() == heap && sample.names().contains(&function))
+}
+
+/// The names occur in this order, each once or with others between.
+fn assert_order(sample: &Sample, wanted: &[&str], what: &str) {
+    let names = sample.names();
+    let mut rest = names.iter();
+    for name in wanted {
+        assert!(
+            rest.any(|found| found == name),
+            "{what}: no {name} where it should be in {names:#?}"
+        );
+    }
+}
+
+fn objects(samples: &[&Sample]) -> i64 {
+    samples.iter().map(|sample| sample.inuse().objects).sum()
+}
+
+const FROM_KEEP: [&str; 5] = [
+    "strings_entry",
+    "strings_keep",
+    "runtime.cgocall",
+    "main._Cfunc_strings_keep",
+    "main.(*store).keep",
+];
+
+/// Every form of a release: exact bytes under complete stacks, Go's heap beside them.
+fn every_stack(toolchain: &Toolchain, form: Form) -> Result<()> {
+    let what = format!("Go 1.{} {form:?}", toolchain.minor);
+    let program = toolchain.build("cgocache", form)?;
+    let mut program = ready(&mut Command::new(program))?;
+    let recording = Recording::attach_to_file(program.pid(), &[], "profile.pb.gz")?;
+    tell(&mut program, "keep 50")?;
+    tell(&mut program, "goroutine 10")?;
+    tell(&mut program, "visit 30")?;
+    tell(&mut program, "make 20")?;
+    let folder = tempfile::tempdir()?;
+    let own = folder.path().join("own.txt");
+    tell(&mut program, &format!("heap {}", own.display()))?;
+    let (table, file, _folder) = recording.stop_unread()?;
+    let profile = as_json(&file)?;
+    let shown = || format!("{what}\n{table}\n{}", profile.shown());
+
+    // C called by Go.
+    let kept = native(&profile, 1000);
+    ensure!(kept.len() == 1, "{}", shown());
+    assert_eq!(kept[0].inuse(), amount(50, 50_000), "{}", shown());
+    let main = ["main.handleKeep", "main.main", "runtime.main"];
+    assert_order(kept[0], &[&FROM_KEEP[..], &main].concat(), &what);
+    assert_eq!(kept[0].names().last(), Some(&"runtime.main"), "{}", shown());
+
+    // The same from another goroutine, whose entry is the outermost frame.
+    let worker = native(&profile, 4000);
+    assert_eq!(objects(&worker), 10, "{}", shown());
+    for sample in &worker {
+        assert_order(sample, &[&FROM_KEEP[..], &["main.worker"]].concat(), &what);
+        assert_eq!(sample.names().last(), Some(&"main.worker"), "{}", shown());
+    }
+
+    // C back from a call into Go that moved the goroutine's stack.
+    let outer = [
+        "strings_each",
+        "runtime.cgocall",
+        "main._Cfunc_each",
+        "main.handleVisit",
+        "main.main",
+        "runtime.main",
+    ];
+    let visited = native(&profile, 3000);
+    assert_eq!(objects(&visited), 30, "{}", shown());
+    for sample in &visited {
+        assert_order(
+            sample,
+            &[&["strings_entry", "strings_keep"], &outer[..]].concat(),
+            &what,
+        );
+        assert_eq!(sample.names().last(), Some(&"runtime.main"), "{}", shown());
+    }
+
+    // Go called by C called by Go, and C again. The deepest of them do not fit into a stack's 127 frames.
+    let below = native(&profile, 2000);
+    assert_eq!(objects(&below), 30, "{}", shown());
+    let mut whole = 0;
+    for sample in &below {
+        let inner = [&FROM_KEEP[..], &["main.descend"]].concat();
+        assert_order(sample, &inner, &what);
+        let depth = sample.names().iter().filter(|name| **name == "main.descend").count();
+        if depth < 90 {
+            let through = ["main.goVisited", "runtime.cgocallback", "crosscall2"];
+            assert_order(sample, &[&inner[..], &through, &outer].concat(), &what);
+            assert_eq!(sample.names().last(), Some(&"runtime.main"), "{}", shown());
+            whole += 1;
+        }
+    }
+    assert!(whole >= 20, "{}", shown());
+
+    // Go's own heap: allocated since the start, in use as of the end. 5,000 bytes take 5,376.
+    let made: Vec<_> = heap_of(&profile, "go", "main.handleMake")
+        .filter(|sample| sample.inuse().bytes % 5376 == 0)
+        .collect();
+    let sum = |of: fn(&Sample) -> i64| made.iter().map(|sample| of(sample)).sum::<i64>();
+    assert_eq!(sum(|sample| sample.inuse().objects), 23, "{}", shown());
+    assert_eq!(sum(|sample| sample.allocated().objects), 20, "{}", shown());
+    let comment = profile
+        .comments
+        .iter()
+        .find(|comment| comment.starts_with("Go heap (go1."));
+    ensure!(
+        comment.is_some_and(|text| text.contains("collections while recording")),
+        "{what}: {:?}",
+        profile.comments
+    );
+
+    // Which sees nothing of what C holds.
+    let own = std::fs::read_to_string(&own)?;
+    assert!(own.contains("main.handleMake"), "{what}: {own}");
+    assert!(!own.contains("strings_keep"), "{what}: {own}");
+    assert_eq!(
+        heap_of(&profile, "go", "main._Cfunc_strings_keep").count(),
+        0,
+        "{}",
+        shown()
+    );
+
+    // Nothing of the runtime's own memory is counted twice.
+    assert_eq!(heap_of(&profile, "mmap", "runtime.mmap").count(), 0, "{}", shown());
+
+    // Go's tool reads it and knows both worlds by the same names.
+    let output = toolchain
+        .command()
+        .args([
+            "tool",
+            "pprof",
+            "-top",
+            "-cum",
+            "-nodecount=200",
+            "-sample_index=inuse_space",
+        ])
+        .arg(&file)
+        .env("PPROF_TMPDIR", folder.path())
+        .output()
+        .context("failed to start `go tool pprof`")?;
+    let top = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{what}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for name in ["main.handleKeep", "main.handleMake", "strings_keep", "runtime.main"] {
+        ensure!(top.contains(name), "{what}: no {name} in\n{top}");
+    }
+    tell(&mut program, "nothing")
+}
+
+fn every_form(minors: impl Fn(u32) -> bool) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()?.iter().filter(|toolchain| minors(toolchain.minor)) {
+        for form in WITH_C {
+            every_stack(toolchain, form)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn stacks_through_cgo_of_go_1_19() -> Result<()> {
+    every_form(|minor| minor == 19)
+}
+
+#[test]
+fn stacks_through_cgo_of_go_1_23() -> Result<()> {
+    every_form(|minor| minor == 23)
+}
+
+#[test]
+fn stacks_through_cgo_of_later_releases() -> Result<()> {
+    every_form(|minor| minor > 23)
+}
+
+#[test]
+fn go_without_any_c_is_recorded() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()? {
+        let program = toolchain.build("leaks", Form::Pure)?;
+        let mut program = ready(Command::new(program).arg("slice"))?;
+        let recording = Recording::attach(program.pid(), &[])?;
+        tell(&mut program, "work")?;
+        let profile = recording.stop()?.profile;
+        let found: Vec<_> = heap_of(&profile, "go", "main.remember").collect();
+        assert!(!found.is_empty(), "{}", profile.shown());
+        let allocated: i64 = found.iter().map(|sample| sample.allocated().objects).sum();
+        let held: i64 = found.iter().map(|sample| sample.inuse().objects).sum();
+        // A sample per 512 bytes takes every one of these 4,096 bytes and more, nearly.
+        assert!((290..=310).contains(&allocated), "{allocated}: {}", profile.shown());
+        assert!((485..=515).contains(&held), "{held}: {}", profile.shown());
+        assert!(
+            profile.samples.iter().all(|sample| sample.heap() != "native"),
+            "{}",
+            profile.shown()
+        );
+        assert_eq!(
+            heap_of(&profile, "mmap", "runtime.mmap").count(),
+            0,
+            "{}",
+            profile.shown()
+        );
+        assert!(profile.losses.is_empty(), "{}", profile.shown());
+    }
+    Ok(())
+}
+
+#[test]
+fn go_that_does_not_profile_itself_says_so() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()? {
+        let program = ready(&mut Command::new(toolchain.build("off", Form::Pure)?))?;
+        let profile = Recording::attach(program.pid(), &[])?.stop()?.profile;
+        let said = profile
+            .comments
+            .iter()
+            .any(|comment| comment.contains("MemProfileRate is 0"));
+        assert!(said, "Go 1.{}: {:?}", toolchain.minor, profile.comments);
+    }
+    Ok(())
+}
