@@ -29,7 +29,8 @@ pub struct Profile {
     pub time_nanos: i64,
     pub duration_nanos: i64,
     pub comm: String,
-    pub pid: u32,
+    /// `None` for profiles that others wrote.
+    pub pid: Option<u32>,
     /// `exact` or `sampled`.
     pub mode: String,
     pub sample_types: Vec<SampleType>,

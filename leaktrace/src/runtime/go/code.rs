@@ -343,3 +343,6 @@ fn cgocall(table: &PclnTable, function: &Function, code: &[u8]) -> Option<CgoCal
         frame: u8::try_from(frame).ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests;
