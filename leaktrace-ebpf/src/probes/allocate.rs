@@ -144,7 +144,9 @@ fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: boo
     };
     let takes = sample::takes(thread, process, size);
     let old_taken = old != 0 && (process.sample_interval == 0 || is_sampled(pid, old));
-    if !takes && !old_taken {
+    // A call that is not taken still has to be known while it lasts: what the allocator maps inside it is its own. In
+    // sampled mode that would cost each call its return probe; direct mappings are not followed there instead.
+    if !takes && !old_taken && process.sample_interval != 0 {
         return false;
     }
     let mut flags = 0;

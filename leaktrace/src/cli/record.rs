@@ -104,7 +104,9 @@ impl RecordArgs {
         Ok(Settings {
             sample_interval: interval & !15,
             min_size: self.min_size,
-            track_mmap: true,
+            // An allocation that is no sample has no return probe, so what the allocator maps inside it could not be told
+            // from what the program maps.
+            track_mmap: interval == 0,
             ring_bytes,
         })
     }

@@ -76,7 +76,7 @@ pub fn below_root(pid: u32, path: &Path) -> PathBuf {
 }
 
 /// Opens a regular file without waiting: a FIFO or a device of that name must not block or be set in motion.
-fn open_regular(path: &Path) -> io::Result<(File, (u64, u64))> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<(File, (u64, u64))> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
 use super::{go::GoHeap, tracer::Traced};
 use crate::{
-    ledger::{Kind, Ledger, Notes, Row},
+    ledger::{AGE_BOUNDS, Ages, Kind, Ledger, Notes, Row},
     model::ProcessAddress,
     report::{
         builder::{FrameLine, ProfileBuilder},
@@ -33,7 +33,7 @@ pub struct Context {
     /// When tracing began.
     pub attached: SystemTime,
     /// How long it lasted.
-    pub duration: std::time::Duration,
+    pub duration: Duration,
     /// The kernel side's counters.
     pub counters: [u64; Counter::COUNT],
     /// Records that could not be decoded.
@@ -57,10 +57,11 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     let mut builder = ProfileBuilder::heap();
     let mut notes = Notes::default();
     let mut truncated = BTreeMap::new();
+    let mut outline = Outline::default();
     let mut runtime_mapped = 0.0;
     for subject in subjects {
         let label = (subjects.len() > 1).then_some(subject.traced.key.pid);
-        runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated);
+        runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated, &mut outline);
         add_notes(&mut notes, subject.ledger.notes());
     }
     let mut losses = losses(context, &notes, &truncated);
@@ -78,6 +79,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.duration_nanos = nanos(context.duration);
     profile.drop_frames = DROP_FRAMES.to_owned();
     profile.comments = comments(subjects, context, &notes);
+    profile.comments.extend(outline.comments());
     if runtime_mapped > 0.0 {
         profile.comments.push(format!(
             "mapped by the Go runtime for its heap and not shown again: {runtime_mapped:.0} bytes"
@@ -100,7 +102,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     builder.finish()
 }
 
-fn nanos(duration: std::time::Duration) -> i64 {
+fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -111,6 +113,50 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.unknown_stacks += notes.unknown_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
     sum.execs += notes.execs;
+}
+
+/// How old the outstanding memory is, and whether it grows: over all stacks.
+#[derive(Default)]
+struct Outline {
+    ages: Ages,
+    growth: f64,
+    /// Seconds that the growth is measured over.
+    seconds: f64,
+}
+
+impl Outline {
+    fn add(&mut self, row: &Row<'_>, growth_since: u32, now: u32) {
+        self.ages
+            .iter_mut()
+            .zip(row.ages)
+            .for_each(|(sum, bytes)| *sum += bytes);
+        self.growth += row.growth;
+        self.seconds = self.seconds.max(f64::from(now.saturating_sub(growth_since)) / 100.0);
+    }
+
+    fn comments(&self) -> Vec<String> {
+        let total: f64 = self.ages.iter().sum();
+        if total <= 0.0 {
+            return Vec::new();
+        }
+        let limits = AGE_BOUNDS.map(|bound| humantime::format_duration(Duration::from_secs(bound.into())).to_string());
+        let names = limits
+            .iter()
+            .map(|limit| format!("under {limit}"))
+            .chain(["older".to_owned()]);
+        let shares: Vec<String> = names
+            .zip(self.ages)
+            .filter(|(_, bytes)| *bytes > 0.0)
+            .map(|(name, bytes)| format!("{name} {:.1}%", bytes / total * 100.0))
+            .collect();
+        vec![
+            format!("age of the outstanding memory: {}", shares.join(", ")),
+            format!(
+                "growth over the last {:.1}s: {:+.0} bytes in native allocations",
+                self.seconds, self.growth
+            ),
+        ]
+    }
 }
 
 /// A return address points behind its call; the call is what is looked up and shown.
@@ -129,6 +175,7 @@ fn add_process(
     pid: Option<u32>,
     symbolizer: &Symbolizer,
     truncated: &mut BTreeMap<WalkEnd, f64>,
+    outline: &mut Outline,
 ) -> f64 {
     let snapshot = subject.ledger.snapshot(subject.now);
     let names = symbolize(subject.traced, &snapshot.rows, symbolizer);
@@ -140,6 +187,7 @@ fn add_process(
             runtime_mapped += row.allocated.bytes;
             continue;
         }
+        outline.add(row, snapshot.growth_since, subject.now);
         if row.end != WalkEnd::Bottom {
             *truncated.entry(row.end).or_default() += row.allocated.objects;
         }
@@ -315,6 +363,13 @@ fn location(
     address: ProcessAddress,
 ) -> Option<LocationId> {
     let Some((span, elf_address)) = traced.space.find(address) else {
+        if let Some(entry) = traced.jit.as_ref().and_then(|map| map.find(address.0)) {
+            let line = FrameLine {
+                function: &entry.name,
+                ..FrameLine::default()
+            };
+            return Some(builder.location(None, address.0, &[line]));
+        }
         let name = format!("[unknown]+{address}");
         let line = FrameLine {
             function: &name,
@@ -437,7 +492,10 @@ fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) 
 fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
     let mut comments = vec![match context.sample_interval {
         0 => "mode: exact".to_owned(),
-        interval => format!("mode: sampled, one sample per {interval} bytes on average, scaled"),
+        interval => format!(
+            "mode: sampled, one sample per {interval} bytes on average, scaled; memory mapped directly (mmap) is followed in \
+             exact mode only"
+        ),
     }];
     if context.min_size > 0 {
         comments.push(format!("allocations below {} bytes are not included", context.min_size));

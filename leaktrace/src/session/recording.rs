@@ -253,7 +253,7 @@ impl Recording {
         let duration = self.started.elapsed();
         for key in &self.pids {
             self.tracer.set_active(key.pid, false);
-            self.tracer.read_threads(key.pid);
+            self.tracer.read_names(key.pid);
         }
         for (pid, heap) in &mut self.go {
             heap.finish(*pid);

@@ -29,7 +29,8 @@ use crate::{
     },
     model::ProcessKey,
     probe::plan::{Plan, ReturnProbe},
-    proc::{ProcError, identity, maps::FileId},
+    proc::{ProcError, files, identity, maps::FileId},
+    symbolize::PerfMap,
 };
 
 /// How long a run of mappings that was replaced may still be read by a program in the kernel. Programs run for
@@ -95,6 +96,8 @@ pub struct Traced {
     pub threads: HashMap<u32, String>,
     /// Children that it was seen to have.
     pub children: u64,
+    /// Names of code that was made at run time, where the program tells.
+    pub jit: Option<PerfMap>,
     links: Links,
     probed: HashSet<(FileId, u64)>,
     run: Range<u32>,
@@ -167,6 +170,7 @@ impl Tracer {
             plan: Plan::default(),
             threads: HashMap::new(),
             children: 0,
+            jit: None,
             links: Links::new(),
             probed: HashSet::new(),
             run: 0..0,
@@ -371,9 +375,12 @@ impl Tracer {
         }
     }
 
-    /// Reads the names of a process's threads; those that ended keep the name that they had.
-    pub fn read_threads(&mut self, pid: u32) {
+    /// Reads what can be read only while the process lives: the names of its threads, and the map that a JIT compiler keeps
+    /// of its code.
+    pub fn read_names(&mut self, pid: u32) {
         if let Some(traced) = self.processes.get_mut(&pid) {
+            let map = files::below_root(pid, format!("/tmp/perf-{pid}.map").as_ref());
+            traced.jit = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)).ok();
             let threads = identity::read_threads(pid).unwrap_or_default();
             let names = threads
                 .into_iter()
