@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::cli::quantity;
-use crate::runtime::go::GoProcess;
 use crate::runtime::go::goroutines::StackState;
+use crate::runtime::go::{GoError, GoProcess};
 
 /// Arguments of `debug go-read`.
 #[derive(Debug, Args)]
@@ -30,24 +31,34 @@ pub struct GoReadArgs {
     interval: Option<Duration>,
 }
 
+/// How long a read took, in milliseconds.
+#[derive(Clone, Copy, Serialize)]
+struct Took {
+    /// By the clock.
+    ms: f64,
+    /// Of the processor: less where others had it meanwhile.
+    cpu_ms: f64,
+}
+
 /// One pass over everything, as it is printed: a JSON object a line.
 #[derive(Serialize)]
 struct Pass {
-    attach_ms: f64,
-    heap_ms: f64,
+    attach: Took,
+    heap: Took,
     buckets: usize,
     torn: u64,
-    goroutines_ms: f64,
-    goroutines: usize,
+    goroutines: Took,
+    /// Goroutines alive, and those of them with whole stacks.
+    alive: usize,
     complete: usize,
-    collector_ms: f64,
-    /// Highest resident memory of this program so far, in bytes, behind each of the three.
+    collector: Took,
+    /// Highest resident memory of this program so far, in bytes, behind the first, second and third of these.
     peak: [u64; 3],
 }
 
 /// Reads and prints; `attached` first, once the process is found to be readable.
 pub fn run(arguments: &GoReadArgs) -> Result<()> {
-    let (mut process, mut attach_ms) = timed(|| GoProcess::attach(arguments.pid))?;
+    let (mut process, mut attach) = timed(|| GoProcess::attach(arguments.pid))?;
     println!("attached");
     let begin = Instant::now();
     for number in 0..arguments.times {
@@ -56,46 +67,55 @@ pub fn run(arguments: &GoReadArgs) -> Result<()> {
                 let due = interval.saturating_mul(number);
                 thread::sleep(due.saturating_sub(begin.elapsed()));
             }
-            None if number > 0 => (process, attach_ms) = timed(|| GoProcess::attach(arguments.pid))?,
+            None if number > 0 => (process, attach) = timed(|| GoProcess::attach(arguments.pid))?,
             None => {}
         }
-        let pass = read(&process, attach_ms)?;
+        let pass = read(&process, attach)?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&pass)?).and_then(|()| out.flush())?;
     }
     Ok(())
 }
 
-fn read(process: &GoProcess, attach_ms: f64) -> Result<Pass> {
+fn read(process: &GoProcess, attach: Took) -> Result<Pass> {
     let attached = peak()?;
-    let (heap, heap_ms) = timed(|| process.heap())?;
-    let (buckets, torn) = (heap.buckets.len(), heap.torn);
-    drop(heap);
+    let (snapshot, heap) = timed(|| process.heap())?;
+    let (buckets, torn) = (snapshot.buckets.len(), snapshot.torn);
+    drop(snapshot);
     let behind_heap = peak()?;
-    let (snapshot, goroutines_ms) = timed(|| process.goroutines())?;
+    let (snapshot, goroutines) = timed(|| process.goroutines())?;
     let states = snapshot.goroutines.iter().map(|goroutine| goroutine.state);
     let complete = states.filter(|state| *state == StackState::Complete).count();
-    let goroutines = snapshot.goroutines.len();
+    let alive = snapshot.goroutines.len();
     drop(snapshot);
-    let (_, collector_ms) = timed(|| process.collector())?;
+    let (_, collector) = timed(|| process.collector())?;
     Ok(Pass {
-        attach_ms,
-        heap_ms,
+        attach,
+        heap,
         buckets,
         torn,
-        goroutines_ms,
         goroutines,
+        alive,
         complete,
-        collector_ms,
+        collector,
         peak: [attached, behind_heap, peak()?],
     })
 }
 
-/// The result and milliseconds.
-fn timed<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<(T, f64), E> {
-    let begin = Instant::now();
+/// The result and how long it took; no other thread works meanwhile.
+fn timed<T>(run: impl FnOnce() -> Result<T, GoError>) -> Result<(T, Took)> {
+    let processor = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
+    let (begin, used) = (Instant::now(), processor()?);
     let result = run()?;
-    Ok((result, begin.elapsed().as_secs_f64() * 1e3))
+    let (elapsed, busy) = (begin.elapsed(), processor()?.saturating_sub(used));
+    let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
+    Ok((
+        result,
+        Took {
+            ms: millis(elapsed),
+            cpu_ms: millis(busy),
+        },
+    ))
 }
 
 /// This program's own high-water mark of resident memory, in bytes. It can only rise.
