@@ -8,6 +8,8 @@ use clap::{Args, Subcommand};
 use super::quantity;
 use crate::bpf::features;
 
+mod go_read;
+
 /// Arguments of `debug`.
 #[derive(Debug, Args)]
 pub struct DebugArgs {
@@ -41,6 +43,8 @@ enum Tool {
         #[arg(long, default_value_t = 1_200_000.0)]
         rate: f64,
     },
+    /// Read heap, goroutines and collector of a Go process, and print how long each read took as JSON.
+    GoRead(go_read::GoReadArgs),
 }
 
 /// Runs a tool.
@@ -60,6 +64,10 @@ pub fn run(arguments: &DebugArgs) -> Result<ExitCode> {
                 "{}",
                 serde_json::to_string(&crate::session::feed::measure(*events, *live, *rate)?)?
             );
+            Ok(ExitCode::SUCCESS)
+        }
+        Tool::GoRead(arguments) => {
+            go_read::run(arguments)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -11,6 +11,7 @@ use leaktrace_tests::recording::{self, Recording};
 use leaktrace_tests::{programs, scenario};
 use serde::Deserialize;
 
+use super::go;
 use super::outcome::Goal;
 use crate::workspace;
 
@@ -24,6 +25,9 @@ pub const ALL: &[(&str, Feat)] = &[
     ("throughput", throughput),
     ("many-stacks", many_stacks),
     ("false-leaks", false_leaks),
+    ("go-reads", go::reads),
+    ("go-collector", go::collector),
+    ("go-overhead", go::overhead),
 ];
 
 const LIBRARIES: usize = 100;
@@ -134,7 +138,7 @@ fn memory(smoke: bool) -> Result<Vec<Goal>> {
 }
 
 /// Resident bytes of a process.
-fn resident(pid: u32) -> Result<f64> {
+pub fn resident(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()

@@ -4,6 +4,7 @@
 //! them; medians are compared. A peer that does not run is reported as that, never as a number.
 
 mod feats;
+mod go;
 mod outcome;
 mod peers;
 mod tracer;

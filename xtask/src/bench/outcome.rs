@@ -57,6 +57,8 @@ pub struct Goal {
     limit: f64,
     at_least: bool,
     failure: Option<String>,
+    /// Spread, or what else belongs to the value.
+    note: Option<String>,
 }
 
 impl Goal {
@@ -68,6 +70,7 @@ impl Goal {
             limit,
             at_least: false,
             failure: None,
+            note: None,
         }
     }
 
@@ -84,6 +87,14 @@ impl Goal {
         Self {
             failure: Some(format!("{error:#}")),
             ..Self::at_most(name, None, 0.0)
+        }
+    }
+
+    /// The same with a spread, or what else belongs to the value, beside the verdict.
+    pub fn noting(self, note: String) -> Self {
+        Self {
+            note: Some(note),
+            ..self
         }
     }
 
@@ -164,8 +175,9 @@ impl Outcome {
                 (None, Some(failure)) => format!("not measured: {}", in_a_cell(failure)),
                 (None, None) => "not measured".to_owned(),
             };
+            let note = goal.note.as_deref().map_or(String::new(), |note| format!(" ({note})"));
             text += &format!(
-                "| {} | {sign} {} | {value} | {verdict} |\n",
+                "| {} | {sign} {} | {value} | {verdict}{note} |\n",
                 goal.name,
                 figure(goal.limit)
             );

@@ -286,18 +286,11 @@ impl<M: MemoryReader> Reader<'_, M> {
     }
 
     fn read_group(&mut self, group: &[u64], snapshot: &mut GoroutineSnapshot) -> Result<(), GoroutineError> {
-        let size = self.layout.g.size.offset;
-        let ranges: Vec<Range> = group.iter().map(|&address| Range { address, len: size }).collect();
-        let mut bytes = Vec::new();
-        let filled = self.memory.read_ranges(&ranges, &mut bytes)?;
         let mut pending: Vec<(u64, Key)> = Vec::with_capacity(group.len());
-        for ((&address, g), filled) in group.iter().zip(bytes.chunks_exact(size)).zip(filled) {
-            if filled {
-                pending.push((address, self.key(g)));
-            } else {
-                snapshot.unreadable += 1;
-            }
-        }
+        let apart = self.read_keys(&runs(group, self.layout.g.size.offset), &mut pending)?;
+        // A run with an unreadable byte: its goroutines one by one.
+        let ones: Vec<&[u64]> = apart.chunks(1).collect();
+        snapshot.unreadable += self.read_keys(&ones, &mut pending)?.len() as u64;
         for attempt in 0..RETRIES {
             let last = attempt + 1 == RETRIES;
             let mut again = Vec::new();
@@ -319,6 +312,36 @@ impl<M: MemoryReader> Reader<'_, M> {
             pending = again;
         }
         Ok(())
+    }
+
+    /// A first look at each goroutine, which says where its stack is; those of runs that are not readable are returned.
+    fn read_keys(&self, runs: &[&[u64]], keys: &mut Vec<(u64, Key)>) -> Result<Vec<u64>, GoroutineError> {
+        let size = self.layout.g.size.offset;
+        // Addresses within a run ascend.
+        let range = |run: &&[u64]| {
+            let first = run.first().copied().unwrap_or_default();
+            let last = run.last().copied().unwrap_or_default();
+            Range {
+                address: first,
+                len: (last - first) as usize + size,
+            }
+        };
+        let ranges: Vec<Range> = runs.iter().map(range).collect();
+        let mut bytes = Vec::new();
+        let filled = self.memory.read_ranges(&ranges, &mut bytes)?;
+        let mut apart = Vec::new();
+        let mut rest = bytes.as_slice();
+        for ((run, range), filled) in runs.iter().zip(ranges).zip(filled) {
+            let (whole, behind) = rest.split_at(range.len);
+            rest = behind;
+            if filled {
+                let key = |&address: &u64| (address, self.key(&whole[(address - range.address) as usize..][..size]));
+                keys.extend(run.iter().map(key));
+            } else {
+                apart.extend_from_slice(run);
+            }
+        }
+        Ok(apart)
     }
 
     /// Reads goroutine, stack, goroutine, and accepts those that stood still; the others go to `again`, unless this
@@ -470,6 +493,20 @@ impl<M: MemoryReader> Reader<'_, M> {
     }
 }
 
+/// Addresses split where one does not lie close behind the one before. Goroutines that were started one after the other
+/// do, and reading them as one range saves most of the time: a range costs the kernel more than its bytes.
+fn runs(addresses: &[u64], size: usize) -> Vec<&[u64]> {
+    // What the allocator's size classes leave between two; it also bounds what a hostile list can have read.
+    const MAX_GAP: u64 = 256;
+    let close = |before: &u64, behind: &u64| {
+        let gap = behind
+            .checked_sub(*before)
+            .and_then(|stride| stride.checked_sub(size as u64));
+        gap.is_some_and(|gap| gap <= MAX_GAP)
+    };
+    addresses.chunk_by(close).collect()
+}
+
 /// Bytes of a stack to read: from the stack pointer, within its bounds and the limit.
 fn stack_len(key: &Key) -> usize {
     if !key.status.is_parked() || !(key.low..key.high).contains(&key.sp) {
@@ -521,4 +558,26 @@ pub fn read_channels<M: MemoryReader>(
         }
     }
     Ok(states)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs;
+
+    #[test]
+    fn neighbours_are_read_as_one() {
+        let addresses = [0x1000, 0x11c0, 0x1380, 0x9000, 0x91c0, 0x91c0, 0x100, 0, u64::MAX, 7];
+        let found = runs(&addresses, 0x1b0);
+        let expected: [&[u64]; 7] = [
+            &[0x1000, 0x11c0, 0x1380],
+            &[0x9000, 0x91c0],
+            &[0x91c0],
+            &[0x100],
+            &[0],
+            &[u64::MAX],
+            &[7],
+        ];
+        assert_eq!(found, expected);
+        assert!(runs(&[], 8).is_empty());
+    }
 }
