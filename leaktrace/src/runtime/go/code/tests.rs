@@ -48,7 +48,10 @@ fn build(root: &Path, folder: &Path, cgo: bool, flags: &[&str]) -> GoCode {
         .args(flags)
         .current_dir(folder)
         .env("GOROOT", root)
-        .env("GOCACHE", concat!(env!("CARGO_MANIFEST_DIR"), "/../target/go-tests/cache"))
+        .env(
+            "GOCACHE",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../target/go-tests/cache"),
+        )
         .envs([("GOTOOLCHAIN", "local"), ("GOPROXY", "off"), ("GOTELEMETRY", "off")])
         .env("CGO_ENABLED", if cgo { "1" } else { "0" })
         .output()
