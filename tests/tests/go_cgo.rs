@@ -239,7 +239,7 @@ fn go_without_any_c_is_recorded() -> Result<()> {
         let program = toolchain.build("leaks", Form::Pure)?;
         let mut program = ready(Command::new(program).arg("slice"))?;
         let folder = tempfile::tempdir()?;
-        let mut own = |program: &mut Process, name: &str| -> Result<(Amount, Amount)> {
+        let own = |program: &mut Process, name: &str| -> Result<(Amount, Amount)> {
             let file = folder.path().join(name);
             tell(program, &format!("heap {}", file.display()))?;
             Ok(remembered(&as_json(&file)?))
