@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::*;
 
-const PROGRAM: &str = "package main\n\n// int twice(int n) { return 2 * n; }\nimport \"C\"\n\n\
+const PROGRAM: &str = "package main\n\n// static int twice(int n) { return 2 * n; }\nimport \"C\"\n\n\
                        //export Back\nfunc Back() {}\n\nfunc main() { println(C.twice(4)) }\n";
 const EXPORTING: &str =
     "package main\n\n// extern void Back(void);\nimport \"C\"\n\nfunc unused() { C.Back() }\n\nvar Unused = unused\n";
@@ -48,7 +48,10 @@ fn build(root: &Path, folder: &Path, cgo: bool, flags: &[&str]) -> GoCode {
         .args(flags)
         .current_dir(folder)
         .env("GOROOT", root)
-        .env("GOCACHE", concat!(env!("CARGO_MANIFEST_DIR"), "/../target/go-tests/cache"))
+        .env(
+            "GOCACHE",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../target/go-tests/cache"),
+        )
         .envs([("GOTOOLCHAIN", "local"), ("GOPROXY", "off"), ("GOTELEMETRY", "off")])
         .env("CGO_ENABLED", if cgo { "1" } else { "0" })
         .output()
