@@ -212,8 +212,8 @@ fn stacks_through_cgo_of_go_1_23() -> Result<()> {
 }
 
 #[test]
-fn stacks_through_cgo_of_later_releases() -> Result<()> {
-    every_form(|minor| minor > 23)
+fn stacks_through_cgo_of_other_releases() -> Result<()> {
+    every_form(|minor| !matches!(minor, 19 | 23))
 }
 
 /// What `main.remember` allocated, and of that what is in use.
@@ -239,7 +239,7 @@ fn go_without_any_c_is_recorded() -> Result<()> {
         let program = toolchain.build("leaks", Form::Pure)?;
         let mut program = ready(Command::new(program).arg("slice"))?;
         let folder = tempfile::tempdir()?;
-        let mut own = |program: &mut Process, name: &str| -> Result<(Amount, Amount)> {
+        let own = |program: &mut Process, name: &str| -> Result<(Amount, Amount)> {
             let file = folder.path().join(name);
             tell(program, &format!("heap {}", file.display()))?;
             Ok(remembered(&as_json(&file)?))
