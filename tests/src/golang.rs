@@ -16,7 +16,7 @@ const CACHE: &str = "/var/cache/leaktrace-tests/go";
 /// Minor releases without which tests fail.
 const MANDATORY: [u32; 2] = [19, 23];
 /// Minor releases that are tested where they are there.
-const MINORS: [u32; 5] = [19, 23, 24, 26, 27];
+const MINORS: [u32; 7] = [19, 21, 22, 23, 24, 26, 27];
 
 static BUILDING: Mutex<()> = Mutex::new(());
 

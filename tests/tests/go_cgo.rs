@@ -212,8 +212,8 @@ fn stacks_through_cgo_of_go_1_23() -> Result<()> {
 }
 
 #[test]
-fn stacks_through_cgo_of_later_releases() -> Result<()> {
-    every_form(|minor| minor > 23)
+fn stacks_through_cgo_of_other_releases() -> Result<()> {
+    every_form(|minor| !matches!(minor, 19 | 23))
 }
 
 /// What `main.remember` allocated, and of that what is in use.
