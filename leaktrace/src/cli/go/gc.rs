@@ -94,6 +94,9 @@ struct Summary {
     memory_limit: Option<u64>,
 }
 
+/// How old the last whole state may become while nothing is collected: what the summary of a program that ends shows.
+const REFRESH: Duration = Duration::from_secs(1);
+
 /// Runs the subcommand.
 pub fn run(args: &GcArgs) -> anyhow::Result<()> {
     let process = args.target.attach()?;
@@ -110,6 +113,7 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         pauses: Vec::new(),
         missed: 0,
     };
+    let mut refreshed = Instant::now();
     let mut out = std::io::stdout().lock();
     loop {
         let left = args.keep.map(|keep| keep.saturating_sub(begin.elapsed()));
@@ -120,7 +124,13 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         if pause.wait(Some(left.map_or(step, |left| left.min(step)))) {
             break;
         }
-        let state = match process.collector() {
+        let look = match process.finished_collections() {
+            // Nothing ended since.
+            Ok(finished) if finished == watch.last.finished && refreshed.elapsed() < REFRESH => continue,
+            Ok(_) => process.collector(),
+            Err(error) => Err(error),
+        };
+        let state = match look {
             Ok(state) => state,
             // Its end is the end of the watch, not a failure.
             Err(_) if !process.is_alive() => break,
@@ -135,6 +145,11 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
             };
             written.and_then(|()| out.flush())?;
         }
+        watch.last = state;
+        refreshed = Instant::now();
+    }
+    // Up to the end; where it is gone, the last state is a second old at most.
+    if let Ok(state) = process.collector() {
         watch.last = state;
     }
     let summary = watch.summary(&process, begin.elapsed());

@@ -220,6 +220,12 @@ impl<M: MemoryReader> GoProcess<M> {
         gc::read(&self.memory, &self.globals, layout).map_err(|error| self.collector_error(error))
     }
 
+    /// How many collections ended until now.
+    pub fn finished_collections(&self) -> Result<u64, GoError> {
+        let (layout, _) = self.layout(Area::Collector)?;
+        gc::read_finished(&self.memory, &self.globals, layout).map_err(|error| self.collector_error(error))
+    }
+
     /// The heap profile now.
     pub fn heap(&self) -> Result<HeapSnapshot, GoError> {
         let (layout, _) = self.layout(Area::Heap)?;
