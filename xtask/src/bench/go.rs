@@ -3,10 +3,10 @@
 //! Reads are timed by the program itself (`leaktrace debug go-read`), so that starting it is no part of them. Invariant:
 //! a goal is measured on a process that has what it names; one with fewer buckets or goroutines is an error, no number.
 //!
-//! What bounds leaktrace's memory, and what is therefore measured against a fixed limit: stacks are read in groups of at
-//! most 341 goroutines and 16 MiB and dropped once walked, so that a snapshot costs about 150 bytes and 8 a frame for each
-//! goroutine; buckets are read in windows and cost about 100 bytes and 8 a frame; following the collector keeps 4,096
-//! points of its trend, whatever the time.
+//! What bounds leaktrace's memory: stacks are read in groups of at most 341 goroutines and 16 MiB and dropped once walked, so
+//! that a snapshot keeps 112 bytes and 8 a frame for each goroutine (and no more than 2^26 frames); buckets are read in
+//! windows and keep 104 bytes and 8 a frame (no more than 2^21 buckets and 2^25 frames); following the collector keeps 4,096
+//! points of its trend, whatever the time. The limits here are for the programs here: about half as much again as they need.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;

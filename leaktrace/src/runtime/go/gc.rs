@@ -185,7 +185,7 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
     })
 }
 
-/// Reads how many collections ended, alone: a third of the price of a whole state, for those who look often.
+/// Reads how many collections ended, alone: 4 bytes instead of 5 KB, for those who look often.
 pub fn read_finished<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<u64, CollectorError> {
     let stats = globals.stats.ok_or(CollectorError::NotFound)?;
     let field = layout.stats.cycles;
