@@ -354,7 +354,11 @@ fn a_live_redis() {
     loop {
         let started = Instant::now();
         let files = inspect_live(pid);
-        let plan = Planner::new().plan(&detect(&files).unwrap(), &files.files, FEATURES);
+        // Of libc perhaps only the first, not executable part is mapped: then there is nothing to detect yet.
+        let detection = detect(&files);
+        let plan = detection
+            .map(|detection| Planner::new().plan(&detection, &files.files, FEATURES))
+            .unwrap_or_default();
         let elapsed = started.elapsed();
         // Where jemalloc is (in a library or in the program) is the distribution's choice.
         let files_with = |symbol: &str| {
