@@ -346,7 +346,13 @@ fn a_live_redis() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("/usr/bin/redis-server");
-    command.args(["--port", "0", "--save", "", "--dir"]).arg(folder.path());
+    // Without anywhere to listen redis ends at once.
+    let socket = folder.path().join("socket");
+    command
+        .args(["--port", "0", "--save", "", "--dir"])
+        .arg(folder.path())
+        .arg("--unixsocket")
+        .arg(socket);
     let target = Target::start(&mut command);
     let pid = target.wait_for("libc.so");
     // libc is not the last library that the loader maps: the plan is complete soon after.
