@@ -1,6 +1,6 @@
 //! The maps, each with its size, its eviction and what happens when it is full.
 //!
-//! Sizes given here are placeholders where userspace sets them at load (`leaktrace/src/bpf/load.rs`).
+//! Sizes given here are placeholders where userspace sets them at load (`leaktrace/src/bpf/kernel.rs`).
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,

@@ -100,7 +100,6 @@ impl RecordArgs {
             "--sample-interval must be 16B to 32GiB"
         );
         let ring_bytes = u32::try_from(self.ring_size.clamp(4096, 1 << 30))?.next_power_of_two();
-        debug_assert!(RING_BYTES.is_power_of_two());
         Ok(Settings {
             sample_interval: interval & !15,
             min_size: self.min_size,

@@ -426,7 +426,7 @@ fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) 
         (
             "thread_table_full",
             count(Counter::ThreadTableFull),
-            "calls not seen: too many threads",
+            "calls not seen: no memory to remember their threads",
         ),
         (
             "sampled_set_full",
