@@ -3,7 +3,7 @@
 //! A thread runs one probe at a time, so nothing here needs a lock.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use leaktrace_common::{config::MAX_FRAMES, event::Stack, reason::Counter};
+use leaktrace_common::{config::MAX_FRAMES, event::Stack, reason::Counter, unwind::Row};
 
 use crate::maps::{THREADS, count};
 
@@ -12,7 +12,10 @@ pub const FRAME_SLOTS: usize = 128;
 /// Mask of an index into them.
 pub const FRAME_MASK: u32 = FRAME_SLOTS as u32 - 1;
 /// 8-byte words of stack that are read at once.
-pub const WINDOW_WORDS: usize = 64;
+pub const WINDOW_WORDS: usize = 128;
+/// Places for remembered rows: a power of two. A program that allocates from a few dozen places passes through some
+/// hundred call sites; two that share a place only search more often.
+pub const ROW_SLOTS: usize = 128;
 
 const _: () = assert!(MAX_FRAMES < FRAME_SLOTS);
 
@@ -69,6 +72,16 @@ pub struct Frame {
     pub hash: u64,
 }
 
+/// The row that a search found for a code address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct FoundRow {
+    pub pc: u64,
+    /// The process's generation at that time, which changes with its mappings.
+    pub generation: u64,
+    pub row: Row,
+}
+
 /// State of the walk in progress and memory of the last one.
 #[repr(C)]
 pub struct Walk {
@@ -112,6 +125,8 @@ pub struct Walk {
     pub window_base: u64,
     pub window_bytes: u64,
     pub window: [u64; WINDOW_WORDS],
+    /// Rows found lately, by a hash of the address: the same few call sites lead to most allocations.
+    pub rows: [FoundRow; ROW_SLOTS],
     /// Frames found in this walk, innermost first.
     pub fresh: [Frame; FRAME_SLOTS],
     /// The last walk, outermost first: its outer part stays in place when only the inner part changes.
