@@ -7,6 +7,7 @@
 pub mod allocator;
 pub mod bpf;
 pub mod cli;
+pub mod daemon;
 pub mod event;
 pub mod export;
 pub mod ledger;

@@ -1,0 +1,1 @@
+//! What the administrator wrote: `/etc/leaktrace.toml`, read, checked and documented.

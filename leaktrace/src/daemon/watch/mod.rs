@@ -1,0 +1,1 @@
+//! The watch tier: every process, without any probe.
