@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::report::ReportError;
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
+    daemon::store::StoreError,
     export::file::WriteError,
     proc::ProcError,
     runtime::go::GoError,
@@ -45,6 +46,10 @@ pub enum Exit {
     NotGo = 15,
     /// Its runtime is of a release that is not known.
     UnsupportedRuntime = 16,
+    /// The profile store belongs to another version, is none, or is damaged beyond reading.
+    ForeignStore = 17,
+    /// Another daemon writes to the profile store.
+    StoreInUse = 18,
 }
 
 impl From<Exit> for ExitCode {
@@ -81,6 +86,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
         }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(of_store(error));
+        }
         if cause.is::<WriteError>() {
             return Some(Exit::Unwritable);
         }
@@ -112,6 +120,21 @@ fn of_report(error: &ReportError) -> Exit {
         ReportError::Corrupt { .. } => Exit::CorruptProfile,
         ReportError::Unwritable(_) => Exit::Unwritable,
         _ => Exit::NotInProfile,
+    }
+}
+
+fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::NotAStore { .. } | StoreError::OtherVersion { .. } => Exit::ForeignStore,
+        StoreError::InUse { .. } => Exit::StoreInUse,
+        StoreError::NotFound(_) | StoreError::NoSuchProfile { .. } => Exit::Unreadable,
+        StoreError::Damaged { .. } => Exit::CorruptProfile,
+        StoreError::Insecure { .. } => Exit::Permission,
+        StoreError::NotGzip(_) | StoreError::TooLarge { .. } | StoreError::Paused(_) => Exit::Unwritable,
+        StoreError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Unreadable,
+        },
     }
 }
 
