@@ -170,3 +170,24 @@ fn of_feature(error: &FeatureError) -> Exit {
         _ => Exit::KernelLacks,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn stores_have_statuses_of_their_own() {
+        let path = PathBuf::from("/x");
+        let version = StoreError::OtherVersion {
+            path: path.clone(),
+            found: 2,
+            known: 1,
+        };
+        assert_eq!(of_store(&version) as u8, 17);
+        assert_eq!(of_store(&StoreError::InUse { path, pid: None }) as u8, 18);
+        let error = anyhow::Error::from(version);
+        assert_eq!(format!("{:?}", code(&error)), format!("{:?}", ExitCode::from(17)));
+    }
+}

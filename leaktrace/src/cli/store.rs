@@ -248,3 +248,122 @@ fn heading(profile: &StoredProfile, identity: &Identity) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::store::{Heap, NewEntry, Settings, Store};
+    use crate::export::pprof;
+    use crate::report::{FrameLine, ProfileBuilder, diff};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn heap(bytes: i64) -> Vec<u8> {
+        let mut builder = ProfileBuilder::heap();
+        let frame = FrameLine {
+            function: "leak",
+            ..FrameLine::default()
+        };
+        let location = builder.location(None, 0x10, &[frame]);
+        builder.sample(vec![location], vec![1, bytes, 1, bytes], Vec::new(), Vec::new());
+        let mut output = Vec::new();
+        pprof::write(&builder.finish(), &mut output).expect("writes");
+        output
+    }
+
+    /// A store with two profiles of one process and one of another.
+    fn stored() -> (tempfile::TempDir, StoreArgs) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut store = Store::open(Settings {
+            directory: directory.path().to_owned(),
+            free_reserve: 0,
+            ..Settings::default()
+        })
+        .expect("opens");
+        for (pid, comm, end, in_use) in [
+            (7, "worker", 1_769_860_800, 1000),
+            (81, "a\n\u{1b}[2J", 1_769_860_830, 50),
+            (7, "worker", 1_769_860_860, 5000),
+            (7, "worker", 1_769_860_920, 3000),
+        ] {
+            let identity = Identity {
+                pid,
+                start_time: 9,
+                comm: comm.to_owned(),
+                command_line: vec!["/bin/x".to_owned(), "\u{1b}]0;x\u{7}".to_owned()],
+                ..Identity::default()
+            };
+            let new = NewEntry {
+                identity: &identity,
+                begin: 0,
+                end: end * SECOND,
+                heap: Heap::Native,
+                in_use,
+                bytes: &heap(in_use),
+            };
+            store.put(&new).expect("stores");
+        }
+        let store = directory.path().to_owned();
+        (directory, StoreArgs { store })
+    }
+
+    #[test]
+    fn the_list_tells_growth_and_shows_names_harmlessly() {
+        let (_directory, args) = stored();
+        let reader = Reader::open(&args.store).expect("opens");
+        insta::assert_snapshot!(table(&reader.list_with_growth(&Filter::default())), @"");
+        let opened = reader.open_profile("81-9-2").expect("opens");
+        insta::assert_snapshot!(heading(&opened.told(), opened.identity()), @"");
+    }
+
+    #[test]
+    fn growth_between_two_ids() {
+        let (directory, args) = stored();
+        let profile = |name: &str| read(Path::new(name), &args);
+        let (base, new) = (profile("7-9-1").expect("reads"), profile("7-9-3").expect("reads"));
+        let difference = diff::diff(&base, &new).expect("compares");
+        assert_eq!(difference.samples[0].values, [0, 4000, 0, 4000]);
+        let error = profile("7-9-99").expect_err("there is none").to_string();
+        assert!(error.starts_with("no profile `7-9-99` in the store"), "{error}");
+        // What is no id, and what is a file, is a file.
+        let error = profile("no-such-file").expect_err("there is none").to_string();
+        assert_eq!(error, "failed to read `no-such-file`: no such file");
+        let file = directory.path().join("7-9-1.pb.gz");
+        assert_eq!(profile(file.to_str().expect("is UTF-8")).expect("reads"), base);
+    }
+
+    #[test]
+    fn a_profile_is_fetched_as_it_was_stored() {
+        let (directory, store) = stored();
+        let output = directory.path().join("out.pb.gz");
+        let args = FetchArgs {
+            id: "7-9-3".to_owned(),
+            output: Some(output.clone()),
+            store,
+        };
+        fetch(&args).expect("fetches");
+        assert_eq!(std::fs::read(output).expect("reads"), heap(5000));
+        for id in ["7-9-9", "../7-9-3", "version"] {
+            let args = FetchArgs {
+                id: id.to_owned(),
+                output: None,
+                ..args.clone()
+            };
+            fetch(&args).expect_err("there is none");
+        }
+    }
+
+    #[test]
+    fn moments_as_people_write_them() {
+        let now = 1_769_860_800 * SECOND;
+        let at = |text: &str| moment(text).map(|moment| moment.nanos(now));
+        assert_eq!(at("2h"), Ok(now - 7200 * SECOND));
+        assert_eq!(at("90"), Ok(now - 90 * SECOND));
+        assert_eq!(at("2026-01-31 12:00:00"), Ok(now));
+        assert_eq!(at("2026-01-31T12:00:00Z"), Ok(now));
+        assert_eq!(at("2026-01-31"), Ok(now - 12 * 3600 * SECOND));
+        assert_eq!(at("999999999999y").ok(), None);
+        assert!(at("yesterday").is_err());
+        assert!(at("1969-12-31 00:00:00").map_or(true, |nanos| nanos == 0));
+    }
+}

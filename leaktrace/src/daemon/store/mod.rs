@@ -88,7 +88,7 @@ pub struct Store {
     pause: Option<Pause>,
     dropped: u64,
     /// Held as long as the store is open.
-    _lock: File,
+    lock: File,
 }
 
 impl Store {
@@ -137,7 +137,7 @@ impl Store {
             settings,
             pause: None,
             dropped: 0,
-            _lock: lock,
+            lock,
         };
         if !agreed || store.journal.is_wasteful(&store.reader.index) {
             store.compact();
@@ -259,6 +259,13 @@ impl Store {
         if let Err(error) = self.journal.compact(directory, index, self.clock.value) {
             tracing::debug!("the store's journal is not written anew: {error}");
         }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child that was forked and has not called exec yet.
+        let _ = self.lock.unlock();
     }
 }
 
