@@ -1,1 +1,3 @@
 //! The watch tier: every process, without any probe.
+
+pub mod identity;
