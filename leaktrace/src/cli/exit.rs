@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::report::ReportError;
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
+    daemon::store::StoreError,
     export::file::WriteError,
     proc::ProcError,
     runtime::go::GoError,
@@ -45,6 +46,10 @@ pub enum Exit {
     NotGo = 15,
     /// Its runtime is of a release that is not known.
     UnsupportedRuntime = 16,
+    /// The profile store belongs to another version, is none, or is damaged beyond reading.
+    ForeignStore = 17,
+    /// Another daemon writes to the profile store.
+    StoreInUse = 18,
 }
 
 impl From<Exit> for ExitCode {
@@ -81,6 +86,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
         }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(of_store(error));
+        }
         if cause.is::<WriteError>() {
             return Some(Exit::Unwritable);
         }
@@ -115,6 +123,21 @@ fn of_report(error: &ReportError) -> Exit {
     }
 }
 
+fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::NotAStore { .. } | StoreError::OtherVersion { .. } => Exit::ForeignStore,
+        StoreError::InUse { .. } => Exit::StoreInUse,
+        StoreError::NotFound(_) | StoreError::NoSuchProfile { .. } => Exit::Unreadable,
+        StoreError::Damaged { .. } => Exit::CorruptProfile,
+        StoreError::Insecure { .. } => Exit::Permission,
+        StoreError::NotGzip(_) | StoreError::TooLarge { .. } | StoreError::Paused(_) => Exit::Unwritable,
+        StoreError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Unreadable,
+        },
+    }
+}
+
 fn of_process(error: &ProcError) -> Exit {
     match error {
         ProcError::NoSuchProcess { .. } | ProcError::Thread { .. } => Exit::NoSuchProcess,
@@ -145,5 +168,26 @@ fn of_feature(error: &FeatureError) -> Exit {
     match error {
         FeatureError::Capability { .. } => Exit::Permission,
         _ => Exit::KernelLacks,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn stores_have_statuses_of_their_own() {
+        let path = PathBuf::from("/x");
+        let version = StoreError::OtherVersion {
+            path: path.clone(),
+            found: 2,
+            known: 1,
+        };
+        assert_eq!(of_store(&version) as u8, 17);
+        assert_eq!(of_store(&StoreError::InUse { path, pid: None }) as u8, 18);
+        let error = anyhow::Error::from(version);
+        assert_eq!(format!("{:?}", code(&error)), format!("{:?}", ExitCode::from(17)));
     }
 }

@@ -9,6 +9,7 @@ mod progress;
 mod quantity;
 mod record;
 pub mod report;
+pub mod store;
 pub mod terminal;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -35,6 +36,12 @@ enum Command {
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
     Diff(diff::DiffArgs),
+    /// List the profiles that the daemon stored.
+    List(store::ListArgs),
+    /// Print tables and source listings of a stored profile.
+    Show(store::ShowArgs),
+    /// Copy a stored profile to a file.
+    Fetch(store::FetchArgs),
     /// Read what the runtime of a Go process knows: heap, goroutines, collector.
     Go(go::GoArgs),
     /// Say what this kernel, these privileges and a target allow.
@@ -61,6 +68,9 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::List(arguments) => store::list(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Show(arguments) => store::show(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Fetch(arguments) => store::fetch(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
