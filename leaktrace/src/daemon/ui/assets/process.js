@@ -27,6 +27,12 @@ const STATE_WORDS = {
   gone: "It ended a moment ago.",
 };
 
+/** The first digits of a long id; the whole of it on hovering, and in the API. */
+function brief(id) {
+  const whole = visible(id, 200);
+  return h("abbr", { title: whole }, whole.length > 20 ? `${whole.slice(0, 16)}…` : whole);
+}
+
 /** Opens the view in `root`. */
 export function process(root, opened, frame) {
   const { pid } = opened;
@@ -46,7 +52,7 @@ export function process(root, opened, frame) {
   const title = h("h1", { class: "hostile", tabindex: "-1" });
   const command = h("p", { class: "command hostile", title: "Click to see it whole", onclick: () => command.classList.toggle("open") });
   const buttons = h("div", { class: "actions" });
-  const said = h("div", { "aria-live": "polite" });
+  const said = h("div", { class: "said", "aria-live": "polite" });
   const figures = h("dl", { class: "figures" });
   const facts = h("dl", { class: "facts" });
   const why = h("div", { class: "card-body" });
@@ -76,8 +82,7 @@ export function process(root, opened, frame) {
     chart = timeline(pid, parameters, remember);
     replace(
       view,
-      h("div", { class: "head" }, h("div", { class: "head-text" }, title, command), buttons),
-      said,
+      h("div", { class: "head" }, h("div", { class: "head-text" }, title, command, said), buttons),
       figures,
       h(
         "div",
@@ -221,12 +226,12 @@ export function process(root, opened, frame) {
     ]);
     pairs(facts, [
       ["Executable", visible(details.executable ?? "unknown", 1000), "mono"],
-      ["Build ID", details.build_id ? visible(details.build_id, 80) : "none", "mono"],
+      ["Build ID", details.build_id ? brief(details.build_id) : "none", "mono"],
       ["Started", `${moment(details.started)} (${ago(details.started)})`],
       ["User", details.user ? `${visible(details.user, 64)} (${details.uid})` : String(details.uid)],
       ["Runtime", details.runtime === "go" ? visible(details.runtime_version ?? "Go", 64) : "machine code"],
       ...(details.unit ? [["Unit", visible(details.unit, 200)]] : []),
-      ...(details.container ? [["Container", `${visible(details.container.engine, 40)} ${visible(details.container.id, 80)}`, "mono"]] : []),
+      ...(details.container ? [["Container", h("span", {}, `${visible(details.container.engine, 40)} `, brief(details.container.id)), "mono"]] : []),
       ...(details.cgroup ? [["Control group", visible(details.cgroup, 400), "mono"]] : []),
     ]);
     const whyKey = JSON.stringify(tracing);

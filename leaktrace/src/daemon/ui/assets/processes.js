@@ -22,7 +22,7 @@ const COLUMNS = [
   { id: null, label: "Last hour", class: "slim", width: "col-spark col-slim" },
   { id: "anonymous", label: "Anonymous", class: "number", width: "col-number", first: "desc" },
   { id: "rss", label: "RSS", class: "number mid", width: "col-number col-mid", first: "desc" },
-  { id: null, label: "Swap", class: "number wide", width: "col-number col-wide" },
+  { id: null, label: "Swap", class: "number wide swap", width: "col-number col-wide col-swap" },
   { id: "tracked", label: "Tracked", class: "number mid", width: "col-number col-mid", first: "desc" },
   { id: "go_heap", label: "Go heap", class: "number wide", width: "col-number col-wide", first: "desc" },
   { id: null, label: "Why", class: "why", width: "col-why" },
@@ -111,8 +111,9 @@ export function processes(root, opened) {
   const headers = COLUMNS.map((column) =>
     h("th", { scope: "col", role: "columnheader", class: column.class }, column.id ? h("button", { type: "button", onclick: () => sortBy(column) }, column.label) : column.label),
   );
-  const above = h("td", { colspan: String(COLUMNS.length) });
-  const below = h("td", { colspan: String(COLUMNS.length) });
+  // One cell without a span: a span over columns that a narrow screen hides would make new ones.
+  const above = h("td", {});
+  const below = h("td", {});
   const body = h("tbody", { class: "rows" });
   const table = h(
     "table",

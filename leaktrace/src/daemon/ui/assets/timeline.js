@@ -124,6 +124,8 @@ export function timeline(pid, parameters, remember) {
     build();
   }
 
+  const height = () => (matchMedia("(min-width: 981px)").matches ? 300 : 220);
+
   function build() {
     plot?.destroy();
     plot = null;
@@ -138,7 +140,7 @@ export function timeline(pid, parameters, remember) {
     plot = new uPlot(
       {
         width: Math.max(200, chart.clientWidth),
-        height: 240,
+        height: height(),
         padding: [8, 8, 0, 0],
         legend: { show: false },
         cursor: { points: { size: 6 }, drag: { x: false, y: false } },
@@ -146,6 +148,7 @@ export function timeline(pid, parameters, remember) {
         axes: [
           {
             ...axis,
+            size: 28,
             values: (_, ticks) =>
               ticks.map((tick) => {
                 const at = new Date(tick * 1000);
@@ -211,7 +214,7 @@ export function timeline(pid, parameters, remember) {
     if (!ended.signal.aborted) timer = setTimeout(refresh, EVERY);
   }
 
-  const sized = new ResizeObserver(() => plot && plot.width !== chart.clientWidth && plot.setSize({ width: Math.max(200, chart.clientWidth), height: 240 }));
+  const sized = new ResizeObserver(() => plot && plot.width !== chart.clientWidth && plot.setSize({ width: Math.max(200, chart.clientWidth), height: height() }));
   sized.observe(chart);
   const themed = () => data && build();
   document.addEventListener("themechange", themed);
