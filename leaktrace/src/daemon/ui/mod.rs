@@ -32,10 +32,35 @@ macro_rules! files {
 }
 
 const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const IMAGE: &str = "image/svg+xml";
+const TEXT: &str = "text/plain; charset=utf-8";
 
 static FILES: &[(&str, Asset)] = files! {
+    "api.js": SCRIPT,
+    "app.css": CSS,
+    "dom.js": SCRIPT,
+    "flame-chart.js": SCRIPT,
+    "flame.js": SCRIPT,
+    "icon.svg": IMAGE,
     "index.html": HTML,
+    "licenses.txt": TEXT,
+    "login.css": CSS,
     "login.html": HTML,
+    "main.js": SCRIPT,
+    "panels.js": SCRIPT,
+    "process.js": SCRIPT,
+    "processes.js": SCRIPT,
+    "spark.js": SCRIPT,
+    "stacks.js": SCRIPT,
+    "status.js": SCRIPT,
+    "text.js": SCRIPT,
+    "theme.js": SCRIPT,
+    "timeline.js": SCRIPT,
+    "tree.js": SCRIPT,
+    "uplot.css": CSS,
+    "uplot.js": SCRIPT,
 };
 
 /// Two quotes and 16 hexadecimal digits.
