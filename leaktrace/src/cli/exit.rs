@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::report::ReportError;
+use super::{report::ReportError, top::source::SourceError};
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
     export::file::WriteError,
@@ -45,6 +45,8 @@ pub enum Exit {
     NotGo = 15,
     /// Its runtime is of a release that is not known.
     UnsupportedRuntime = 16,
+    /// The daemon does not run, or does not answer.
+    NoDaemon = 17,
 }
 
 impl From<Exit> for ExitCode {
@@ -81,6 +83,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
         }
+        if let Some(error) = cause.downcast_ref::<SourceError>() {
+            return Some(of_source(error));
+        }
         if cause.is::<WriteError>() {
             return Some(Exit::Unwritable);
         }
@@ -112,6 +117,21 @@ fn of_report(error: &ReportError) -> Exit {
         ReportError::Corrupt { .. } => Exit::CorruptProfile,
         ReportError::Unwritable(_) => Exit::Unwritable,
         _ => Exit::NotInProfile,
+    }
+}
+
+fn of_source(error: &SourceError) -> Exit {
+    match error {
+        SourceError::NotRunning { .. } | SourceError::Silent { .. } => Exit::NoDaemon,
+        SourceError::Denied { .. } | SourceError::Refused { status: 401 | 403, .. } => Exit::Permission,
+        SourceError::Refused { .. }
+        | SourceError::Foreign { .. }
+        | SourceError::Nothing(_)
+        | SourceError::Thread(_) => Exit::Failure,
+        SourceError::Process(error) => of_process(error),
+        SourceError::Feature(error) => of_feature(error),
+        SourceError::Record(error) => of_record(error),
+        SourceError::Go(error) => of_go(error),
     }
 }
 

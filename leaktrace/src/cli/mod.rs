@@ -10,6 +10,7 @@ mod quantity;
 mod record;
 pub mod report;
 pub mod terminal;
+mod top;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -37,6 +38,8 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Read what the runtime of a Go process knows: heap, goroutines, collector.
     Go(go::GoArgs),
+    /// Watch processes live in the terminal, by what grows.
+    Top(top::TopArgs),
     /// Say what this kernel, these privileges and a target allow.
     Doctor(doctor::DoctorArgs),
     /// Tools for measuring leaktrace itself.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::Top(arguments) => top::run(arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
         Command::ExecStopped { command } => {

@@ -1,0 +1,1 @@
+//! Views and keys, as a person meets them.
