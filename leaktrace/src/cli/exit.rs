@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::report::ReportError;
+use super::{report::ReportError, top::source::SourceError};
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
-    daemon::store::StoreError,
+    daemon::{config::ConfigError, http::HttpError, run::DaemonError, store::StoreError},
     export::file::WriteError,
     proc::ProcError,
     runtime::go::GoError,
@@ -50,6 +50,12 @@ pub enum Exit {
     ForeignStore = 17,
     /// Another daemon writes to the profile store.
     StoreInUse = 18,
+    /// The daemon does not run, or does not answer.
+    NoDaemon = 19,
+    /// The daemon's configuration is missing or wrong.
+    Configuration = 20,
+    /// The daemon cannot listen: an address or socket is in use, or may not be used as it is meant.
+    Address = 21,
 }
 
 impl From<Exit> for ExitCode {
@@ -86,8 +92,20 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
         }
+        if cause.is::<ConfigError>() {
+            return Some(Exit::Configuration);
+        }
+        if let Some(error) = cause.downcast_ref::<HttpError>() {
+            return Some(of_http(error));
+        }
+        if let Some(error) = cause.downcast_ref::<DaemonError>() {
+            return Some(of_daemon(error));
+        }
         if let Some(error) = cause.downcast_ref::<StoreError>() {
             return Some(of_store(error));
+        }
+        if let Some(error) = cause.downcast_ref::<SourceError>() {
+            return Some(of_source(error));
         }
         if cause.is::<WriteError>() {
             return Some(Exit::Unwritable);
@@ -123,6 +141,27 @@ fn of_report(error: &ReportError) -> Exit {
     }
 }
 
+fn of_daemon(error: &DaemonError) -> Exit {
+    match error {
+        DaemonError::Config(_) => Exit::Configuration,
+        DaemonError::Store(error) => of_store(error),
+        DaemonError::Http(error) => of_http(error),
+        DaemonError::Start { .. } => Exit::Failure,
+    }
+}
+
+fn of_http(error: &HttpError) -> Exit {
+    match error {
+        HttpError::Token(_) | HttpError::Tls { .. } | HttpError::Exposed { .. } => Exit::Configuration,
+        HttpError::Random(_) => Exit::Failure,
+        HttpError::PortInUse { .. }
+        | HttpError::Listen { .. }
+        | HttpError::SocketInUse { .. }
+        | HttpError::NotASocket { .. }
+        | HttpError::Socket { .. } => Exit::Address,
+    }
+}
+
 fn of_store(error: &StoreError) -> Exit {
     match error {
         StoreError::NotAStore { .. } | StoreError::OtherVersion { .. } => Exit::ForeignStore,
@@ -135,6 +174,21 @@ fn of_store(error: &StoreError) -> Exit {
             std::io::ErrorKind::PermissionDenied => Exit::Permission,
             _ => Exit::Unreadable,
         },
+    }
+}
+
+fn of_source(error: &SourceError) -> Exit {
+    match error {
+        SourceError::NotRunning { .. } | SourceError::Silent { .. } => Exit::NoDaemon,
+        SourceError::Denied { .. } | SourceError::Refused { status: 401 | 403, .. } => Exit::Permission,
+        SourceError::Refused { .. }
+        | SourceError::Foreign { .. }
+        | SourceError::Nothing(_)
+        | SourceError::Thread(_) => Exit::Failure,
+        SourceError::Process(error) => of_process(error),
+        SourceError::Feature(error) => of_feature(error),
+        SourceError::Record(error) => of_record(error),
+        SourceError::Go(error) => of_go(error),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
+pub mod daemon;
 mod debug;
 pub mod diff;
 mod doctor;
@@ -11,6 +12,7 @@ mod record;
 pub mod report;
 pub mod store;
 pub mod terminal;
+mod top;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -36,6 +38,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
     Diff(diff::DiffArgs),
+    /// Watch every process, trace those that grow, export profiles; with an API and a page.
+    Daemon(daemon::DaemonArgs),
     /// List the profiles that the daemon stored.
     List(store::ListArgs),
     /// Print tables and source listings of a stored profile.
@@ -44,6 +48,8 @@ enum Command {
     Fetch(store::FetchArgs),
     /// Read what the runtime of a Go process knows: heap, goroutines, collector.
     Go(go::GoArgs),
+    /// Watch processes live in the terminal, by what grows.
+    Top(top::TopArgs),
     /// Say what this kernel, these privileges and a target allow.
     Doctor(doctor::DoctorArgs),
     /// Tools for measuring leaktrace itself.
@@ -60,18 +66,26 @@ enum Command {
 /// Runs the program: parse, dispatch, exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A daemon says what it decides; everything else is quiet unless asked.
+    let quiet = match cli.command {
+        Command::Daemon(_) => "leaktrace=info,warn",
+        _ => "error",
+    };
+    let filter = std::env::var("LEAKTRACE_LOG").unwrap_or_else(|_| quiet.to_owned());
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("LEAKTRACE_LOG"))
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)
         .init();
     let result = match cli.command {
         Command::Record(arguments) => record::run(arguments),
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Daemon(arguments) => daemon::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::List(arguments) => store::list(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Show(arguments) => store::show(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fetch(arguments) => store::fetch(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::Top(arguments) => top::run(arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Debug(arguments) => debug::run(&arguments),
         Command::ExecStopped { command } => {
