@@ -337,10 +337,18 @@ fn pushes(document: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<Push> {
                 "`headers` holds `Authorization` as well; keep one of them",
             );
         }
+        let url_place = filled.place("url");
+        let kind = filled.take::<String>("kind").map(|kind| PushKind::of(&kind));
+        let url: String = filled.need("url");
+        if kind == Some(PushKind::OtlpGrpc) && has_path(&url) {
+            let message =
+                format!("`{url}` has a path or a query, which gRPC does not use; give scheme, host and port alone");
+            problems.add(url_place, filled.full("url"), message);
+        }
         pushes.push(Push {
             name: filled.need("name"),
-            kind: PushKind::of(&filled.need::<String>("kind")),
-            url: filled.need("url"),
+            kind: kind.unwrap_or_default(),
+            url,
             headers,
             token_file: filled.take("token_file"),
             timeout: filled.need::<Duration>("timeout"),
@@ -348,6 +356,12 @@ fn pushes(document: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<Push> {
         });
     }
     pushes
+}
+
+/// Whether a checked URL goes on behind host and port.
+fn has_path(url: &str) -> bool {
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    rest.find(['/', '?']).is_some_and(|at| &rest[at..] != "/")
 }
 
 fn http(filled: &mut Filled, problems: &mut Problems<'_>) -> Http {

@@ -239,6 +239,48 @@ tls_key = "/k"
 }
 
 #[test]
+fn push_targets_that_no_one_could_send_to() {
+    let push = |kind: &str, rest: &str| format!("[[push]]\nname = \"a\"\nkind = \"{kind}\"\n{rest}\n");
+    let wrong = [
+        ("otlp-grpc", r#"url = "http://host:4317/path""#, "gRPC does not use"),
+        ("otlp-grpc", r#"url = "http://host:4317?a=b""#, "gRPC does not use"),
+        ("pyroscope", r#"url = "http://host/#x""#, "behind `#`"),
+        ("pyroscope", r#"url = "ftp://host""#, "no URL"),
+        ("pyroscope", r#"url = "http://""#, "no URL"),
+        (
+            "pyroscope",
+            "url = \"http://host\"\nheaders = { Host = \"x\" }",
+            "made by the sender",
+        ),
+        (
+            "pyroscope",
+            "url = \"http://host\"\nheaders = { a = \"x\\n\" }",
+            "no header may have",
+        ),
+        (
+            "pyroscope",
+            "url = \"http://host\"\nheaders = { a = \"x\", A = \"y\" }",
+            "there twice",
+        ),
+    ];
+    for (kind, rest, part) in wrong {
+        let findings = findings(&push(kind, rest));
+        assert!(
+            findings.contains(part) && !findings.contains('\n'),
+            "{rest}: {findings}"
+        );
+    }
+    for (kind, url) in [
+        ("otlp-grpc", "http://host:4317/"),
+        ("otlp-http", "https://[::1]:4318/v1development/profiles"),
+        ("pyroscope", "https://host/base"),
+    ] {
+        let config = Config::parse(&push(kind, &format!("url = \"{url}\""))).unwrap();
+        assert_eq!(config.push[0].url, url);
+    }
+}
+
+#[test]
 fn what_is_no_toml() {
     insta::assert_snapshot!(findings("[watch\ninterval = \n"), @r###"
     1:7: not TOML: unclosed table, expected `]`

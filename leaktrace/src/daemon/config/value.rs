@@ -17,6 +17,18 @@ use crate::model::quantity;
 const MAX_TEXT: usize = 4096;
 /// Most headers.
 const MAX_HEADERS: usize = 64;
+/// Headers that the sender makes itself.
+const RESERVED_HEADERS: [&str; 9] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// A type that values of some kind have in the program.
 pub(super) trait FromValue: Sized {
@@ -228,6 +240,9 @@ fn url(text: &str) -> Result<Value, String> {
         (Some(authority), Some(_)) if authority.contains('@') => Err(
             "holds a user name or password, which would be shown in messages; use `token_file` or `headers`".to_owned(),
         ),
+        _ if text.contains('#') => Err(format!(
+            "`{text}` has a part behind `#`, which is never sent; leave it out"
+        )),
         (Some(_), Some(uri)) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(Value::Text(text.to_owned())),
         _ => Err(format!(
             "`{text}` is no URL that can be sent to; write http://HOST:PORT or https://HOST:PORT"
@@ -248,12 +263,16 @@ fn headers(value: &DeValue<'_>) -> Result<Value, String> {
         if axum::http::HeaderName::from_bytes(name.as_bytes()).is_err() {
             return Err(format!("`{name}` is no header name"));
         }
+        let lower = name.to_ascii_lowercase();
+        if RESERVED_HEADERS.contains(&lower.as_str()) || lower.starts_with("grpc-") {
+            return Err(format!("header `{name}` is made by the sender and cannot be set"));
+        }
         if axum::http::HeaderValue::from_str(value).is_err() {
             return Err(format!(
                 "header `{name}`: its value holds characters that no header may have"
             ));
         }
-        if headers.insert(name.to_ascii_lowercase(), value.to_owned()).is_some() {
+        if headers.insert(lower, value.to_owned()).is_some() {
             return Err(format!("header `{name}` is there twice"));
         }
     }
