@@ -156,10 +156,9 @@ impl Filled {
                 let message = format!("is missing; write {} = {example}", key.name);
                 problems.add(place.clone(), format!("{}.{}", section.name, key.name), message);
             }
-            if let Some(value) = key.default.and_then(|text| DeValue::parse(text).ok()) {
-                if let Ok(value) = value::check(key.kind, value.get_ref()) {
-                    filled.values.insert(key.name, value);
-                }
+            let default = key.default.and_then(|text| DeValue::parse(text).ok());
+            if let Some(value) = default.and_then(|value| value::check(key.kind, value.get_ref()).ok()) {
+                filled.values.insert(key.name, value);
             }
         }
         filled

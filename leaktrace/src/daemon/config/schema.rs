@@ -38,6 +38,9 @@ pub(super) enum Kind {
     Address,
 }
 
+/// Whether two configurations differ in a key.
+type Differs = fn(&Config, &Config) -> bool;
+
 /// A key.
 pub(super) struct Key {
     pub name: &'static str,
@@ -49,7 +52,7 @@ pub(super) struct Key {
     /// Must be there.
     pub required: bool,
     /// For keys that are read at the start alone: the full name, and whether two configurations differ in it.
-    pub restart: Option<(&'static str, fn(&Config, &Config) -> bool)>,
+    pub restart: Option<(&'static str, Differs)>,
     /// Sentences, in Markdown.
     pub doc: &'static str,
 }
@@ -110,7 +113,7 @@ const fn required(name: &'static str, kind: Kind, example: &'static str, doc: &'
     }
 }
 
-const fn at_start(full: &'static str, differs: fn(&Config, &Config) -> bool, key: Key) -> Key {
+const fn at_start(full: &'static str, differs: Differs, key: Key) -> Key {
     Key {
         restart: Some((full, differs)),
         ..key
