@@ -9,10 +9,11 @@ use clap::Args;
 use regex::Regex;
 
 use super::report::{self, ReportError, ViewArgs};
-use super::{quantity, terminal};
+use super::terminal;
 use crate::daemon::api::{Identity, StoredProfile, StoredProfiles};
 use crate::daemon::store::{self, Filter, Listed, Reader};
 use crate::export::file;
+use crate::model::quantity;
 use crate::report::Profile;
 use crate::report::name::{fit, printable};
 use crate::report::unit::{self, Scale};
@@ -265,7 +266,7 @@ mod tests {
             ..FrameLine::default()
         };
         let location = builder.location(None, 0x10, &[frame]);
-        builder.sample(vec![location], vec![1, bytes, 1, bytes], Vec::new(), Vec::new());
+        builder.sample(vec![location], &[1, bytes, 1, bytes], Vec::new(), Vec::new());
         let mut output = Vec::new();
         pprof::write(&builder.finish(), &mut output).expect("writes");
         output
