@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod files;
+pub mod footprint;
 pub mod identity;
 pub mod maps;
 pub mod memory;

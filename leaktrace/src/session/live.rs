@@ -263,6 +263,11 @@ impl Live {
 }
 
 impl Moment {
+    /// Whether the profile has samples of a Go heap.
+    pub fn is_go(&self) -> bool {
+        self.is_go
+    }
+
     /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now.
     pub fn profile(mut self, symbolizer: &Symbolizer) -> Profile {
         let go = self.is_go.then(|| {
