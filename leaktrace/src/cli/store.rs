@@ -9,10 +9,11 @@ use clap::Args;
 use regex::Regex;
 
 use super::report::{self, ReportError, ViewArgs};
-use super::{quantity, terminal};
+use super::terminal;
 use crate::daemon::api::{Identity, StoredProfile, StoredProfiles};
 use crate::daemon::store::{self, Filter, Listed, Reader};
 use crate::export::file;
+use crate::model::quantity;
 use crate::report::Profile;
 use crate::report::name::{fit, printable};
 use crate::report::unit::{self, Scale};
@@ -265,7 +266,7 @@ mod tests {
             ..FrameLine::default()
         };
         let location = builder.location(None, 0x10, &[frame]);
-        builder.sample(vec![location], vec![1, bytes, 1, bytes], Vec::new(), Vec::new());
+        builder.sample(vec![location], &[1, bytes, 1, bytes], Vec::new(), Vec::new());
         let mut output = Vec::new();
         pprof::write(&builder.finish(), &mut output).expect("writes");
         output
@@ -311,9 +312,18 @@ mod tests {
     fn the_list_tells_growth_and_shows_names_harmlessly() {
         let (_directory, args) = stored();
         let reader = Reader::open(&args.store).expect("opens");
-        insta::assert_snapshot!(table(&reader.list_with_growth(&Filter::default())), @"");
+        insta::assert_snapshot!(table(&reader.list_with_growth(&Filter::default())), @r"
+        ID      TIME                  PROCESS             HEAP    IN USE   GROWTH
+        7-9-4   2026-01-31T12:02:00Z  7 worker            native  2.93kB  -1.95kB
+        7-9-3   2026-01-31T12:01:00Z  7 worker            native  4.88kB  +3.91kB
+        81-9-2  2026-01-31T12:00:30Z  81 a\u{a}\u{1b}[2J  native     50B        -
+        7-9-1   2026-01-31T12:00:00Z  7 worker            native   1000B        -
+        ");
         let opened = reader.open_profile("81-9-2").expect("opens");
-        insta::assert_snapshot!(heading(&opened.told(), opened.identity()), @"");
+        insta::assert_snapshot!(heading(&opened.told(), opened.identity()), @r"
+        Profile 81-9-2 of pid 81 (a\u{a}\u{1b}[2J), native heap, 2026-01-31T12:00:30Z
+        Command: /bin/x \u{1b}]0;x\u{7}
+        ");
     }
 
     #[test]
@@ -364,6 +374,6 @@ mod tests {
         assert_eq!(at("2026-01-31"), Ok(now - 12 * 3600 * SECOND));
         assert_eq!(at("999999999999y").ok(), None);
         assert!(at("yesterday").is_err());
-        assert!(at("1969-12-31 00:00:00").map_or(true, |nanos| nanos == 0));
+        assert!(at("1969-12-31 00:00:00").is_ok_and(|nanos| nanos == 0) || at("1969-12-31 00:00:00").is_err());
     }
 }

@@ -12,6 +12,8 @@ const ENDING: &str = ".pb.gz";
 pub(super) const MAX_SEQUENCE: u64 = 1 << 53;
 /// Bytes of a command name that are kept. The kernel gives 15; lossy UTF-8 makes at most 45 of them.
 const MAX_COMM: usize = 64;
+/// No file of the store is larger: a profile and its label.
+const MAX_FILE: u64 = super::MAX_PROFILE + (1 << 16);
 /// Files take whole blocks.
 const BLOCK: u64 = 4096;
 
@@ -91,6 +93,11 @@ impl Entry {
             file_size: 0,
             stored,
         }
+    }
+
+    /// Numbers that are read from a disk, and that the store could have written.
+    pub(super) fn is_plausible(&self) -> bool {
+        (1..=MAX_SEQUENCE).contains(&self.sequence) && self.size <= self.file_size && self.file_size <= MAX_FILE
     }
 
     pub(super) fn id(&self) -> String {

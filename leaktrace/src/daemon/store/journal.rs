@@ -11,7 +11,7 @@ use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::directory::Directory;
-use super::entry::{Entry, MAX_SEQUENCE};
+use super::entry::Entry;
 use super::error::StoreError;
 use super::index::Index;
 use super::label::checksum;
@@ -63,7 +63,7 @@ pub(super) fn read(input: impl Read) -> Told {
         told.good += length;
         told.records += 1;
         match record {
-            Record::Put(entry) if entry.sequence <= MAX_SEQUENCE => told.index.insert(entry),
+            Record::Put(entry) if entry.is_plausible() => told.index.insert(entry),
             Record::Put(_) => {}
             Record::Removed(sequence) => {
                 told.index.remove(sequence);

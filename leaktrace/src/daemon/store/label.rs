@@ -134,7 +134,7 @@ pub(super) fn open<R: Read>(mut file: R, file_size: u64) -> io::Result<Opened<R>
     }
     let mut label: Label = serde_json::from_slice(&json).map_err(|_| damaged("its label cannot be read"))?;
     label.entry.file_size = file_size;
-    if (FRAME + json.len()) as u64 + label.entry.size != file_size {
+    if !label.entry.is_plausible() || (FRAME + json.len()) as u64 + label.entry.size != file_size {
         return Err(damaged("it has another length than it should have"));
     }
     Ok(Opened {

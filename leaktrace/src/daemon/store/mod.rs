@@ -71,7 +71,7 @@ impl Default for Settings {
             keep_count_per_process: 120,
             keep_age: Duration::from_secs(7 * 24 * 3600),
             keep_bytes: 1 << 30,
-            free_reserve: 256 << 20,
+            free_reserve: 128 << 20,
         }
     }
 }

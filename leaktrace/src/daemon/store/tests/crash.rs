@@ -101,13 +101,13 @@ fn a_crash_at_every_step_loses_nothing_that_was_promised() {
 #[test]
 fn a_journal_cut_at_every_byte_or_changed_anywhere_lists_the_same() {
     let (directory, mut store) = store();
-    for number in 1..=5 {
+    for number in 1..=3 {
         put(&mut store, 1, number, &profile(number, 50)).expect("stores");
     }
     let removed = store.reader.index.get(2).expect("is there").sequence;
     store.remove(removed);
     let expected = ids(store.reader());
-    assert_eq!(expected.len(), 4);
+    assert_eq!(expected.len(), 2);
     drop(store);
     let path = directory.path().join("journal");
     let journal = fs::read(&path).expect("reads");

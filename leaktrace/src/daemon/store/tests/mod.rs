@@ -111,6 +111,7 @@ fn what_is_stored_is_listed_and_read() {
     let second = put(&mut store, 1, 30 * SECOND, &profile(3, 40)).expect("stores");
     assert_eq!((first.id.as_str(), first.size, first.in_use), ("1-1001-1", 100, 100));
     let everything = [second.clone(), other.clone(), first.clone()];
+    let some = regex::Regex::new("^program[2-9]$").expect("is valid");
     for reader in [store.reader(), &Reader::open(&path).expect("opens")] {
         assert_eq!(reader.list(&Filter::default()), everything);
         assert_eq!(reader.read(&other.id).expect("reads"), profile(2, 5000));
@@ -128,7 +129,7 @@ fn what_is_stored_is_listed_and_read() {
         };
         assert_eq!(listed(pid), [(second.id.clone(), Some(-60))]);
         let comm = Filter {
-            comm: Some(regex::Regex::new("^program[2-9]$").expect("is valid")),
+            comm: Some(some.clone()),
             ..Filter::default()
         };
         assert_eq!(listed(comm), [(other.id.clone(), None)]);
