@@ -263,7 +263,7 @@ pub(super) fn causes(error: &(dyn Error + 'static)) -> String {
 
 /// An error and its causes.
 fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    iter::successors(Some(error), |error: &&'e (dyn Error + 'static)| error.source()).take(10)
+    iter::successors(Some(error), |error| (**error).source()).take(10)
 }
 
 #[cfg(test)]
