@@ -83,6 +83,8 @@ export function topPanel(context) {
     output,
     "Reading the profile…",
     async (signal) => {
+      const without = context.untraced();
+      if (without) return without;
       const top = await get(`/processes/${pid}/top`, { ...wanted, limit: 300 }, { signal, seconds: 60 });
       const write = writer(top.sample_type);
       if (top.rows.length === 0) {
@@ -185,7 +187,8 @@ export function goroutinePanel(context) {
     return [
       h("p", { class: "note", role: "status" }, `${count(answer.total)} goroutines in ${count(answer.groups.length)} groups${groups.length < answer.groups.length ? `, ${count(groups.length)} match` : ""}${shown.length < groups.length ? `; the largest ${count(shown.length)} are shown` : ""}.`),
       shown.map((group) => {
-        const first = group.stack[0];
+        // The runtime's own frames say how it waits, and the reason says that already.
+        const first = group.stack.find((frame) => !/^(runtime|internal|sync|syscall)[./]/.test(frame.function)) ?? group.stack[0];
         const details = h(
           "details",
           { class: "group" },

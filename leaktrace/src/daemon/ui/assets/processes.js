@@ -161,7 +161,8 @@ export function processes(root, opened) {
   sized.observe(grid);
 
   function read(parameters) {
-    wanted.sort = COLUMNS.some((column) => column.id === parameters.get("sort")) ? parameters.get("sort") : "growth";
+    const sort = parameters.get("sort");
+    wanted.sort = COLUMNS.some((column) => column.id && column.id === sort) ? sort : "growth";
     wanted.order = parameters.get("order") === "asc" ? "asc" : "desc";
     wanted.filter = parameters.get("filter") ?? "";
     wanted.state = STATES.some(([state]) => state === parameters.get("state")) ? parameters.get("state") : "";

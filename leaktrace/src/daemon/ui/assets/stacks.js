@@ -129,6 +129,14 @@ export function flamePanel(context) {
     if (!graph) replace(output, busy("Reading stacks…"));
     output.setAttribute("aria-busy", "true");
     try {
+      const without = context.untraced();
+      if (without) {
+        drop();
+        moments.hidden = true;
+        replace(output, without);
+        replace(below);
+        return;
+      }
       const growth = wanted.mode === "growth";
       if (growth && !(await loadMoments(signal))) {
         drop();
