@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use leaktrace::daemon::{api, backend, http};
 use leaktrace::{export, report};
 
-#[path = "../src/daemon/http/fake.rs"]
+#[path = "../src/daemon/http/tests/fake.rs"]
 mod fake;
 
 #[tokio::main]

@@ -20,8 +20,6 @@ mod token;
 mod views;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
 mod tests;
 
 use std::future::Future;
@@ -167,14 +165,14 @@ fn router(app: Arc<App>) -> Router {
         .route("/api/v1/processes/{pid}/goroutines", get(processes::goroutines))
         .route("/api/v1/processes/{pid}/gc", get(processes::gc))
         .route("/api/v1/processes/{pid}/profiles", get(processes::stored_of))
-        .route("/api/v1/processes/{pid}/profiles/{id}", get(profiles::stored_of))
+        .route("/api/v1/processes/{pid}/profiles/{id}", get(profiles::download_of))
         .route(
             "/api/v1/processes/{pid}/trace",
             post(processes::start_trace).delete(processes::stop_trace),
         )
         .route("/api/v1/decisions", get(processes::decisions))
         .route("/api/v1/profiles", get(processes::stored))
-        .route("/api/v1/profiles/{id}", get(profiles::stored))
+        .route("/api/v1/profiles/{id}", get(profiles::download))
         .route("/api/v1/openapi.json", get(openapi::document))
         .route("/debug/pprof", get(profiles::index))
         .route("/debug/pprof/", get(profiles::index))

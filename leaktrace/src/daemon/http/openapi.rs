@@ -36,8 +36,8 @@ use crate::daemon::api;
         processes::stored,
         profiles::top,
         profiles::stacks,
-        profiles::stored_of,
-        profiles::stored
+        profiles::download_of,
+        profiles::download
     ),
     components(schemas(api::Error)),
     modifiers(&Token)

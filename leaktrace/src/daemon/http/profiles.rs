@@ -236,26 +236,26 @@ pub(super) struct StoredQuery {
     params(("pid" = u32, Path), ("id" = String, Path), StoredQuery), responses(
     (status = 200, content_type = "application/octet-stream", body = [u8]), (status = 404, body = api::Error)))]
 /// A profile out of the store.
-pub(super) async fn stored_of(
+pub(super) async fn download_of(
     State(app): State<Arc<App>>,
     Path((pid, id)): Path<(u32, String)>,
     Query(query): Query<StoredQuery>,
 ) -> Answer {
-    download(app, Some(pid), id, query).await
+    fetch(app, Some(pid), id, query).await
 }
 
 #[utoipa::path(get, path = "/api/v1/profiles/{id}", tag = "profiles", params(("id" = String, Path), StoredQuery),
     responses((status = 200, content_type = "application/octet-stream", body = [u8]), (status = 404, body = api::Error)))]
 /// A profile out of the store, of any process.
-pub(super) async fn stored(
+pub(super) async fn download(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     Query(query): Query<StoredQuery>,
 ) -> Answer {
-    download(app, None, id, query).await
+    fetch(app, None, id, query).await
 }
 
-async fn download(app: Arc<App>, pid: Option<u32>, id: String, query: StoredQuery) -> Answer {
+async fn fetch(app: Arc<App>, pid: Option<u32>, id: String, query: StoredQuery) -> Answer {
     let (kind, ending) = match query.format {
         Format::Pprof => ("application/octet-stream", "pb.gz"),
         Format::Svg => ("image/svg+xml", "svg"),
