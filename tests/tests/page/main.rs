@@ -277,7 +277,7 @@ fn fifty_thousand_stacks_open_zoom_and_are_searched() -> Result<()> {
     page.watch_tasks()?;
     browser.wait("document.querySelector('.flame canvas')", SOON)?;
     let number = browser.number(frames)?;
-    ensure!(number > 50_000.0, "only {number} frames");
+    ensure!(number > 90_000.0, "only {number} frames");
     let colors = "(() => { const canvas = document.querySelector('.flame canvas');
         const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
         const seen = new Set(); for (let at = 0; at < data.length; at += 4) seen.add(data[at] << 16 | data[at + 1] << 8 | data[at + 2]);

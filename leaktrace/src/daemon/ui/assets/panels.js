@@ -306,7 +306,7 @@ export function storedPanel(context) {
           shown.map((one, at) => {
             const before = profiles.slice(at + 1).find((other) => other.heap === one.heap && other.process.start_time === one.process.start_time);
             const path = (format) => address(`/processes/${pid}/profiles/${encodeURIComponent(one.id)}`, { format });
-            const link = (format, label, name) => h("a", { href: path(format), download: name }, label);
+            const link = (format, label, ending) => h("a", { href: path(format), download: `heap-${pid}-${moment(one.end, 0).replace(/[ :]/g, "-")}${ending}` }, label);
             return h(
               "tr",
               {},
@@ -316,7 +316,7 @@ export function storedPanel(context) {
               h("td", { class: "number" }, bytes(one.in_use)),
               h("td", { class: "number" }, bytes(one.size)),
               h("td", {}, before ? h("a", { href: context.link("flame", { mode: "growth", from: before.id, to: one.id }) }, "Growth") : NONE),
-              h("td", {}, h("span", { class: "actions" }, link(undefined, "pprof", `${pid}-${at}.pb.gz`), link("svg", "SVG", `${pid}-${at}.svg`), link("folded", "folded", `${pid}-${at}.txt`))),
+              h("td", {}, h("span", { class: "actions" }, link(undefined, "pprof", ".pb.gz"), link("svg", "SVG", ".svg"), link("folded", "folded", ".txt"))),
             );
           }),
         ),

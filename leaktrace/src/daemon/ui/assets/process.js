@@ -301,6 +301,7 @@ export function process(root, opened, frame) {
 
   refresh();
   return {
+    key: () => `p/${pid}-${start}`,
     navigate: (again) => {
       parameters = again.parameters;
       tab = again.tab;
