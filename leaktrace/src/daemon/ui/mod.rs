@@ -90,3 +90,114 @@ const fn text(tag: &[u8; TAG_LENGTH]) -> &str {
         Err(_) => panic!("a tag is ASCII"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may end at once")]
+
+    use super::*;
+
+    /// Files that others wrote.
+    const FOREIGN: [&str; 2] = ["flame-chart.js", "uplot.js"];
+
+    fn own(ending: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+        FILES
+            .iter()
+            .filter(move |(name, _)| name.ends_with(ending) && !FOREIGN.contains(name))
+            .map(|(name, asset)| (*name, std::str::from_utf8(asset.bytes).unwrap()))
+    }
+
+    /// What stands in quotes behind `before`.
+    fn quoted<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+        text.split(before).skip(1).map(|rest| rest.split('"').next().unwrap())
+    }
+
+    #[test]
+    fn every_file_of_the_folder_is_served() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/daemon/ui/assets");
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let served: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(served, names);
+    }
+
+    #[test]
+    fn every_file_that_is_asked_for_exists() {
+        let mut seen = 0;
+        for (_, text) in own(".html") {
+            for path in quoted(text, "href=\"/").chain(quoted(text, "src=\"/")) {
+                assert!(asset(path).is_some(), "{path}");
+                seen += 1;
+            }
+        }
+        for (_, text) in own(".js") {
+            for path in quoted(text, "from \"./") {
+                assert!(asset(path).is_some(), "{path}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 20);
+    }
+
+    #[test]
+    fn no_own_module_writes_markup_or_code() {
+        let forbidden = [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "createContextualFragment",
+            "DOMParser",
+            "srcdoc",
+            "eval(",
+            "new Function",
+            "setTimeout(\"",
+        ];
+        for (name, text) in own(".js") {
+            for word in forbidden {
+                assert!(!text.contains(word), "{name} has {word}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_policy_allows_all_that_the_page_needs() {
+        for (name, text) in own(".html") {
+            assert!(!text.contains("style="), "{name} has a style of its own");
+            assert!(!text.contains("<style"), "{name} has a style of its own");
+            for script in text.split("<script").skip(1) {
+                assert!(
+                    script.split('>').next().unwrap().contains("src="),
+                    "{name} has a script of its own"
+                );
+            }
+        }
+        for (name, text) in own("").filter(|(name, _)| *name != "licenses.txt") {
+            let outside = text.replace("http://www.w3.org/2000/svg", "");
+            assert!(!outside.contains("://"), "{name} names another place");
+        }
+    }
+
+    #[test]
+    fn tags_differ_and_are_quoted() {
+        let mut tags: Vec<&str> = FILES.iter().map(|(_, asset)| asset.etag).collect();
+        assert!(
+            tags.iter()
+                .all(|tag| tag.len() == 18 && tag.starts_with('"') && tag.ends_with('"'))
+        );
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), FILES.len());
+        assert_eq!(tag(b""), *b"\"cbf29ce484222325\"");
+    }
+
+    #[test]
+    fn paths_are_names_only() {
+        for path in ["", "/", "/index.html", "../mod.rs", "assets/index.html", "index.html/"] {
+            assert_eq!(asset(path), None, "{path}");
+        }
+    }
+}

@@ -1,12 +1,13 @@
-// The flame graph: the library paints the rectangles, this module tells it where to look and gives it a keyboard.
+// The flame graph: the library paints the rectangles of one view, this module chooses the view and gives it a keyboard.
 
 import { FlameChartContainer, FlameChartPlugin } from "./flame-chart.js";
 import { h, setText } from "./dom.js";
-import { family, frameNames, hash, layOut } from "./tree.js";
-import { percent, place } from "./text.js";
+import { percent, place, visible } from "./text.js";
+import { family, hash, Tree } from "./tree.js";
 
 const BLOCK = 18;
-const MAX_VIEW = 620;
+const ROW = BLOCK + 1;
+const MAX_VIEW = 640;
 const HUES = [8, 24, 38, 52, 78, 140, 172, 196, 214, 236, 262, 290, 322, 344];
 
 /** Colours of the theme in use. */
@@ -17,15 +18,16 @@ function palette() {
   return {
     background: read("--surface"),
     text: read("--flame-text"),
+    font: `11px ${read("--mono")}`,
     root: dark ? "#2b3742" : "#d5dde4",
     faded: dark ? "#232c34" : "#e4e8ec",
-    found: dark ? "#9a5f00" : "#ffc24d",
+    found: dark ? "#8a5500" : "#ffc24d",
     of: (seed) => `hsl(${HUES[seed % HUES.length]} ${dark ? "34% 30%" : "62% 80%"})`,
-    side: { grew: dark ? [18, "58%", 24, 16] : [18, "82%", 88, -22], shrank: dark ? [208, "50%", 24, 16] : [208, "70%", 88, -22] },
+    side: { grew: dark ? [18, "58%", 20, 16] : [18, "82%", 90, -22], shrank: dark ? [208, "50%", 20, 16] : [208, "70%", 90, -22] },
   };
 }
 
-/** A flame graph in `options.element`; `write` puts amounts in words. */
+/** A flame graph; `write` puts amounts in words. */
 export function flameGraph({ label, write }) {
   const canvas = document.createElement("canvas");
   canvas.setAttribute("aria-hidden", "true");
@@ -34,7 +36,8 @@ export function flameGraph({ label, write }) {
   const view = h(
     "div",
     { class: "flame", tabindex: "0", role: "application", "aria-roledescription": "flame graph", "aria-label": label, "aria-describedby": "flame-help", "data-flame": "" },
-    h("div", { class: "stick" }, canvas, marker),
+    h("div", { class: "stick" }, canvas),
+    marker,
     spacer,
   );
   const name = h("span", { class: "name hostile" });
@@ -44,261 +47,220 @@ export function flameGraph({ label, write }) {
   const detail = h("div", { class: "flame-detail", "aria-live": "polite", "aria-atomic": "true" }, name, amount, where, share);
   const element = h(
     "div",
-    {},
+    { class: "flame-all" },
     h("p", { id: "flame-help", class: "visually-hidden" }, "Arrow keys move between frames, Enter zooms into one, Escape zooms out."),
     detail,
     view,
   );
 
   let stacks = null;
-  let names = [];
-  let families = [];
   let side = "all";
   let tree = null;
+  let names = [];
+  let seeds = [];
   let chart = null;
   let plugin = null;
-  let zoomed = null;
-  let selected = null;
+  let zoomed = 0;
+  let selected = 0;
+  let rows = 1;
   let needle = "";
-  let colors = palette();
   let matches = null;
+  let colors = palette();
 
-  function amounts(node) {
-    const { own, total } = stacks.nodes[node.id];
-    return { own, total };
-  }
-
-  function tell(node) {
-    if (!node) return;
-    const frame = node.id === 0 ? null : stacks.frames[stacks.nodes[node.id].frame];
-    const { own, total } = amounts(node);
-    setText(name, node.name);
-    setText(where, node.id === 0 ? `${tree.shown} frames` : place(frame) || "source unknown");
-    setText(amount, side === "all" ? write(total) : `${side === "grew" ? "grew" : "shrank"} ${write(node.duration)}, net ${write(total)}`);
-    const self = own !== 0 && node.id !== 0 ? `, itself ${write(own)}` : "";
-    setText(share, `${percent(tree.root.duration ? node.duration / tree.root.duration : 0)} of all${self}`);
+  function nameOf(at) {
+    if (at === 0) return "all";
+    const frame = tree.frame[at];
+    names[frame] ??= visible(stacks.frames[frame]?.function, 1000) || "(no name)";
+    return names[frame];
   }
 
   function colorOf(at) {
     if (at === 0) return colors.root;
-    const frame = stacks.nodes[at].frame;
-    if (needle) return matches[frame] ? colors.found : colors.faded;
-    if (side === "all") return colors.of(families[frame]);
+    const frame = tree.frame[at];
+    if (matches) return matches[frame] ? colors.found : colors.faded;
+    if (side === "all") return colors.of((seeds[frame] ??= hash(family(nameOf(at)))));
     const [hue, saturation, base, spread] = colors.side[side];
-    const { own, total } = stacks.nodes[at];
-    const part = Math.round(Math.min(1, Math.abs(total || own) / (Math.abs(stacks.nodes[0].total) || 1)) * 4) / 4;
+    const part = Math.round(Math.sqrt(tree.weight[at] / (tree.weight[0] || 1)) * 5) / 5;
     return `hsl(${hue} ${saturation} ${Math.round(base + spread * part)}%)`;
   }
 
-  const nameOf = (at) => (at === 0 ? "all" : (names[stacks.nodes[at].frame] ?? "(unknown)"));
+  function tell(at) {
+    if (!tree) return;
+    setText(name, nameOf(at));
+    setText(where, at === 0 ? `${tree.shown.toLocaleString("en")} frames` : place(stacks.frames[tree.frame[at]]) || "source unknown");
+    setText(amount, side === "all" ? write(tree.total[at]) : `${side} ${write(tree.weight[at])}, net ${write(tree.total[at])}`);
+    const own = tree.own[at] !== 0 && at !== 0 ? `, itself ${write(tree.own[at])}` : "";
+    setText(share, `${percent(tree.weight[0] ? tree.weight[at] / tree.weight[0] : 0)} of all${own}`);
+  }
 
   function settings() {
     return {
-      options: { tooltip: onHover },
+      options: { tooltip: (region) => tell(region ? region.data.source.id : selected) },
       styles: {
-        main: { blockHeight: BLOCK, blockPaddingLeftRight: 5, backgroundColor: colors.background, font: `11px ${getComputedStyle(document.documentElement).getPropertyValue("--mono")}`, fontColor: colors.text },
+        main: { blockHeight: BLOCK, blockPaddingLeftRight: 5, backgroundColor: colors.background, font: colors.font, fontColor: colors.text },
         timeGrid: { color: "transparent" },
       },
     };
   }
 
-  function viewHeight() {
-    return Math.min(MAX_VIEW, tree.rows * (BLOCK + 1) + 2);
-  }
+  const width = () => Math.max(160, view.clientWidth);
 
+  /** Draws the view on what is zoomed into. */
   function draw() {
-    const keep = zoomed?.id ?? 0;
-    const keepSelected = selected?.id ?? 0;
-    tree = layOut(stacks, side, colorOf, nameOf);
-    const width = Math.max(160, view.clientWidth);
+    if (!tree) return;
+    // A higher view may bring a scroll bar, which makes it narrower; so the height comes first.
+    let part = tree.view(zoomed, width(), nameOf, colorOf);
+    rows = part.rows;
+    const height = Math.min(MAX_VIEW, rows * ROW + 1);
+    view.style.height = `${height + 2}px`;
+    spacer.style.height = `${rows * ROW}px`;
+    if (chart && chart.renderEngine.width !== width()) part = tree.view(zoomed, width(), nameOf, colorOf);
     if (!chart) {
-      canvas.width = width;
-      canvas.height = viewHeight();
-      plugin = new FlameChartPlugin({ data: [tree.root], colors: {} });
+      canvas.width = width();
+      canvas.height = height;
+      plugin = new FlameChartPlugin({ data: [part.root], colors: {} });
       chart = new FlameChartContainer({ canvas, plugins: [plugin], settings: settings() });
       chart.hotkeys(false);
       plugin.on("select", ({ node }) => {
         if (!node) return;
-        select(node.source, false);
-        zoomTo(node.source);
+        selected = node.source.id;
+        zoomTo(selected);
       });
+      // What the library scrolls by dragging, the element has to scroll, too.
       chart.interactionsEngine.on("change-position", () => {
         view.scrollTop = plugin.positionY;
+        plugin.setPositionY(view.scrollTop);
       });
     } else {
-      plugin.setData([tree.root]);
+      chart.renderEngine.resize(width(), height);
+      plugin.setData([part.root]);
     }
-    resize();
-    zoomed = tree.made[keep] ?? tree.root;
-    selected = tree.made[keepSelected] ?? tree.root;
-    look();
-    tell(selected);
-  }
-
-  function resize() {
-    if (!tree || !chart) return;
-    const height = viewHeight();
-    view.style.height = `${height + 2}px`;
-    spacer.style.height = `${tree.rows * (BLOCK + 1)}px`;
-    chart.resize(Math.max(160, view.clientWidth), height);
-  }
-
-  /** Shows the part that is zoomed into. */
-  function look() {
-    const node = zoomed ?? tree.root;
-    // The new size is taken over in the next frame; a zoom before that would be measured against the old one.
-    requestAnimationFrame(() => {
-      if (!chart || node !== (zoomed ?? tree.root)) return;
-      if (node === tree.root) chart.renderEngine.resetView();
-      else {
-        const engine = chart.renderEngine;
-        engine.setZoom(engine.width / node.duration);
-        engine.setPositionX(node.start);
-      }
-      chart.render();
-      requestAnimationFrame(mark);
-    });
-  }
-
-  function zoomTo(node) {
-    zoomed = node;
-    look();
-  }
-
-  function mark() {
-    if (!chart || !tree) return;
-    const focused = document.activeElement === view;
-    marker.hidden = !focused || !selected;
-    if (marker.hidden) return;
-    const { x, y, w } = plugin.calcRect(selected.start, selected.duration, selected.depth);
-    const left = Math.max(0, x);
-    const right = Math.min(view.clientWidth, x + Math.max(w, 3));
-    marker.style.left = `${left}px`;
-    marker.style.top = `${y}px`;
-    marker.style.width = `${Math.max(4, right - left)}px`;
-    marker.style.height = `${BLOCK}px`;
-  }
-
-  function select(node, follow = true) {
-    selected = node;
-    tell(node);
-    if (follow) {
-      const top = node.depth * (BLOCK + 1);
-      if (top < view.scrollTop) view.scrollTop = top;
-      else if (top + BLOCK > view.scrollTop + view.clientHeight) view.scrollTop = top + BLOCK + 4 - view.clientHeight;
-      // What is selected has to be in sight: a selection outside of the zoom takes the zoom along.
-      if (node.start < zoomed.start || node.start + node.duration > zoomed.start + zoomed.duration) zoomTo(node.depth < zoomed.depth ? node : (node.parent ?? tree.root));
-    }
+    if (view.scrollTop > rows * ROW) view.scrollTop = 0;
+    plugin.setPositionY(view.scrollTop);
+    chart.render();
     mark();
   }
 
-  function onHover(region) {
-    tell(region ? region.data.source : selected);
+  function zoomTo(at) {
+    zoomed = at;
+    draw();
+    bring(Math.max(0, tree.depth[at] - 1));
+    tell(selected);
   }
 
-  view.addEventListener(
-    "wheel",
-    (event) => {
-      // The wheel scrolls; with Ctrl it zooms, as in other graphs.
-      if (!event.ctrlKey) event.stopPropagation();
-    },
-    { capture: true, passive: true },
-  );
+  /** Scrolls a row into sight. */
+  function bring(depth) {
+    const top = depth * ROW;
+    if (top < view.scrollTop) view.scrollTop = top;
+    else if (top + 2 * ROW > view.scrollTop + view.clientHeight) view.scrollTop = top + 2 * ROW - view.clientHeight;
+  }
+
+  function mark() {
+    marker.hidden = document.activeElement !== view || !tree;
+    if (marker.hidden) return;
+    const scale = width() / tree.weight[zoomed];
+    const above = tree.isAbove(selected, zoomed);
+    const left = above ? 0 : tree.start(selected, zoomed) * scale;
+    const wide = above ? width() : tree.weight[selected] * scale;
+    marker.style.left = `${Math.min(left, width() - 5)}px`;
+    marker.style.top = `${tree.depth[selected] * ROW}px`;
+    marker.style.width = `${Math.max(5, wide)}px`;
+    marker.style.height = `${BLOCK}px`;
+  }
+
+  function select(at) {
+    selected = at;
+    // What is selected has to be in the view, and wide enough to be seen.
+    const inside = tree.isAbove(zoomed, at);
+    if (!inside && !tree.isAbove(at, zoomed)) zoomTo(tree.parent[at]);
+    else if (inside && (tree.weight[at] / tree.weight[zoomed]) * width() < 2) zoomTo(tree.parent[at]);
+    bring(tree.depth[at]);
+    tell(at);
+    mark();
+  }
+
+  // The wheel scrolls; the library would zoom with it.
+  view.addEventListener("wheel", (event) => event.stopPropagation(), { capture: true, passive: true });
   view.addEventListener("scroll", () => {
     if (!plugin) return;
     plugin.setPositionY(view.scrollTop);
     chart.render();
-    requestAnimationFrame(mark);
   });
   view.addEventListener("focus", mark);
   view.addEventListener("blur", mark);
   view.addEventListener("keydown", (event) => {
-    if (!selected || event.ctrlKey || event.metaKey || event.altKey) return;
-    const brothers = selected.parent?.children ?? [selected];
-    const at = brothers.indexOf(selected);
+    if (!tree || event.ctrlKey || event.metaKey || event.altKey) return;
+    const brother = (step) => {
+      if (selected === 0) return undefined;
+      const all = tree.children(tree.parent[selected]);
+      return all[all.indexOf(selected) + step];
+    };
     const steps = {
-      ArrowDown: () => selected.children[0],
-      ArrowUp: () => selected.parent,
-      ArrowLeft: () => brothers[at - 1],
-      ArrowRight: () => brothers[at + 1],
-      Home: () => tree.root,
+      ArrowDown: () => tree.children(selected)[0],
+      ArrowUp: () => (selected === 0 ? undefined : tree.parent[selected]),
+      ArrowLeft: () => brother(-1),
+      ArrowRight: () => brother(1),
+      Home: () => 0,
     };
     if (steps[event.key]) {
       const next = steps[event.key]();
-      if (next) select(next);
+      if (next !== undefined) select(next);
     } else if (event.key === "Enter" || event.key === " ") zoomTo(selected);
-    else if (event.key === "Escape" && zoomed !== tree.root) {
-      zoomTo(tree.root);
-      event.stopPropagation();
-    } else return;
+    else if (event.key === "Escape" && zoomed !== 0) zoomTo(0);
+    else return;
     event.preventDefault();
   });
 
   const sized = new ResizeObserver(() => {
-    if (!tree || !chart || Math.abs(chart.renderEngine.width - view.clientWidth) < 1) return;
-    resize();
-    look();
+    if (chart && chart.renderEngine.width !== width()) draw();
   });
   sized.observe(view);
   const themed = () => {
     colors = palette();
-    if (!chart) return;
-    chart.setSettings(settings());
+    chart?.setSettings(settings());
     draw();
   };
   document.addEventListener("themechange", themed);
 
   function match() {
     const wanted = needle.toLowerCase();
-    matches = stacks.frames.map((frame, at) => names[at].toLowerCase().includes(wanted) || (frame.file ?? "").toLowerCase().includes(wanted));
-  }
-
-  /** How much matches; each part is counted once, not below another match. */
-  function found() {
-    let weight = 0;
-    let number = 0;
-    const walk = [tree.root];
-    while (walk.length > 0) {
-      const node = walk.pop();
-      if (node.id !== 0 && matches[stacks.nodes[node.id].frame]) {
-        weight += node.duration;
-        number += 1;
-      } else walk.push(...node.children);
-    }
-    return { weight, number };
+    matches = needle ? stacks.frames.map((frame) => frame.function.toLowerCase().includes(wanted) || (frame.file ?? "").toLowerCase().includes(wanted)) : null;
   }
 
   return {
     element,
-    /** Shows other stacks; `part` is `all`, `grew` or `shrank`. */
+    /** Shows other stacks; `part` is `all`, `grew` or `shrank`. Tells how much there is. */
     show(next, part) {
+      if (next !== stacks) {
+        names = [];
+        seeds = [];
+      }
       stacks = next;
       side = part;
-      names = frameNames(stacks);
-      families = names.map((text) => hash(family(text)));
-      zoomed = selected = null;
+      tree = new Tree(stacks, side);
+      zoomed = selected = 0;
       match();
-      draw();
-      return { total: tree.root.duration, shown: tree.shown, hidden: tree.hidden };
+      if (tree.weight[0] > 0) {
+        draw();
+        tell(0);
+      }
+      return { total: tree.weight[0], shown: tree.shown, hidden: tree.hidden };
     },
     /** Marks what matches; tells how much that is. */
     search(text) {
       needle = text.trim();
-      if (!stacks) return null;
+      if (!tree) return null;
       match();
       draw();
-      if (!needle) return null;
-      const { weight, number } = found();
-      return { weight, number, share: tree.root.duration ? weight / tree.root.duration : 0 };
+      return matches && tree.found(matches);
     },
-    reset: () => zoomTo(tree.root),
-    /** Where a test or a reader can ask what is shown. */
-    state: () => ({ frames: tree?.shown ?? 0, zoom: zoomed?.name ?? null, selected: selected?.name ?? null }),
+    reset: () => tree && zoomTo(0),
     close() {
       sized.disconnect();
       document.removeEventListener("themechange", themed);
       chart?.interactionsEngine.destroy();
       chart = null;
+      tree = null;
     },
   };
 }

@@ -36,7 +36,8 @@ function show() {
   if (wanted.name === "processes") listAddress = location.hash || "#/";
   setAttribute(document.getElementById("nav-processes"), "aria-current", wanted.name === "processes" ? "page" : wanted.name === "process" ? "true" : null);
   setAttribute(document.getElementById("nav-status"), "aria-current", wanted.name === "status" ? "page" : null);
-  if (current && currentKey === wanted.key) {
+  // A process that was asked for by pid alone has learnt its full name since.
+  if (current && (currentKey === wanted.key || current.key?.() === wanted.key)) {
     current.navigate?.(wanted);
     return;
   }

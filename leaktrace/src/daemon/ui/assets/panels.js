@@ -83,6 +83,8 @@ export function topPanel(context) {
     output,
     "Reading the profile…",
     async (signal) => {
+      const without = context.untraced();
+      if (without) return without;
       const top = await get(`/processes/${pid}/top`, { ...wanted, limit: 300 }, { signal, seconds: 60 });
       const write = writer(top.sample_type);
       if (top.rows.length === 0) {
@@ -185,7 +187,8 @@ export function goroutinePanel(context) {
     return [
       h("p", { class: "note", role: "status" }, `${count(answer.total)} goroutines in ${count(answer.groups.length)} groups${groups.length < answer.groups.length ? `, ${count(groups.length)} match` : ""}${shown.length < groups.length ? `; the largest ${count(shown.length)} are shown` : ""}.`),
       shown.map((group) => {
-        const first = group.stack[0];
+        // The runtime's own frames say how it waits, and the reason says that already.
+        const first = group.stack.find((frame) => !/^(runtime|internal|sync|syscall)[./]/.test(frame.function)) ?? group.stack[0];
         const details = h(
           "details",
           { class: "group" },
@@ -303,7 +306,7 @@ export function storedPanel(context) {
           shown.map((one, at) => {
             const before = profiles.slice(at + 1).find((other) => other.heap === one.heap && other.process.start_time === one.process.start_time);
             const path = (format) => address(`/processes/${pid}/profiles/${encodeURIComponent(one.id)}`, { format });
-            const link = (format, label, name) => h("a", { href: path(format), download: name }, label);
+            const link = (format, label, ending) => h("a", { href: path(format), download: `heap-${pid}-${moment(one.end, 0).replace(/[ :]/g, "-")}${ending}` }, label);
             return h(
               "tr",
               {},
@@ -313,7 +316,7 @@ export function storedPanel(context) {
               h("td", { class: "number" }, bytes(one.in_use)),
               h("td", { class: "number" }, bytes(one.size)),
               h("td", {}, before ? h("a", { href: context.link("flame", { mode: "growth", from: before.id, to: one.id }) }, "Growth") : NONE),
-              h("td", {}, h("span", { class: "actions" }, link(undefined, "pprof", `${pid}-${at}.pb.gz`), link("svg", "SVG", `${pid}-${at}.svg`), link("folded", "folded", `${pid}-${at}.txt`))),
+              h("td", {}, h("span", { class: "actions" }, link(undefined, "pprof", ".pb.gz"), link("svg", "SVG", ".svg"), link("folded", "folded", ".txt"))),
             );
           }),
         ),

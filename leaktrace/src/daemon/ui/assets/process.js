@@ -150,11 +150,17 @@ export function process(root, opened, frame) {
     openTab(next.id.slice(4), true);
   }
 
-  /** What to show instead of an error for a process that is not traced. */
+  /**
+   * What to show instead of a profile for a process that has none: one that is neither traced nor Go. With an error:
+   * instead of that.
+   */
   function untraced(error) {
-    if (error.status !== 404 && error.status !== 409) return null;
-    if (!details || details.tracing.state === "traced" || details.tracing.state === "gone") return null;
-    return empty("This process is not traced", `${error.message}. ${visible(details.tracing.reason, 400)}`.replace(/\.\./g, "."), traceButton(true));
+    if (error && error.status !== 404 && error.status !== 409) return null;
+    const { state, reason } = details.tracing;
+    if (state === "traced" || (!error && details.runtime === "go")) return null;
+    if (state === "gone") return empty("This process has ended", "What it held is in its stored profiles.", h("button", { type: "button", class: "button", onclick: () => openTab("profiles", true) }, "Stored profiles"));
+    const sentences = [error?.message, visible(reason, 400)].filter(Boolean).map((text) => (/[.!?]$/.test(text) ? text : `${text}.`));
+    return empty("This process is not traced", [...sentences, "Tracing shows which code holds its memory, from then on."].join(" "), traceButton(true));
   }
 
   function traceButton(primary) {
@@ -295,6 +301,7 @@ export function process(root, opened, frame) {
 
   refresh();
   return {
+    key: () => `p/${pid}-${start}`,
     navigate: (again) => {
       parameters = again.parameters;
       tab = again.tab;

@@ -36,6 +36,9 @@ const STATES = [
   ["gone", "Gone"],
 ];
 
+/** Where the list was when it was left, so that a look at one process does not cost the place. */
+let left = null;
+
 /** Name of a row's process over its whole life. */
 export const keyOf = (row) => `${row.pid}-${row.start_time}`;
 
@@ -161,7 +164,8 @@ export function processes(root, opened) {
   sized.observe(grid);
 
   function read(parameters) {
-    wanted.sort = COLUMNS.some((column) => column.id === parameters.get("sort")) ? parameters.get("sort") : "growth";
+    const sort = parameters.get("sort");
+    wanted.sort = COLUMNS.some((column) => column.id && column.id === sort) ? sort : "growth";
     wanted.order = parameters.get("order") === "asc" ? "asc" : "desc";
     wanted.filter = parameters.get("filter") ?? "";
     wanted.state = STATES.some(([state]) => state === parameters.get("state")) ? parameters.get("state") : "";
@@ -355,8 +359,14 @@ export function processes(root, opened) {
   }
 
   read(opened.parameters);
+  const returned = left?.question === JSON.stringify(wanted);
+  if (returned) {
+    ({ total, active, activeKey } = left);
+    draw();
+    grid.scrollTop = left.scrollTop;
+  }
   draw();
-  refresh(true);
+  refresh(!returned);
   return {
     navigate: (again) => {
       read(again.parameters);
@@ -364,6 +374,7 @@ export function processes(root, opened) {
     },
     focus: () => grid.focus({ preventScroll: true }),
     close: () => {
+      left = { question: JSON.stringify(wanted), total, active, activeKey, scrollTop: grid.scrollTop };
       clearTimeout(timer);
       clearTimeout(typing);
       asking?.abort();

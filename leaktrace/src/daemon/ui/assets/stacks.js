@@ -19,7 +19,8 @@ const SIDES = [
   ["grew", "Grew"],
   ["shrank", "Shrank"],
 ];
-const MAX_STACKS = 50_000;
+// Nodes of the tree; the daemon folds the smallest into their callers.
+const MAX_NODES = 100_000;
 
 function pick(parameters, name, options, otherwise) {
   const value = parameters.get(name);
@@ -129,6 +130,14 @@ export function flamePanel(context) {
     if (!graph) replace(output, busy("Reading stacks…"));
     output.setAttribute("aria-busy", "true");
     try {
+      const without = context.untraced();
+      if (without) {
+        drop();
+        moments.hidden = true;
+        replace(output, without);
+        replace(below);
+        return;
+      }
       const growth = wanted.mode === "growth";
       if (growth && !(await loadMoments(signal))) {
         drop();
@@ -140,7 +149,7 @@ export function flamePanel(context) {
       const type = `${wanted.mode === "alloc" ? "alloc" : "inuse"}_${wanted.unit}`;
       const stacks = await get(
         `/processes/${pid}/stacks`,
-        { sample_type: type, heap: wanted.heap, from: growth ? wanted.from : null, to: growth ? wanted.to : null, limit: MAX_STACKS },
+        { sample_type: type, heap: wanted.heap, from: growth ? wanted.from : null, to: growth ? wanted.to : null, limit: MAX_NODES },
         { signal, seconds: 90 },
       );
       if (signal.aborted) return;

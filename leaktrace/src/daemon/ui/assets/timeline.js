@@ -141,7 +141,7 @@ export function timeline(pid, parameters, remember) {
       {
         width: Math.max(200, chart.clientWidth),
         height: height(),
-        padding: [8, 8, 0, 0],
+        padding: [8, 20, 0, 0],
         legend: { show: false },
         cursor: { points: { size: 6 }, drag: { x: false, y: false } },
         scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high * 1.05, 1)] } },
