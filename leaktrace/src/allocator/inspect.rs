@@ -193,6 +193,11 @@ impl Inspector {
         })
     }
 
+    /// Forgets what nobody but this refers to.
+    pub fn drop_unused(&mut self) {
+        self.by_build_id.retain(|_, file| Arc::strong_count(file) > 1);
+    }
+
     /// The remembered inspection of the same build, or a new one. The length is part of the identity, because `strip`
     /// keeps the build ID and takes the symbols.
     fn remember(&mut self, image: ElfImage) -> Arc<InspectedFile> {

@@ -20,8 +20,10 @@ use super::{
     processes::ProcessTable,
     program::{MultiProgram, ProgramSource},
     ring::Ring,
+    sampled::SampledBlocks,
     syscall::AttachType,
     tables::{MappedArray, UnwindArrays},
+    usage::Usage,
 };
 
 /// The compiled kernel side.
@@ -116,13 +118,42 @@ pub enum UprobeMechanism {
 }
 
 pub(super) enum Programs {
-    Session {
-        allocate: MultiProgram,
-        enter_site: MultiProgram,
-        return_site: MultiProgram,
-        release: MultiProgram,
-    },
+    Session(ProgramSet),
     PerfEvent,
+}
+
+/// One instance of each uprobe program that is attached many places at once. A process that has its own can be told
+/// apart in what the kernel counts.
+pub struct ProgramSet {
+    pub(super) allocate: MultiProgram,
+    pub(super) enter_site: MultiProgram,
+    pub(super) return_site: MultiProgram,
+    pub(super) release: MultiProgram,
+}
+
+impl ProgramSet {
+    fn load(source: &ProgramSource) -> Result<Self, LoadError> {
+        let load =
+            |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
+        Ok(Self {
+            allocate: load("allocate_session", AttachType::Session)?,
+            enter_site: load("allocate_enter_site", AttachType::Multi)?,
+            return_site: load("allocate_return_site", AttachType::Multi)?,
+            release: load("release_enter", AttachType::Multi)?,
+        })
+    }
+
+    /// How often the programs ran and for how long, all together.
+    pub fn usage(&self) -> Usage {
+        let programs = [&self.allocate, &self.enter_site, &self.return_site, &self.release];
+        programs
+            .into_iter()
+            .map(Usage::of)
+            .fold(Usage::default(), |sum, usage| Usage {
+                runs: sum.runs + usage.runs,
+                time: sum.time + usage.time,
+            })
+    }
 }
 
 /// The loaded kernel side. Dropping it detaches every probe and frees every map.
@@ -152,6 +183,8 @@ pub struct Parts {
     pub ring: Ring,
     /// Frees that did not fit into the ring.
     pub deferred: DeferredFrees,
+    /// Blocks taken as samples.
+    pub sampled: SampledBlocks,
     /// Loss counters.
     pub counters: Counters,
     /// Unwind tables.
@@ -190,6 +223,7 @@ impl Kernel {
                 let fd = duplicate(&ebpf, "DEFERRED_FREES")?;
                 DeferredFrees::new(take(&mut ebpf, "DEFERRED_FREES")?, fd)
             },
+            sampled: SampledBlocks::new(take(&mut ebpf, "SAMPLED")?),
             counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
             arrays: UnwindArrays {
                 mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
@@ -208,14 +242,7 @@ impl Kernel {
     fn load_uprobes(ebpf: &mut Ebpf, source: &ProgramSource) -> Result<Programs, LoadError> {
         let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
         if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
-            let load =
-                |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
-            return Ok(Programs::Session {
-                allocate: load("allocate_session", AttachType::Session)?,
-                enter_site: load("allocate_enter_site", AttachType::Multi)?,
-                return_site: load("allocate_return_site", AttachType::Multi)?,
-                release: load("release_enter", AttachType::Multi)?,
-            });
+            return Ok(Programs::Session(ProgramSet::load(source)?));
         }
         for program in [
             "allocate_enter",
@@ -234,8 +261,16 @@ impl Kernel {
     /// How uprobes are attached on this kernel.
     pub fn mechanism(&self) -> UprobeMechanism {
         match self.programs {
-            Programs::Session { .. } => UprobeMechanism::Session,
+            Programs::Session(_) => UprobeMechanism::Session,
             Programs::PerfEvent => UprobeMechanism::PerfEvent,
+        }
+    }
+
+    /// Another instance of the uprobe programs; `None` where these are attached one by one.
+    pub fn program_set(&self) -> Result<Option<ProgramSet>, LoadError> {
+        match self.programs {
+            Programs::Session(_) => ProgramSet::load(&self.source).map(Some),
+            Programs::PerfEvent => Ok(None),
         }
     }
 

@@ -22,7 +22,7 @@ use aya::programs::{
 use leaktrace_common::signature::{Op, Signature};
 
 use super::{
-    kernel::{Kernel, LoadError, Programs, uprobe},
+    kernel::{Kernel, LoadError, ProgramSet, Programs, uprobe},
     program::MultiProgram,
     syscall::{self, AttachType},
 };
@@ -146,7 +146,13 @@ fn rank(probe: &Probe<'_>) -> u8 {
 
 impl Kernel {
     /// Attaches probes, confined to one process if `pid` is given. All or none.
-    pub fn attach(&mut self, probes: &[Probe<'_>], pid: Option<u32>) -> Result<Links, AttachError> {
+    /// `own` are programs of the process's own; without it the shared ones serve.
+    pub fn attach(
+        &mut self,
+        probes: &[Probe<'_>],
+        pid: Option<u32>,
+        own: Option<&ProgramSet>,
+    ) -> Result<Links, AttachError> {
         let mut groups: BTreeMap<(u8, Role, i32), Vec<&Probe<'_>>> = BTreeMap::new();
         for probe in probes {
             groups
@@ -159,17 +165,13 @@ impl Kernel {
             // A path through the descriptor names the very file that was inspected, even if its name is gone by now.
             let path = PathBuf::from(format!("/proc/self/fd/{file}"));
             match &self.programs {
-                Programs::Session {
-                    allocate,
-                    enter_site,
-                    return_site,
-                    release,
-                } => {
+                Programs::Session(shared) => {
+                    let set = own.unwrap_or(shared);
                     let program = match role {
-                        Role::Release => release,
-                        Role::Call => allocate,
-                        Role::Entry => enter_site,
-                        Role::ReturnSite => return_site,
+                        Role::Release => &set.release,
+                        Role::Call => &set.allocate,
+                        Role::Entry => &set.enter_site,
+                        Role::ReturnSite => &set.return_site,
                     };
                     links.links.push(Link::Multi(attach_multi(program, path, &group, pid)?));
                 }

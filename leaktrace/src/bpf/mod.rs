@@ -11,7 +11,9 @@ pub mod links;
 pub mod log;
 pub mod processes;
 pub mod ring;
+pub mod sampled;
 pub mod syscall;
 pub mod tables;
+pub mod usage;
 
 mod program;

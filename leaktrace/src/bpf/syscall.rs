@@ -1,5 +1,6 @@
 //! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
-//! `uprobe_session`, the links that attach them, taking one entry out of a hash map, and running a program once.
+//! `uprobe_session`, the links that attach them, what the kernel counts of those programs, taking one entry out of a
+//! hash map, and running a program once.
 //!
 //! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
 //! what follows is zero.
@@ -14,6 +15,7 @@ use aya_obj::generated::bpf_insn;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
@@ -105,6 +107,18 @@ struct TestRun {
 }
 
 #[repr(C)]
+struct ObjectInfo {
+    object: u32,
+    length: u32,
+    info: u64,
+}
+
+/// `struct bpf_prog_info` up to and with `run_cnt`, in words of 8 bytes.
+const PROGRAM_INFO_WORDS: usize = 26;
+const RUN_TIME_WORD: usize = 24;
+const RUN_COUNT_WORD: usize = 25;
+
+#[repr(C)]
 struct MapElement {
     map: u32,
     pad: u32,
@@ -160,6 +174,20 @@ pub fn run_once(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
         },
     )?;
     Ok(())
+}
+
+/// How often a program ran and for how many nanoseconds, counted while someone asks for statistics.
+pub fn program_usage(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let mut info = [0u64; PROGRAM_INFO_WORDS];
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &ObjectInfo {
+            object: program.as_raw_fd() as u32,
+            length: size_of_val(&info) as u32,
+            info: info.as_mut_ptr() as u64,
+        },
+    )?;
+    Ok((info[RUN_COUNT_WORD], info[RUN_TIME_WORD]))
 }
 
 /// Loads type information.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::report::{ReportError, ViewArgs, read, rows, sample_type, view};
+use super::report::{ReportError, ViewArgs, rows, sample_type, view};
+use super::store::{self, StoreArgs};
 use super::terminal;
 use crate::export::file;
 use crate::report::diff::diff;
@@ -16,10 +17,13 @@ const TERMINAL_STACKS: usize = 5;
 /// Arguments of `leaktrace diff`.
 #[derive(Args, Clone, Debug)]
 pub struct DiffArgs {
-    /// The earlier profile
+    /// The earlier profile: a file, or the id of a stored one
     pub base: PathBuf,
     /// The later profile
     pub new: PathBuf,
+    /// Where ids lead
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// What to show of the difference, and how
     #[command(flatten)]
     pub view: ViewArgs,
@@ -30,7 +34,10 @@ pub fn run(args: DiffArgs) -> anyhow::Result<()> {
     if let Some(output) = &args.view.output {
         file::check_writable(output).map_err(ReportError::from)?;
     }
-    let (base, new) = (read(&args.base)?, read(&args.new)?);
+    let (base, new) = (
+        store::read(&args.base, &args.store)?,
+        store::read(&args.new, &args.store)?,
+    );
     let difference = diff(&base, &new).map_err(|source| ReportError::Incompatible {
         base: args.base.clone(),
         new: args.new.clone(),

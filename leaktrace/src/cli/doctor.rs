@@ -17,10 +17,7 @@ use clap::Args;
 
 use self::{machine::Machine, report::Report, target::Target};
 use super::{exit::Exit, record, terminal};
-use crate::{
-    bpf::features,
-    session::tracer::{self, Settings},
-};
+use crate::{bpf::features, session::tracer};
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -47,13 +44,7 @@ pub fn run(arguments: &DoctorArgs) -> Result<ExitCode> {
 
 fn report(machine: &Machine, target: Option<&Target>) -> Report {
     let survey = target.and_then(|target| target.survey.as_ref().ok());
-    let settings = Settings {
-        sample_interval: 0,
-        min_size: 0,
-        track_mmap: true,
-        ring_bytes: record::RING_BYTES,
-    };
-    let sizes = tracer::sizes(survey.map(std::slice::from_ref).unwrap_or_default(), &settings);
+    let sizes = tracer::sizes(survey.map(std::slice::from_ref).unwrap_or_default(), record::RING_BYTES);
     let mut sections = vec![machine.kernel(features::map_bytes(&sizes)), machine.privileges()];
     if let Some(target) = target {
         sections.push(target.section(machine.version));

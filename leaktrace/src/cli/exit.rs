@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::{report::ReportError, top::source::SourceError};
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError},
+    daemon::store::StoreError,
     export::file::WriteError,
     proc::ProcError,
     runtime::go::GoError,
@@ -45,8 +46,12 @@ pub enum Exit {
     NotGo = 15,
     /// Its runtime is of a release that is not known.
     UnsupportedRuntime = 16,
+    /// The profile store belongs to another version, is none, or is damaged beyond reading.
+    ForeignStore = 17,
+    /// Another daemon writes to the profile store.
+    StoreInUse = 18,
     /// The daemon does not run, or does not answer.
-    NoDaemon = 17,
+    NoDaemon = 19,
 }
 
 impl From<Exit> for ExitCode {
@@ -83,6 +88,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
         }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(of_store(error));
+        }
         if let Some(error) = cause.downcast_ref::<SourceError>() {
             return Some(of_source(error));
         }
@@ -117,6 +125,21 @@ fn of_report(error: &ReportError) -> Exit {
         ReportError::Corrupt { .. } => Exit::CorruptProfile,
         ReportError::Unwritable(_) => Exit::Unwritable,
         _ => Exit::NotInProfile,
+    }
+}
+
+fn of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::NotAStore { .. } | StoreError::OtherVersion { .. } => Exit::ForeignStore,
+        StoreError::InUse { .. } => Exit::StoreInUse,
+        StoreError::NotFound(_) | StoreError::NoSuchProfile { .. } => Exit::Unreadable,
+        StoreError::Damaged { .. } => Exit::CorruptProfile,
+        StoreError::Insecure { .. } => Exit::Permission,
+        StoreError::NotGzip(_) | StoreError::TooLarge { .. } | StoreError::Paused(_) => Exit::Unwritable,
+        StoreError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Unreadable,
+        },
     }
 }
 
@@ -165,5 +188,26 @@ fn of_feature(error: &FeatureError) -> Exit {
     match error {
         FeatureError::Capability { .. } => Exit::Permission,
         _ => Exit::KernelLacks,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn stores_have_statuses_of_their_own() {
+        let path = PathBuf::from("/x");
+        let version = StoreError::OtherVersion {
+            path: path.clone(),
+            found: 2,
+            known: 1,
+        };
+        assert_eq!(of_store(&version) as u8, 17);
+        assert_eq!(of_store(&StoreError::InUse { path, pid: None }) as u8, 18);
+        let error = anyhow::Error::from(version);
+        assert_eq!(format!("{:?}", code(&error)), format!("{:?}", ExitCode::from(17)));
     }
 }

@@ -9,6 +9,7 @@ mod progress;
 mod quantity;
 mod record;
 pub mod report;
+pub mod store;
 pub mod terminal;
 mod top;
 
@@ -36,6 +37,12 @@ enum Command {
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
     Diff(diff::DiffArgs),
+    /// List the profiles that the daemon stored.
+    List(store::ListArgs),
+    /// Print tables and source listings of a stored profile.
+    Show(store::ShowArgs),
+    /// Copy a stored profile to a file.
+    Fetch(store::FetchArgs),
     /// Read what the runtime of a Go process knows: heap, goroutines, collector.
     Go(go::GoArgs),
     /// Watch processes live in the terminal, by what grows.
@@ -64,6 +71,9 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::List(arguments) => store::list(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Show(arguments) => store::show(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Fetch(arguments) => store::fetch(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Go(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
         Command::Top(arguments) => top::run(arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -23,7 +23,7 @@ use crate::{
     },
     session::{
         recording::{Finished, Recording, Target},
-        tracer::Settings,
+        tracer::{MAX_INTERVAL, Settings},
     },
     symbolize::Symbolizer,
 };
@@ -94,20 +94,18 @@ impl RecordArgs {
             Mode::Exact => 0,
             Mode::Sampled => self.sample_interval.unwrap_or(SAMPLE_INTERVAL),
         };
-        // The kernel side keeps intervals in units of 16 bytes, in 32 bits.
         ensure!(
-            interval == 0 || (16..=16 << 31).contains(&interval),
+            interval == 0 || (16..=MAX_INTERVAL).contains(&interval),
             "--sample-interval must be 16B to 32GiB"
         );
-        let ring_bytes = u32::try_from(self.ring_size.clamp(4096, 1 << 30))?.next_power_of_two();
-        Ok(Settings {
-            sample_interval: interval & !15,
-            min_size: self.min_size,
-            // An allocation that is no sample has no return probe, so what the allocator maps inside it could not be told
-            // from what the program maps.
-            track_mmap: interval == 0,
-            ring_bytes,
+        Ok(match interval {
+            0 => Settings::exact(self.min_size),
+            interval => Settings::sampled(interval, self.min_size),
         })
+    }
+
+    fn ring_bytes(&self) -> u32 {
+        (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two()
     }
 
     fn target(&self) -> Target {
@@ -141,7 +139,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     // Before anything is announced: who reads "tracing" may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut recording = Recording::start(&arguments.target(), settings)?;
+    let mut recording = Recording::start(&arguments.target(), settings, arguments.ring_bytes())?;
     for process in recording.processes() {
         eprintln!(
             "tracing pid {} ({}): {}; {}",

@@ -121,14 +121,18 @@ pub fn run(args: ReportArgs) -> anyhow::Result<()> {
     if let Some(output) = &args.view.output {
         file::check_writable(output).map_err(ReportError::from)?;
     }
-    let profile = read(&args.file)?;
-    let sample_type = sample_type(&profile, &args.file, &args.view)?;
-    if let Some(output) = &args.view.output {
-        file::write(output, &profile, sample_type).map_err(ReportError::from)?;
+    show(&read(&args.file)?, &args.file, "", &args.view)
+}
+
+/// Shows a profile as the arguments ask for, below a heading, or writes it to a file. Errors call it `path`.
+pub(super) fn show(profile: &Profile, path: &Path, heading: &str, args: &ViewArgs) -> anyhow::Result<()> {
+    let sample_type = sample_type(profile, path, args)?;
+    if let Some(output) = &args.output {
+        file::write(output, profile, sample_type).map_err(ReportError::from)?;
         eprintln!("wrote {}", output.display());
         return Ok(());
     }
-    terminal::print(&view(&profile, &args.file, sample_type, &args.view)?)
+    terminal::print(&format!("{heading}{}", view(profile, path, sample_type, args)?))
 }
 
 /// Reads a profile and leaves out the frames that it asks to leave out.
@@ -141,8 +145,16 @@ pub fn read(path: &Path) -> Result<Profile, ReportError> {
         },
     };
     let input = File::open(path).map_err(unreadable)?;
-    let mut profile = pprof::read(std::io::BufReader::new(input)).map_err(|error| match error {
-        pprof::DecodeError::Read(source) => unreadable(source),
+    decode(path, std::io::BufReader::new(input))
+}
+
+/// The same of a profile that is read from elsewhere. Errors call it `path`.
+pub(super) fn decode(path: &Path, input: impl std::io::Read) -> Result<Profile, ReportError> {
+    let mut profile = pprof::read(input).map_err(|error| match error {
+        pprof::DecodeError::Read(source) => ReportError::Unreadable {
+            path: path.to_owned(),
+            source,
+        },
         other => ReportError::Corrupt {
             path: path.to_owned(),
             reason: other.to_string(),

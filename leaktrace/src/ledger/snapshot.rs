@@ -1,6 +1,9 @@
 //! What the ledger says at one moment: per stack and kind, with ages and growth.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use leaktrace_common::reason::WalkEnd;
 
@@ -24,11 +27,11 @@ pub type Ages = [f64; AGE_BOUNDS.len() + 1];
 
 /// One stack in one kind of memory.
 #[derive(Clone, Debug)]
-pub struct Row<'a> {
+pub struct Row {
     /// Kind of memory.
     pub kind: Kind,
     /// Program counters, innermost first; empty for what could not be told apart.
-    pub frames: &'a [ProcessAddress],
+    pub frames: Arc<[ProcessAddress]>,
     /// Where the walk ended.
     pub end: WalkEnd,
     /// The thread that allocated, if it was always the same.
@@ -53,11 +56,14 @@ pub struct Window {
 }
 
 /// All stacks at one moment.
-pub struct Snapshot<'a> {
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
     /// Stacks with anything to tell, in no particular order.
-    pub rows: Vec<Row<'a>>,
+    pub rows: Vec<Row>,
     /// How the live bytes came to be what they are.
     pub history: Vec<Window>,
+    /// The moment, in hundredths of a second since the ledger's beginning.
+    pub at: u32,
     /// What the rows' growth is measured from, in hundredths of a second since the ledger's beginning.
     pub growth_since: u32,
 }
@@ -127,7 +133,7 @@ impl Ledger {
     }
 
     /// What the ledger says now.
-    pub fn snapshot(&self, now: u32) -> Snapshot<'_> {
+    pub fn snapshot(&self, now: u32) -> Snapshot {
         let mut ages: HashMap<(u32, Kind), Ages> = HashMap::new();
         for (_, block) in self.blocks.iter() {
             let bytes = self.intervals.amount(block.size, block.interval).bytes;
@@ -159,7 +165,7 @@ impl Ledger {
                 if allocated.objects != 0.0 || live.objects != 0.0 {
                     rows.push(Row {
                         kind,
-                        frames: &stack.frames,
+                        frames: Arc::clone(&stack.frames),
                         end: stack.end,
                         thread: match stack.thread {
                             Threads::One(tid) => Some(tid),
@@ -176,6 +182,7 @@ impl Ledger {
         Snapshot {
             rows,
             history: self.windows.history.iter().cloned().collect(),
+            at: now,
             growth_since: self.windows.marks[0],
         }
     }

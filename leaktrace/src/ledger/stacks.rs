@@ -1,5 +1,7 @@
 //! Stacks of one process with what was allocated through each.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 use leaktrace_common::reason::WalkEnd;
 
@@ -84,7 +86,7 @@ impl Threads {
 #[derive(Clone, Debug)]
 pub struct Stack {
     /// Program counters, innermost first.
-    pub frames: Box<[ProcessAddress]>,
+    pub frames: Arc<[ProcessAddress]>,
     /// Where the walk ended.
     pub end: WalkEnd,
     /// Who came through.
@@ -106,7 +108,7 @@ pub struct StackTable {
 impl Default for StackTable {
     fn default() -> Self {
         let nothing = Stack {
-            frames: Box::default(),
+            frames: Arc::default(),
             end: WalkEnd::Bottom,
             thread: Threads::None,
             native: Totals::default(),

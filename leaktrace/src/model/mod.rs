@@ -2,6 +2,8 @@
 //!
 //! No I/O here.
 
+pub mod quantity;
+
 use std::fmt;
 
 /// A process for its whole life: pids are reused, start times tell their users apart.

@@ -151,7 +151,7 @@ fn parse_thread_group(status: &[u8]) -> Option<u32> {
 }
 
 /// Real uid and seccomp mode. A kernel without seccomp has no such line: [`Seccomp::Off`].
-fn parse_status(bytes: &[u8]) -> Option<(u32, Seccomp)> {
+pub fn parse_status(bytes: &[u8]) -> Option<(u32, Seccomp)> {
     // `Name:` comes first and its newlines are escaped, so a line that begins with `Uid:` is the kernel's.
     let text = String::from_utf8_lossy(bytes);
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);

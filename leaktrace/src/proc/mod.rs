@@ -2,10 +2,13 @@
 //!
 //! Does not know what is in those files (see `object`). Whatever is read here comes from the target and is bounded.
 
+pub mod cgroup;
 pub mod files;
+pub mod footprint;
 pub mod identity;
 pub mod maps;
 pub mod memory;
+pub mod users;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

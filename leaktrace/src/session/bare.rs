@@ -5,20 +5,14 @@ use std::time::Duration;
 use super::{
     recording::RecordError,
     survey::Surveyor,
-    tracer::{self, Settings, TraceError},
+    tracer::{self, TraceError},
 };
 use crate::bpf::kernel::Kernel;
 
 /// Attaches to a process and waits, or until standard input ends.
 pub fn hold(pid: u32, entry_only: bool, duration: Duration) -> Result<(), RecordError> {
     let survey = Surveyor::new().survey(pid)?;
-    let settings = Settings {
-        sample_interval: 0,
-        min_size: 0,
-        track_mmap: false,
-        ring_bytes: 4096,
-    };
-    let mut parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), &settings))?;
+    let mut parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), 4096))?;
     let wanted = tracer::wanted(&survey, &Default::default());
     let probes: Vec<_> = wanted.iter().map(|wanted| wanted.probe(0)).collect();
     let links = parts

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     pump::{self, Pump},
     recording::RecordError,
-    tracer::{self, Settings},
+    tracer,
 };
 use crate::bpf::{feed::PAIRS, kernel::Kernel};
 
@@ -33,13 +33,7 @@ pub struct Measured {
 
 /// Feeds `events` records at `rate` records a second, over a live set of `live` blocks.
 pub fn measure(events: u64, live: u64, rate: f64) -> Result<Measured, RecordError> {
-    let settings = Settings {
-        sample_interval: 0,
-        min_size: 0,
-        track_mmap: false,
-        ring_bytes: 64 << 20,
-    };
-    let mut parts = Kernel::load(tracer::sizes(&[], &settings))?;
+    let mut parts = Kernel::load(tracer::sizes(&[], 64 << 20))?;
     let mut feed = parts.kernel.feed(live)?;
     let (sender, _notices) = pump::notice_channel();
     let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;

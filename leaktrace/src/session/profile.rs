@@ -7,9 +7,9 @@ use std::{
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
-use super::{go::GoHeap, tracer::Traced};
+use super::{go::GoHeap, program::Program};
 use crate::{
-    ledger::{AGE_BOUNDS, Ages, Kind, Ledger, Notes, Row},
+    ledger::{AGE_BOUNDS, Ages, Kind, Notes, Row, Snapshot},
     model::ProcessAddress,
     report::{
         builder::{FrameLine, ProfileBuilder},
@@ -38,16 +38,18 @@ pub struct Context {
     pub counters: [u64; Counter::COUNT],
     /// Records that could not be decoded.
     pub undecodable: u64,
+    /// What else is to be said, such as changes of the interval.
+    pub remarks: Vec<String>,
 }
 
 /// A process to report on.
 pub struct Subject<'a> {
     /// Where its code is.
-    pub traced: &'a Traced,
+    pub program: &'a Program,
     /// What it holds.
-    pub ledger: &'a Ledger,
-    /// The moment of the snapshot, in the ledger's time.
-    pub now: u32,
+    pub snapshot: &'a Snapshot,
+    /// What its ledger noticed.
+    pub notes: Notes,
     /// Its Go heap, if it has one.
     pub go: Option<&'a GoHeap>,
 }
@@ -60,9 +62,9 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     let mut outline = Outline::default();
     let mut runtime_mapped = 0.0;
     for subject in subjects {
-        let label = (subjects.len() > 1).then_some(subject.traced.key.pid);
+        let label = (subjects.len() > 1).then_some(subject.program.key.pid);
         runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated, &mut outline);
-        add_notes(&mut notes, subject.ledger.notes());
+        add_notes(&mut notes, subject.notes);
     }
     let mut losses = losses(context, &notes, &truncated);
     for heap in subjects.iter().filter_map(|subject| subject.go) {
@@ -80,6 +82,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.drop_frames = DROP_FRAMES.to_owned();
     profile.comments = comments(subjects, context, &notes);
     profile.comments.extend(outline.comments());
+    profile.comments.extend(context.remarks.iter().cloned());
     if runtime_mapped > 0.0 {
         profile.comments.push(format!(
             "mapped by the Go runtime for its heap and not shown again: {runtime_mapped:.0} bytes"
@@ -88,9 +91,9 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.metadata = Metadata {
         comm: subjects
             .first()
-            .map(|subject| subject.traced.comm.clone())
+            .map(|subject| subject.program.comm.clone())
             .unwrap_or_default(),
-        pid: subjects.first().map(|subject| subject.traced.key.pid),
+        pid: subjects.first().map(|subject| subject.program.key.pid),
         mode: if context.sample_interval == 0 {
             "exact"
         } else {
@@ -125,7 +128,7 @@ struct Outline {
 }
 
 impl Outline {
-    fn add(&mut self, row: &Row<'_>, growth_since: u32, now: u32) {
+    fn add(&mut self, row: &Row, growth_since: u32, now: u32) {
         self.ages
             .iter_mut()
             .zip(row.ages)
@@ -177,17 +180,17 @@ fn add_process(
     truncated: &mut BTreeMap<WalkEnd, f64>,
     outline: &mut Outline,
 ) -> f64 {
-    let snapshot = subject.ledger.snapshot(subject.now);
-    let names = symbolize(subject.traced, &snapshot.rows, symbolizer);
-    let mappings = intern_mappings(builder, subject.traced);
+    let snapshot = subject.snapshot;
+    let names = symbolize(subject.program, &snapshot.rows, symbolizer);
+    let mappings = intern_mappings(builder, subject.program);
     let mut locations: HashMap<u64, Option<LocationId>> = HashMap::new();
     let mut runtime_mapped = 0.0;
     for row in &snapshot.rows {
-        if row.kind == Kind::Mapping && is_of_go_runtime(subject.traced, &names, row) {
+        if row.kind == Kind::Mapping && is_of_go_runtime(subject.program, &names, row) {
             runtime_mapped += row.allocated.bytes;
             continue;
         }
-        outline.add(row, snapshot.growth_since, subject.now);
+        outline.add(row, snapshot.growth_since, snapshot.at);
         if row.end != WalkEnd::Bottom {
             *truncated.entry(row.end).or_default() += row.allocated.objects;
         }
@@ -198,7 +201,7 @@ fn add_process(
                 let address = call_address(*address);
                 *locations
                     .entry(address.0)
-                    .or_insert_with(|| location(builder, subject.traced, &mappings, &names, address))
+                    .or_insert_with(|| location(builder, subject.program, &mappings, &names, address))
             })
             .collect();
         if stack.is_empty() {
@@ -209,11 +212,11 @@ fn add_process(
             };
             stack.push(builder.location(None, 0, &[line]));
         }
-        add_row(builder, row, stack, pid, &subject.traced.threads);
+        add_row(builder, row, stack, pid, &subject.program.threads);
     }
     if let Some(heap) = subject.go {
         let mapping = |address| {
-            let (span, _) = subject.traced.space.find(ProcessAddress(address))?;
+            let (span, _) = subject.program.space.find(ProcessAddress(address))?;
             mappings.get(&span.start).copied()
         };
         heap.add_samples(builder, mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
@@ -222,12 +225,12 @@ fn add_process(
 }
 
 /// Whether Go's runtime mapped this for itself.
-fn is_of_go_runtime(traced: &Traced, names: &Names, row: &Row<'_>) -> bool {
+fn is_of_go_runtime(program: &Program, names: &Names, row: &Row) -> bool {
     row.frames.iter().any(|address| {
-        let Some((span, address)) = traced.space.find(call_address(*address)) else {
+        let Some((span, address)) = program.space.find(call_address(*address)) else {
             return false;
         };
-        let is_go = traced.files[span.file]
+        let is_go = program.files[span.file]
             .go
             .as_ref()
             .is_some_and(|go| go.covers(address.0));
@@ -252,7 +255,7 @@ fn pid_label(pid: u32) -> NumericLabel {
 
 fn add_row(
     builder: &mut ProfileBuilder,
-    row: &Row<'_>,
+    row: &Row,
     stack: Vec<LocationId>,
     pid: Option<u32>,
     threads: &HashMap<u32, String>,
@@ -290,16 +293,16 @@ fn add_row(
     builder.sample(stack, &values, labels, numbers);
 }
 
-fn symbolize(traced: &Traced, rows: &[Row<'_>], symbolizer: &Symbolizer) -> Names {
+fn symbolize(program: &Program, rows: &[Row], symbolizer: &Symbolizer) -> Names {
     let mut wanted: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
-    for address in rows.iter().flat_map(|row| row.frames) {
-        if let Some((span, address)) = traced.space.find(call_address(*address)) {
+    for address in rows.iter().flat_map(|row| row.frames.iter()) {
+        if let Some((span, address)) = program.space.find(call_address(*address)) {
             wanted.entry(span.file).or_default().insert(address.0);
         }
     }
     let mut names = Names::new();
     for (index, addresses) in wanted {
-        let file = &traced.files[index];
+        let file = &program.files[index];
         // Go's own table has exact inlining and the names that Go's profiles have, stripped or not.
         let (go, addresses): (Vec<u64>, Vec<u64>) = addresses
             .into_iter()
@@ -334,13 +337,13 @@ fn go_frame(frame: &pclntab::Frame<'_>) -> Frame {
 }
 
 /// Interns the process's mappings, the executable's first, and returns their ids by first address.
-fn intern_mappings(builder: &mut ProfileBuilder, traced: &Traced) -> HashMap<u64, crate::report::profile::MappingId> {
-    let mut spans: Vec<_> = traced.space.iter().collect();
+fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> HashMap<u64, crate::report::profile::MappingId> {
+    let mut spans: Vec<_> = program.space.iter().collect();
     spans.sort_by_key(|span| (span.file, span.start));
     spans
         .into_iter()
         .map(|span| {
-            let file = &traced.files[span.file];
+            let file = &program.files[span.file];
             let mapping = Mapping {
                 start: span.start,
                 limit: span.end,
@@ -357,13 +360,13 @@ fn intern_mappings(builder: &mut ProfileBuilder, traced: &Traced) -> HashMap<u64
 /// `None` for code that has no place in a stack, such as wrappers that Go's compiler made.
 fn location(
     builder: &mut ProfileBuilder,
-    traced: &Traced,
+    program: &Program,
     mappings: &HashMap<u64, crate::report::profile::MappingId>,
     names: &Names,
     address: ProcessAddress,
 ) -> Option<LocationId> {
-    let Some((span, elf_address)) = traced.space.find(address) else {
-        if let Some(entry) = traced.jit.as_ref().and_then(|map| map.find(address.0)) {
+    let Some((span, elf_address)) = program.space.find(address) else {
+        if let Some(entry) = program.jit.as_ref().and_then(|map| map.find(address.0)) {
             let line = FrameLine {
                 function: &entry.name,
                 ..FrameLine::default()
@@ -381,7 +384,7 @@ fn location(
     let mapping = mappings.get(&span.start).copied();
     let frames = names.get(&(span.file, elf_address.0)).map_or(&[][..], Vec::as_slice);
     let is_go = || {
-        traced.files[span.file]
+        program.files[span.file]
             .go
             .as_ref()
             .is_some_and(|go| go.covers(elf_address.0))
@@ -404,8 +407,9 @@ fn location(
     Some(builder.location(mapping, address.0, &lines))
 }
 
-fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
-    let count = |counter: Counter| context.counters[counter as usize];
+/// What the kernel side lost, by its counters.
+pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Losses {
+    let count = |counter: Counter| counters[counter as usize];
     let mut losses = Losses::new();
     let entries = [
         (
@@ -453,28 +457,42 @@ fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) 
             count(Counter::NoticeLost),
             "notices of new code or processes missed",
         ),
-        (
-            "missed_free",
-            notes.missed_frees,
-            "blocks whose address was allocated again without a free; repaired",
-        ),
-        (
-            "unknown_stack",
-            notes.unknown_stacks,
-            "allocations whose stack is not known",
-        ),
-        (
-            "truncated_stack",
-            notes.truncated_stacks,
-            "allocations whose stack is incomplete",
-        ),
-        ("undecodable", context.undecodable, "records that could not be decoded"),
+        ("undecodable", undecodable, "records that could not be decoded"),
     ];
+    add_losses(&mut losses, &entries);
+    losses
+}
+
+fn add_losses(losses: &mut Losses, entries: &[(&str, u64, &str)]) {
     for (name, count, meaning) in entries {
-        if count != 0 {
-            losses.add(name, count, meaning);
+        if *count != 0 {
+            losses.add(name, *count, meaning);
         }
     }
+}
+
+fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
+    let mut losses = kernel_losses(&context.counters, context.undecodable);
+    add_losses(
+        &mut losses,
+        &[
+            (
+                "missed_free",
+                notes.missed_frees,
+                "blocks whose address was allocated again without a free; repaired",
+            ),
+            (
+                "unknown_stack",
+                notes.unknown_stacks,
+                "allocations whose stack is not known",
+            ),
+            (
+                "truncated_stack",
+                notes.truncated_stacks,
+                "allocations whose stack is incomplete",
+            ),
+        ],
+    );
     for (end, objects) in truncated {
         let (name, meaning) = match end {
             WalkEnd::Bottom => continue,
@@ -517,14 +535,14 @@ fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<S
         ));
     }
     for subject in subjects {
-        if subject.traced.children > 0 {
+        if subject.program.children > 0 {
             comments.push(format!(
                 "children of pid {}, not traced: at least {}",
-                subject.traced.key.pid, subject.traced.children
+                subject.program.key.pid, subject.program.children
             ));
         }
         comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
-        for refused in &subject.traced.plan.refused {
+        for refused in &subject.program.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",
                 refused.symbol,

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::{
     bpf::{counters::Counters, deferred::DeferredFrees, ring::Ring},
     event::{self, Event},
-    ledger::Ledger,
+    ledger::{Ledger, Notes, Snapshot},
     model::ProcessAddress,
 };
 
@@ -115,6 +115,30 @@ pub struct Figures {
     stop: AtomicBool,
 }
 
+/// A ledger's content at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    /// All stacks.
+    pub snapshot: Snapshot,
+    /// What the ledger noticed.
+    pub notes: Notes,
+}
+
+/// Something asked of the running thread.
+enum Request {
+    /// The content of a process's ledger.
+    Capture(u32, mpsc::Sender<Captured>),
+    /// A process's ledger itself, which the thread gives up. Everything is read first that is on the ring.
+    Take(u32, mpsc::Sender<Ledger>),
+    /// Counters, and records that could not be decoded.
+    Counters(mpsc::Sender<([u64; Counter::COUNT], u64)>),
+    /// Outstanding bytes of each process.
+    LiveBytes(mpsc::Sender<HashMap<u32, f64>>),
+}
+
+/// How long an answer may take: the thread answers between two batches.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
 /// What the thread leaves.
 pub struct Outcome {
     /// Ledgers by pid.
@@ -129,9 +153,22 @@ pub struct Outcome {
     pub cpu: Duration,
 }
 
+impl Outcome {
+    /// The content of a process's ledger; empty for one that is not known.
+    pub fn capture(&self, pid: u32) -> Captured {
+        self.ledgers
+            .get(&pid)
+            .map_or_else(Captured::default, |ledger| Captured {
+                snapshot: ledger.snapshot(self.now),
+                notes: ledger.notes(),
+            })
+    }
+}
+
 /// The running thread.
 pub struct Pump {
     figures: Arc<Figures>,
+    requests: mpsc::Sender<Request>,
     thread: JoinHandle<Outcome>,
 }
 
@@ -144,11 +181,13 @@ impl Pump {
         notices: NoticeSender,
     ) -> std::io::Result<Self> {
         let figures = Arc::new(Figures::default());
+        let (requests, asked) = mpsc::channel();
         let mut state = State {
             ring,
             deferred,
             counters,
             notices,
+            asked,
             figures: Arc::clone(&figures),
             started: Instant::now(),
             batch: Batch::default(),
@@ -162,12 +201,42 @@ impl Pump {
             state.run();
             state.finish()
         })?;
-        Ok(Self { figures, thread })
+        Ok(Self {
+            figures,
+            requests,
+            thread,
+        })
     }
 
     /// Figures for the progress line.
     pub fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// The content of a process's ledger now; empty for one that is not known. `None` if the thread does not answer.
+    pub fn capture(&self, pid: u32) -> Option<Captured> {
+        self.ask(|reply| Request::Capture(pid, reply))
+    }
+
+    /// Gives up the ledger of a process. To be called when nothing is attached to it any more.
+    pub fn take(&self, pid: u32) -> Option<Ledger> {
+        self.ask(|reply| Request::Take(pid, reply))
+    }
+
+    /// The kernel side's counters and the records that could not be decoded, so far.
+    pub fn counters(&self) -> Option<([u64; Counter::COUNT], u64)> {
+        self.ask(Request::Counters)
+    }
+
+    /// Outstanding bytes of each process.
+    pub fn live_bytes(&self) -> Option<HashMap<u32, f64>> {
+        self.ask(Request::LiveBytes)
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = mpsc::channel();
+        self.requests.send(request(reply)).ok()?;
+        answer.recv_timeout(ANSWER_LIMIT).ok()
     }
 
     /// Reads what is left and hands the ledgers over. To be called when nothing is attached any more.
@@ -215,6 +284,7 @@ struct State {
     deferred: DeferredFrees,
     counters: Counters,
     notices: NoticeSender,
+    asked: mpsc::Receiver<Request>,
     figures: Arc<Figures>,
     started: Instant,
     batch: Batch,
@@ -233,6 +303,7 @@ impl State {
         let mut quiet = 0;
         while !self.figures.stop.load(Ordering::Acquire) {
             let count = self.turn();
+            self.answer();
             if figures_at.elapsed() >= FIGURES_INTERVAL {
                 figures_at = Instant::now();
                 self.publish();
@@ -260,6 +331,33 @@ impl State {
         self.batch = batch;
         self.events += count as u64;
         count
+    }
+
+    /// Answers what was asked meanwhile. Who asked and went away gets nothing.
+    fn answer(&mut self) {
+        while let Ok(request) = self.asked.try_recv() {
+            match request {
+                Request::Capture(pid, reply) => {
+                    let now = self.now();
+                    let captured = self.ledgers.get(&pid).map(|ledger| Captured {
+                        snapshot: ledger.snapshot(now),
+                        notes: ledger.notes(),
+                    });
+                    let _ = reply.send(captured.unwrap_or_default());
+                }
+                Request::Take(pid, reply) => {
+                    while self.turn() > 0 {}
+                    let _ = reply.send(self.ledgers.remove(&pid).unwrap_or_default());
+                }
+                Request::Counters(reply) => {
+                    let _ = reply.send((self.counters.read(), self.undecodable));
+                }
+                Request::LiveBytes(reply) => {
+                    let bytes = self.ledgers.iter().map(|(pid, ledger)| (*pid, ledger.live_bytes()));
+                    let _ = reply.send(bytes.collect());
+                }
+            }
+        }
     }
 
     fn apply(&mut self, pid: u32, event: Event<'_>, now: u32) {

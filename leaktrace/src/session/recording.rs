@@ -12,9 +12,10 @@ use super::{
     go::GoHeap,
     launch::{Held, LaunchError},
     profile::{Context, Subject},
-    pump::{self, Figures, Notice, NoticeReceiver, Outcome, Pump},
+    program::Program,
+    pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
     survey::{Survey, Surveyor},
-    tracer::{self, Settings, TraceError, Traced, Tracer},
+    tracer::{self, Settings, TraceError, Tracer},
 };
 use crate::{
     allocator::detect::DetectError,
@@ -95,7 +96,7 @@ pub struct Recording {
 /// A recording that is over.
 pub struct Finished {
     /// The processes, with their code.
-    pub processes: Vec<Traced>,
+    pub processes: Vec<Program>,
     /// What the reader thread left.
     pub outcome: Outcome,
     /// Go heaps, by process.
@@ -108,14 +109,15 @@ pub struct Finished {
 
 impl Recording {
     /// Surveys the targets, loads the kernel side and attaches. On return everything is traced.
-    pub fn start(target: &Target, settings: Settings) -> Result<Self, RecordError> {
+    /// `ring_bytes` is the size of the ring buffer, a power of two.
+    pub fn start(target: &Target, settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         match target {
-            Target::Processes(pids) => Self::attach(pids, settings),
-            Target::Command(command) => Self::launch(command, settings),
+            Target::Processes(pids) => Self::attach(pids, settings, ring_bytes),
+            Target::Command(command) => Self::launch(command, settings, ring_bytes),
         }
     }
 
-    fn attach(pids: &[u32], settings: Settings) -> Result<Self, RecordError> {
+    fn attach(pids: &[u32], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let mut surveyor = Surveyor::new();
         let mut surveys = Vec::new();
         for &pid in pids {
@@ -126,7 +128,7 @@ impl Recording {
                 _ => surveys.push(survey),
             }
         }
-        let mut recording = Self::load(surveyor, &surveys, settings)?;
+        let mut recording = Self::load(surveyor, &surveys, settings, ring_bytes)?;
         for survey in surveys {
             let key = survey.key();
             let is_go = survey.is_go();
@@ -144,14 +146,14 @@ impl Recording {
         Ok(recording)
     }
 
-    fn launch(command: &[OsString], settings: Settings) -> Result<Self, RecordError> {
+    fn launch(command: &[OsString], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let held = Held::start(command)?;
         let pid = held.pid();
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
         let is_go = survey.is_go();
-        let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings)?;
+        let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, ring_bytes)?;
         recording.add(survey)?;
         if is_go {
             recording.go.insert(pid, GoHeap::of_new_program());
@@ -165,16 +167,16 @@ impl Recording {
 
     fn add(&mut self, survey: Survey) -> Result<(), RecordError> {
         let pid = survey.key().pid;
-        match self.tracer.add(survey) {
+        match self.tracer.add(survey, self.settings) {
             Err(TraceError::Attach(error)) if error.is_gone() => Err(RecordError::Gone(pid)),
             result => Ok(result?),
         }
     }
 
-    fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings) -> Result<Self, RecordError> {
-        let parts = Kernel::load(tracer::sizes(surveys, &settings))?;
+    fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
+        let parts = Kernel::load(tracer::sizes(surveys, ring_bytes))?;
         let (sender, notices) = pump::notice_channel();
-        let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor, settings)?;
+        let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor)?;
         let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
@@ -191,8 +193,8 @@ impl Recording {
     }
 
     /// The processes being recorded.
-    pub fn processes(&self) -> impl Iterator<Item = &Traced> {
-        self.pids.iter().filter_map(|key| self.tracer.process(key.pid))
+    pub fn processes(&self) -> impl Iterator<Item = &Program> {
+        self.pids.iter().filter_map(|key| self.tracer.program(key.pid))
     }
 
     /// Whether the Go heap of a process is recorded too.
@@ -224,7 +226,9 @@ impl Recording {
                 Notice::CodeMapped(pid) => self.tracer.refresh(pid),
                 Notice::Exec(pid) => self.tracer.restart(pid),
                 Notice::Fork { pid, child } => {
-                    self.tracer.note_task(pid, child);
+                    if let Some(program) = self.tracer.program_mut(pid) {
+                        program.note_task(child);
+                    }
                     Ok(())
                 }
             };
@@ -253,7 +257,9 @@ impl Recording {
         let duration = self.started.elapsed();
         for key in &self.pids {
             self.tracer.set_active(key.pid, false);
-            self.tracer.read_names(key.pid);
+            if let Some(program) = self.tracer.program_mut(key.pid) {
+                program.read_names();
+            }
         }
         for (pid, heap) in &mut self.go {
             heap.finish(*pid);
@@ -267,6 +273,7 @@ impl Recording {
             duration,
             counters: outcome.counters,
             undecodable: outcome.undecodable,
+            remarks: Vec::new(),
         };
         Finished {
             processes,
@@ -281,16 +288,18 @@ impl Recording {
 impl Finished {
     /// One profile of all processes, or of one of them.
     pub fn profile(&self, only: Option<u32>, symbolizer: &Symbolizer) -> Profile {
-        let empty = crate::ledger::Ledger::new();
-        let subjects: Vec<Subject<'_>> = self
-            .processes
-            .iter()
-            .filter(|traced| only.is_none_or(|pid| pid == traced.key.pid))
-            .map(|traced| Subject {
-                traced,
-                ledger: self.outcome.ledgers.get(&traced.key.pid).unwrap_or(&empty),
-                now: self.outcome.now,
-                go: self.go.get(&traced.key.pid),
+        let chosen = || {
+            let processes = self.processes.iter();
+            processes.filter(|program| only.is_none_or(|pid| pid == program.key.pid))
+        };
+        let captured: Vec<Captured> = chosen().map(|program| self.outcome.capture(program.key.pid)).collect();
+        let subjects: Vec<Subject<'_>> = chosen()
+            .zip(&captured)
+            .map(|(program, captured)| Subject {
+                program,
+                snapshot: &captured.snapshot,
+                notes: captured.notes,
+                go: self.go.get(&program.key.pid),
             })
             .collect();
         super::profile::build(&subjects, &self.context, symbolizer)

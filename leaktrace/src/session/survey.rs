@@ -205,6 +205,7 @@ impl Surveyor {
     pub fn drop_unused(&mut self) {
         self.files.retain(|_, file| Arc::strong_count(file) > 1);
         self.tables.drop_unused();
+        self.inspector.drop_unused();
     }
 }
 

@@ -18,26 +18,30 @@ use leaktrace_common::config::{
 
 use super::{
     address_space::{AddressSpace, CodeSpan},
+    program::Program,
     survey::{CodeFile, Survey, Surveyor},
 };
 use crate::{
     bpf::{
-        kernel::{Kernel, LoadError, Sizes},
+        kernel::{Kernel, LoadError, ProgramSet, Sizes},
         links::{AttachError, Links, Probe, Role},
         processes::{ProcessTable, ProcessTableError, Slot},
         tables::{ArrayFull, TablePlace, UnwindArrays},
+        usage::Usage,
     },
     model::ProcessKey,
-    probe::plan::{Plan, ReturnProbe},
-    proc::{ProcError, files, identity, maps::FileId},
-    symbolize::PerfMap,
+    probe::plan::ReturnProbe,
+    proc::{ProcError, maps::FileId},
 };
 
 /// How long a run of mappings that was replaced may still be read by a program in the kernel. Programs run for
 /// microseconds; this is generous.
 const RETIREMENT: Duration = Duration::from_secs(1);
 
-/// How processes are traced.
+/// Longest mean distance of samples: what fits into 32 bits in units of 16 bytes.
+pub const MAX_INTERVAL: u64 = 16 << 31;
+
+/// How a process is traced.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Mean bytes between samples; 0: every allocation. A multiple of 16.
@@ -46,8 +50,29 @@ pub struct Settings {
     pub min_size: u64,
     /// Follow anonymous mappings outside allocators.
     pub track_mmap: bool,
-    /// Bytes of the ring buffer; a power of two.
-    pub ring_bytes: u32,
+}
+
+impl Settings {
+    /// Every allocation of at least `min_size` bytes, and direct mappings.
+    pub fn exact(min_size: u64) -> Self {
+        Self {
+            sample_interval: 0,
+            min_size,
+            track_mmap: true,
+        }
+    }
+
+    /// A sample every `interval` bytes on average. The kernel side keeps intervals in units of 16 bytes.
+    ///
+    /// An allocation that is no sample has no return probe, so what the allocator maps inside it could not be told from
+    /// what the program maps: direct mappings are not followed.
+    pub fn sampled(interval: u64, min_size: u64) -> Self {
+        Self {
+            sample_interval: interval.clamp(16, MAX_INTERVAL) & !15,
+            min_size,
+            track_mmap: false,
+        }
+    }
 }
 
 /// Why a process could not be traced.
@@ -81,23 +106,12 @@ pub enum TraceError {
 }
 
 /// What is traced of one process.
-pub struct Traced {
-    /// Who it is.
-    pub key: ProcessKey,
-    /// Its name.
-    pub comm: String,
-    /// Its code, for names.
-    pub space: AddressSpace,
-    /// Files that `space` refers to by index.
-    pub files: Vec<Arc<CodeFile>>,
-    /// Probes in place and how they were chosen.
-    pub plan: Plan,
-    /// Names of its threads by id, as they were last seen.
-    pub threads: HashMap<u32, String>,
-    /// Children that it was seen to have.
-    pub children: u64,
-    /// Names of code that was made at run time, where the program tells.
-    pub jit: Option<PerfMap>,
+struct Traced {
+    /// What is known of the process itself.
+    pub program: Program,
+    settings: Settings,
+    /// Programs of its own, so that its cost can be told apart.
+    programs: Option<ProgramSet>,
     links: Links,
     probed: HashSet<(FileId, u64)>,
     run: Range<u32>,
@@ -108,28 +122,33 @@ pub struct Traced {
     active: bool,
 }
 
+/// Runs of arrays that a program in the kernel may still be reading.
+enum Retired {
+    Mappings(Range<u32>),
+    Table(TablePlace),
+}
+
 /// Everything traced.
 pub struct Tracer {
     kernel: Kernel,
     arrays: UnwindArrays,
     table: ProcessTable,
     surveyor: Surveyor,
-    settings: Settings,
     processes: HashMap<u32, Traced>,
     places: HashMap<FileId, (Arc<CodeFile>, TablePlace)>,
-    retired: Vec<(Instant, Range<u32>)>,
+    retired: Vec<(Instant, Retired)>,
     generation: u64,
 }
 
-/// Sizes of the arrays for what was surveyed, with room for libraries that come later.
-pub fn sizes(surveys: &[Survey], settings: &Settings) -> Sizes {
+/// Sizes of the arrays for what was surveyed, with room for libraries that come later, and of the ring buffer.
+pub fn sizes(surveys: &[Survey], ring_bytes: u32) -> Sizes {
     let (rows, blocks) = surveys
         .iter()
         .map(Survey::table_size)
         .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
     let with_room = |used: usize, room: usize| u32::try_from(used + used / 2 + room).unwrap_or(u32::MAX);
     Sizes {
-        ring_bytes: settings.ring_bytes,
+        ring_bytes,
         rows: with_room(rows, 4 << 20),
         blocks: with_room(blocks, 512 << 10),
         mappings: 4 * MAX_MAPPINGS,
@@ -143,7 +162,6 @@ impl Tracer {
         arrays: UnwindArrays,
         table: ProcessTable,
         surveyor: Surveyor,
-        settings: Settings,
     ) -> Result<Self, TraceError> {
         kernel.attach_tracepoints()?;
         Ok(Self {
@@ -151,7 +169,6 @@ impl Tracer {
             arrays,
             table,
             surveyor,
-            settings,
             processes: HashMap::new(),
             places: HashMap::new(),
             retired: Vec::new(),
@@ -159,18 +176,23 @@ impl Tracer {
         })
     }
 
-    /// Begins to trace a process.
-    pub fn add(&mut self, survey: Survey) -> Result<(), TraceError> {
+    /// Makes a process known and attaches to it. It is traced from [`set_active`](Self::set_active) on.
+    pub fn add(&mut self, survey: Survey, settings: Settings) -> Result<(), TraceError> {
+        self.add_with(survey, settings, None)
+    }
+
+    /// The same, with programs of its own where the kernel can, so that [`usage`](Self::usage) can tell its cost.
+    pub fn add_measured(&mut self, survey: Survey, settings: Settings) -> Result<(), TraceError> {
+        let programs = self.kernel.program_set()?;
+        self.add_with(survey, settings, programs)
+    }
+
+    fn add_with(&mut self, survey: Survey, settings: Settings, programs: Option<ProgramSet>) -> Result<(), TraceError> {
         let key = survey.key();
         let traced = Traced {
-            key,
-            comm: survey.identity.comm.clone(),
-            space: AddressSpace::default(),
-            files: Vec::new(),
-            plan: Plan::default(),
-            threads: HashMap::new(),
-            children: 0,
-            jit: None,
+            program: Program::new(key, survey.identity.comm.clone()),
+            settings,
+            programs,
             links: Links::new(),
             probed: HashSet::new(),
             run: 0..0,
@@ -202,9 +224,9 @@ impl Tracer {
         let Some(traced) = self.processes.get_mut(&pid) else {
             return Ok(());
         };
-        traced.space = AddressSpace::default();
-        traced.files.clear();
-        traced.seed = seed(traced.key, generation + 1);
+        traced.program.space = AddressSpace::default();
+        traced.program.files.clear();
+        traced.seed = seed(traced.program.key, generation + 1);
         self.refresh(pid)
     }
 
@@ -217,25 +239,26 @@ impl Tracer {
         let Some(traced) = self.processes.get_mut(&pid) else {
             return Ok(());
         };
-        traced.comm.clone_from(&survey.identity.comm);
+        let program = &mut traced.program;
+        program.comm.clone_from(&survey.identity.comm);
         for (span, file) in spans {
-            let index = traced
+            let index = program
                 .files
                 .iter()
                 .position(|known| Arc::ptr_eq(known, &file))
                 .unwrap_or_else(|| {
-                    traced.files.push(file);
-                    traced.files.len() - 1
+                    program.files.push(file);
+                    program.files.len() - 1
                 });
-            traced.space.insert(CodeSpan { file: index, ..span });
+            program.space.insert(CodeSpan { file: index, ..span });
         }
         let process = Process {
             pid,
-            flags: flags(&self.settings, traced.active),
+            flags: flags(&traced.settings, traced.active),
             mapping_first: run.start,
             mapping_count: run.end - run.start,
-            sample_interval: self.settings.sample_interval,
-            min_size: self.settings.min_size,
+            sample_interval: traced.settings.sample_interval,
+            min_size: traced.settings.min_size,
             stack_seed: traced.seed,
             generation: self.generation,
         };
@@ -254,19 +277,17 @@ impl Tracer {
             }
         };
         let old = std::mem::replace(&mut traced.run, run);
-        self.retired.push((Instant::now(), old));
+        self.retired.push((Instant::now(), Retired::Mappings(old)));
         let probes = wanted(&survey, &traced.probed);
         if !probes.is_empty() {
-            let links = self.kernel.attach(
-                &probes.iter().map(|wanted| wanted.probe(slot)).collect::<Vec<_>>(),
-                Some(pid),
-            )?;
+            let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
+            let links = self.kernel.attach(&places, Some(pid), traced.programs.as_ref())?;
             traced.links.append(links);
             traced
                 .probed
                 .extend(probes.iter().map(|wanted| (wanted.file.id, wanted.offset)));
         }
-        traced.plan = survey.plan;
+        traced.program.plan = survey.plan;
         Ok(())
     }
 
@@ -357,36 +378,21 @@ impl Tracer {
 
     fn release_retired(&mut self) {
         let arrays = &mut self.arrays;
-        self.retired.retain(|(since, run)| {
+        self.retired.retain(|(since, what)| {
             let keep = since.elapsed() < RETIREMENT;
             if !keep {
-                arrays.mappings.release(run.clone());
+                match what {
+                    Retired::Mappings(run) => arrays.mappings.release(run.clone()),
+                    Retired::Table(place) => arrays.release_table(place.clone()),
+                }
             }
             keep
         });
     }
 
-    /// Notes a new thread or child of a process.
-    pub fn note_task(&mut self, pid: u32, task: u32) {
-        if let Some(traced) = self.processes.get_mut(&pid)
-            && identity::thread_group(task).is_ok_and(|process| process == task)
-        {
-            traced.children += 1;
-        }
-    }
-
-    /// Reads what can be read only while the process lives: the names of its threads, and the map that a JIT compiler keeps
-    /// of its code.
-    pub fn read_names(&mut self, pid: u32) {
-        if let Some(traced) = self.processes.get_mut(&pid) {
-            let map = files::below_root(pid, format!("/tmp/perf-{pid}.map").as_ref());
-            traced.jit = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)).ok();
-            let threads = identity::read_threads(pid).unwrap_or_default();
-            let names = threads
-                .into_iter()
-                .filter_map(|tid| Some((tid, identity::read_thread_name(pid, tid)?)));
-            traced.threads.extend(names);
-        }
+    /// What is known of a process, to be brought up to date.
+    pub fn program_mut(&mut self, pid: u32) -> Option<&mut Program> {
+        self.processes.get_mut(&pid).map(|traced| &mut traced.program)
     }
 
     /// Begins or ends the telling of calls, for all probes of a process at one moment.
@@ -395,33 +401,68 @@ impl Tracer {
             && let Some(slot) = &mut traced.slot
         {
             traced.active = active;
-            traced.process.flags = flags(&self.settings, active);
+            traced.process.flags = flags(&traced.settings, active);
             self.table.change(slot, traced.process);
         }
     }
 
     /// Detaches from a process and hands out what is known of it.
-    pub fn remove(&mut self, pid: u32) -> Option<Traced> {
+    pub fn remove(&mut self, pid: u32) -> Option<Program> {
         self.set_active(pid, false);
         let mut traced = self.processes.remove(&pid)?;
         traced.links = Links::new();
         if let Some(slot) = traced.slot.take() {
             self.table.remove(slot);
         }
-        self.retired.push((Instant::now(), traced.run.clone()));
-        Some(traced)
-    }
-
-    /// Takes the probes of a process away and leaves the rest.
-    pub fn detach(&mut self, pid: u32) {
-        if let Some(traced) = self.processes.get_mut(&pid) {
-            traced.links = Links::new();
-        }
+        self.retired
+            .push((Instant::now(), Retired::Mappings(traced.run.clone())));
+        Some(traced.program)
     }
 
     /// What is known of a traced process.
-    pub fn process(&self, pid: u32) -> Option<&Traced> {
-        self.processes.get(&pid)
+    pub fn program(&self, pid: u32) -> Option<&Program> {
+        self.processes.get(&pid).map(|traced| &traced.program)
+    }
+
+    /// Looks at a process without touching it.
+    pub fn survey(&mut self, pid: u32) -> Result<Survey, ProcError> {
+        self.surveyor.survey(pid)
+    }
+
+    /// Changes the mean distance of samples of a process that is traced by samples. Blocks that were taken before keep
+    /// the distance that they were taken with.
+    pub fn set_interval(&mut self, pid: u32, interval: u64) {
+        if let Some(traced) = self.processes.get_mut(&pid)
+            && let Some(slot) = &mut traced.slot
+        {
+            traced.settings = Settings::sampled(interval, traced.settings.min_size);
+            traced.process.sample_interval = traced.settings.sample_interval;
+            self.table.change(slot, traced.process);
+        }
+    }
+
+    /// How often the probes of a process were hit and how long its programs took, as far as the kernel counted it; `None`
+    /// for a process without programs of its own.
+    pub fn usage(&self, pid: u32) -> Option<Usage> {
+        self.processes.get(&pid)?.programs.as_ref().map(ProgramSet::usage)
+    }
+
+    /// Gives up the unwind tables of files that no traced process maps any more, and what was learned of them.
+    pub fn drop_unused(&mut self) {
+        self.release_retired();
+        // Besides a process's own, one reference is here and one is the surveyor's.
+        let unused: Vec<FileId> = self
+            .places
+            .iter()
+            .filter(|(_, (file, _))| Arc::strong_count(file) <= 2)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in unused {
+            if let Some((_, place)) = self.places.remove(&id) {
+                self.retired.push((Instant::now(), Retired::Table(place)));
+            }
+        }
+        self.surveyor.drop_unused();
     }
 
     /// The loaded kernel side.

@@ -1,6 +1,7 @@
 //! Why the runtime of a process cannot be read.
 
 use super::executable::ElfError;
+use super::gc::CollectorError;
 use crate::proc::ProcError;
 use crate::proc::memory::MemoryError;
 
@@ -100,6 +101,18 @@ impl GoError {
                 Self::Process(ProcError::Exited { pid })
             }
             source => Self::Memory { pid, source },
+        }
+    }
+
+    /// A failed read of the collector's state.
+    pub(super) fn collector(pid: u32, error: CollectorError) -> Self {
+        match error {
+            CollectorError::NotFound => Self::Corrupt {
+                pid,
+                area: Area::Collector,
+                what: "its state was not found".to_owned(),
+            },
+            CollectorError::Memory(source) => Self::memory(pid, source),
         }
     }
 

@@ -11,6 +11,7 @@ pub mod census;
 pub mod check;
 pub mod clock;
 pub mod code;
+pub mod collector;
 pub mod dump;
 pub mod dwarf;
 pub mod error;

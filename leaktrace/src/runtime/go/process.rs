@@ -10,7 +10,7 @@ use super::buildinfo::BuildInfo;
 use super::check;
 use super::error::{Area, GoError};
 use super::executable::Executable;
-use super::gc::{self, CollectorError, CollectorState};
+use super::gc::{self, CollectorState};
 use super::goroutines::{self, Goroutine, GoroutineError, GoroutineSnapshot, Status};
 use super::heap::{self, HeapError, HeapSnapshot};
 use super::locate::{self, Globals};
@@ -202,28 +202,16 @@ impl<M: MemoryReader> GoProcess<M> {
         }
     }
 
-    /// A failed read of the collector, as an error that names the process.
-    fn collector_error(&self, error: CollectorError) -> GoError {
-        match error {
-            CollectorError::NotFound => GoError::Corrupt {
-                pid: self.pid(),
-                area: Area::Collector,
-                what: "its state was not found".to_owned(),
-            },
-            CollectorError::Memory(source) => GoError::memory(self.pid(), source),
-        }
-    }
-
     /// The collector's state now.
     pub fn collector(&self) -> Result<CollectorState, GoError> {
         let (layout, _) = self.layout(Area::Collector)?;
-        gc::read(&self.memory, &self.globals, layout).map_err(|error| self.collector_error(error))
+        gc::read(&self.memory, &self.globals, layout).map_err(|error| GoError::collector(self.pid(), error))
     }
 
     /// How many collections ended until now.
     pub fn finished_collections(&self) -> Result<u64, GoError> {
         let (layout, _) = self.layout(Area::Collector)?;
-        gc::read_finished(&self.memory, &self.globals, layout).map_err(|error| self.collector_error(error))
+        gc::read_finished(&self.memory, &self.globals, layout).map_err(|error| GoError::collector(self.pid(), error))
     }
 
     /// The heap profile now.

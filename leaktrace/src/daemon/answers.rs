@@ -1,0 +1,193 @@
+//! Answers to the HTTP side.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    api,
+    backend::{Backend, Failure, ProfileKind, Snapshot},
+    goroutines, moment,
+    service::{Service, lock, profile_of},
+    store::{Filter, StoreError},
+};
+use crate::{
+    model::ProcessKey,
+    report::profile::Profile,
+    runtime::go::{GoError, GoProcess, heap::View, profile},
+};
+
+/// Decisions in one answer.
+const MAX_DECISIONS: usize = 500;
+
+impl Service {
+    fn known(&self, pid: u32) -> Result<(ProcessKey, Arc<api::Identity>), Failure> {
+        self.identity(pid).ok_or(Failure::UnknownProcess(pid))
+    }
+
+    /// The heap profile of a Go process, read from its runtime.
+    pub(super) fn go_profile(pid: u32) -> Result<Profile, GoError> {
+        let process = GoProcess::attach(pid)?;
+        let heap = process.heap()?;
+        Ok(profile::heap_profile(&process, &heap, View::Now, moment::wall() as i64))
+    }
+
+    fn heap(&self, pid: u32) -> Result<Profile, Failure> {
+        let (key, identity) = self.known(pid)?;
+        if let Some(moment) = self.moment(key) {
+            return Ok(profile_of(moment));
+        }
+        if identity.runtime == api::Runtime::Go {
+            return Self::go_profile(pid).map_err(|error| Failure::Failed(error.to_string()));
+        }
+        let tracing = lock(&self.policy).tracing(key, identity.started);
+        Err(Failure::Nothing(format!(
+            "pid {pid} ({}) is not traced: {}; POST /api/v1/processes/{pid}/trace begins to trace it",
+            identity.comm.escape_debug(),
+            tracing.reason
+        )))
+    }
+}
+
+impl Backend for Service {
+    fn processes(&self) -> Arc<Snapshot> {
+        self.snapshot()
+    }
+
+    fn decisions(&self, pid: Option<u32>) -> Vec<api::Decision> {
+        let policy = lock(&self.policy);
+        let wanted = policy
+            .decisions()
+            .filter(|decision| pid.is_none_or(|pid| decision.process.pid == pid));
+        wanted.take(MAX_DECISIONS).cloned().collect()
+    }
+
+    fn timeline(&self, pid: u32, since: u64, until: u64) -> Result<api::Timeline, Failure> {
+        let now = self.clock.now();
+        let table = lock(&self.table);
+        let watched = table.get(pid).ok_or(Failure::UnknownProcess(pid))?;
+        let own = |wall: u64| {
+            let ago = now.wall.saturating_sub(wall) / 1_000_000_000;
+            now.seconds.saturating_sub(u32::try_from(ago).unwrap_or(u32::MAX))
+        };
+        let mut timeline = watched.timeline(own(since), own(until), |at| moment::Clock::wall_of(now, at));
+        let key = watched.key;
+        drop(table);
+        timeline.collections = lock(&self.collectors).between(key, since, until);
+        Ok(timeline)
+    }
+
+    fn profile(&self, pid: u32, kind: ProfileKind) -> Result<Profile, Failure> {
+        match kind {
+            ProfileKind::Heap => self.heap(pid),
+            ProfileKind::Goroutines => {
+                self.known(pid)?;
+                Ok(goroutines::Look::at(pid)?.profile())
+            }
+        }
+    }
+
+    fn goroutines(&self, pid: u32, min_wait: Duration) -> Result<api::Goroutines, Failure> {
+        self.known(pid)?;
+        Ok(goroutines::Look::at(pid)?.groups(min_wait))
+    }
+
+    fn goroutine_dump(&self, pid: u32) -> Result<String, Failure> {
+        self.known(pid)?;
+        Ok(goroutines::Look::at(pid)?.dump())
+    }
+
+    fn gc(&self, pid: u32) -> Result<api::Gc, Failure> {
+        let (key, _) = self.known(pid)?;
+        lock(&self.collectors)
+            .gc(key)
+            .ok_or_else(|| Failure::Nothing(format!("pid {pid} is no Go program whose collector can be read")))
+    }
+
+    fn stored(&self, pid: Option<u32>) -> Result<Vec<api::StoredProfile>, Failure> {
+        let filter = Filter {
+            pid,
+            ..Filter::default()
+        };
+        Ok(lock(&self.store).reader().list(&filter))
+    }
+
+    fn stored_profile(&self, id: &str) -> Result<Vec<u8>, Failure> {
+        let opened = lock(&self.store).reader().open_profile(id);
+        let read = opened.and_then(|profile| profile.read());
+        read.map_err(|error| match error {
+            StoreError::NoSuchProfile(_) => Failure::UnknownProfile(id.to_owned()),
+            error => Failure::Failed(error.to_string()),
+        })
+    }
+
+    fn start_trace(&self, pid: u32, interval: Option<u64>) -> Result<api::Tracing, Failure> {
+        let (key, identity) = self.known(pid)?;
+        if pid == std::process::id() {
+            return Err(Failure::Refused("leaktrace does not trace itself".to_owned()));
+        }
+        let wish = lock(&self.policy).ask(key, &identity.comm, interval, self.clock.now());
+        self.fulfil(wish);
+        let readings = self.engine.readings();
+        let tracing = self.tracing(&lock(&self.policy), key, identity.started, &readings);
+        match tracing.state {
+            api::TraceState::Traced => Ok(tracing),
+            _ => Err(Failure::Refused(tracing.reason)),
+        }
+    }
+
+    fn stop_trace(&self, pid: u32) -> Result<api::Tracing, Failure> {
+        let (key, identity) = self.known(pid)?;
+        if !lock(&self.policy).is_traced(key) {
+            return Err(Failure::Nothing(format!("pid {pid} is not traced")));
+        }
+        self.engine.release(key);
+        let mut policy = lock(&self.policy);
+        policy.stopped(key, self.clock.now());
+        Ok(policy.tracing(key, identity.started))
+    }
+
+    fn status(&self) -> api::Status {
+        let config = self.config();
+        let snapshot = self.snapshot();
+        let readings = self.engine.readings();
+        let own = *lock(&self.own);
+        let (figures, paused) = {
+            let store = lock(&self.store);
+            (store.figures(), store.paused().map(str::to_owned))
+        };
+        let mut troubles: Vec<String> = lock(&self.troubles).values().cloned().collect();
+        troubles.extend(paused);
+        troubles.sort();
+        api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: self.host.clone(),
+            started: self.started,
+            processes: snapshot.processes.len(),
+            traced: lock(&self.policy).traced().count(),
+            own: api::Own {
+                cpu: own.cpu,
+                cpu_budget: config.budget.own_cpu,
+                rss: own.rss,
+                rss_budget: config.budget.own_memory,
+                probes: readings
+                    .targets
+                    .values()
+                    .filter_map(|reading| reading.cost)
+                    .map(|cost| cost.total())
+                    .sum(),
+                probes_budget: config.budget.machine_cpu * super::cpus(),
+            },
+            losses: readings
+                .losses
+                .iter()
+                .map(|(name, count, meaning)| api::Loss {
+                    name: name.clone(),
+                    count: *count,
+                    meaning: meaning.clone(),
+                })
+                .collect(),
+            troubles,
+            store: figures,
+            push: self.pusher.figures(),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The page's files, the login, and `/healthz`.
+//!
+//! Owns no content: files come from `daemon::ui`. Invariant: what stands here is the same for
+//! everybody and tells nothing about a process.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+
+use super::App;
+use super::answer::{Problem, Query, one_line, typed};
+use crate::daemon::ui;
+
+/// The file that asks for the token: its form sends `token` to `/login` with GET. It is shown in place of the page and
+/// after a wrong token.
+const LOGIN: &str = "login.html";
+/// The page.
+const INDEX: &str = "index.html";
+
+/// It runs.
+pub(super) async fn healthz() -> Response {
+    typed("text/plain; charset=utf-8", "ok")
+}
+
+/// Whether a path is a file that is no secret: all but the page itself, which shows nothing but errors without a token.
+pub(super) fn is_public(path: &str) -> bool {
+    let name = path.trim_start_matches('/');
+    name != INDEX && ui::asset(name).is_some()
+}
+
+/// The static page that asks for the token.
+pub(super) fn ask_for_token() -> Response {
+    let Some(login) = ui::asset(LOGIN) else {
+        return Problem::new(StatusCode::UNAUTHORIZED, "open /login?token=TOKEN").into_response();
+    };
+    let challenge = HeaderValue::from_static("Bearer realm=\"leaktrace\"");
+    let mut response = typed(login.content_type, login.bytes);
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+#[derive(Deserialize)]
+pub(super) struct Login {
+    token: Option<String>,
+}
+
+/// Takes the token out of the address and gives a cookie for it.
+pub(super) async fn login(State(app): State<Arc<App>>, Query(login): Query<Login>) -> Response {
+    let Some(token) = login.token else {
+        return ask_for_token();
+    };
+    match app.guard.cookie(token.trim()) {
+        None => ask_for_token(),
+        Some(cookie) => {
+            let headers = [
+                (header::SET_COOKIE, cookie),
+                (header::LOCATION, HeaderValue::from_static("/")),
+            ];
+            (StatusCode::SEE_OTHER, headers).into_response()
+        }
+    }
+}
+
+/// A file of the page, or nothing.
+pub(super) async fn file(uri: Uri, method: Method, headers: HeaderMap) -> Response {
+    let path = uri.path();
+    let name = match path.trim_start_matches('/') {
+        "" => INDEX,
+        name => name,
+    };
+    let asset = (method == Method::GET || method == Method::HEAD)
+        .then(|| ui::asset(name))
+        .flatten();
+    let Some(asset) = asset else {
+        let problem = Problem::new(StatusCode::NOT_FOUND, format!("nothing is at `{}`", one_line(path)));
+        return if path.starts_with("/debug/pprof") {
+            problem.into_text()
+        } else {
+            problem.into_response()
+        };
+    };
+    let Ok(etag) = HeaderValue::from_str(asset.etag) else {
+        return Problem::internal("the file has no usable tag").into_response();
+    };
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|tags| tags.to_str().ok())
+        .flat_map(|tags| tags.split(','))
+        .any(|tag| {
+            let tag = tag.trim();
+            tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag.as_bytes()
+        });
+    let kept = [
+        (header::ETAG, etag),
+        // Kept, and asked for again each time: a new daemon brings a new page.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    if known {
+        return (StatusCode::NOT_MODIFIED, kept).into_response();
+    }
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static(asset.content_type))];
+    (kept, kind, Body::from(asset.bytes)).into_response()
+}

@@ -1,0 +1,45 @@
+//! What the daemon may do: as many open files as it needs, and no capability that it does not.
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// What tracing and watching need after start-up: BPF programs and their probes, other processes' memory and files.
+/// `CAP_SYS_ADMIN` opens `/proc/PID/map_files`, and older kernels ask for it in place of `CAP_BPF` and `CAP_PERFMON`.
+const KEPT: [Capability; 6] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_CHECKPOINT_RESTORE,
+    Capability::CAP_SYS_ADMIN,
+];
+
+/// Gives up every other capability, for this thread and those that it makes later, and for programs that they might run.
+/// To be called before any other thread is made.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
+    let kept: CapsHashSet = KEPT.into_iter().collect();
+    // The bounding set first: taking from it needs a capability that goes next.
+    for capability in caps::all() {
+        if !kept.contains(&capability) && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+            caps::drop(None, CapSet::Bounding, capability)?;
+        }
+    }
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let remaining: CapsHashSet = permitted.intersection(&kept).copied().collect();
+    caps::clear(None, CapSet::Inheritable)?;
+    caps::set(None, CapSet::Effective, &remaining)?;
+    caps::set(None, CapSet::Permitted, &remaining)
+}
+
+/// One file is held open for each process: as many as are allowed.
+pub fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("failed to raise the limit of open files from {soft} to {hard}: {error}");
+    }
+}

@@ -1,0 +1,288 @@
+//! The daemon's life: start, signals, end.
+//!
+//! Everything that can be wrong is found before anything is traced: configuration, store, addresses. It ends within five
+//! seconds of SIGTERM: last profiles, then no probe anywhere.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, RwLock, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    backend::Snapshot,
+    config::{Config, ConfigError, Http, Push, PushKind},
+    exporter::{Exporter, Job},
+    http::{self, HttpError},
+    moment::{self, Clock},
+    own,
+    policy::Policy,
+    privileges,
+    push::{self, Pusher},
+    service::{Service, lock, policy_settings, seconds},
+    store::{self, Store, StoreError},
+    trace::{cost::Price, engine::Engine},
+    watch::{collector::Collectors, table::Table},
+    watcher::{Message, Watcher},
+};
+
+/// How long last profiles may take after SIGTERM.
+const LAST_PROFILES: Duration = Duration::from_millis(2500);
+/// How long push targets may take after that.
+const LAST_PUSHES: Duration = Duration::from_millis(1000);
+/// Bytes that wait for one push target at most.
+const QUEUE_BYTES: usize = 16 << 20;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot listen.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A thread, a runtime or a signal handler could not be had.
+    #[error("failed to start {what}: {source}")]
+    Start {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What to run with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: Config,
+    /// Where it was read from, and is read again on SIGHUP; `None`: the default place.
+    pub path: Option<PathBuf>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Only before it has started: see [`DaemonError`].
+pub fn run(options: Options) -> Result<(), DaemonError> {
+    let start = |what| move |source| DaemonError::Start { what, source };
+    privileges::raise_file_limit();
+    let config = options.config.clone();
+    let store = Store::open(store_settings(&config))?;
+    // Before any thread is made: capabilities belong to threads.
+    if let Err(error) = privileges::drop_capabilities() {
+        tracing::warn!("failed to give up capabilities that are not needed: {error}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_name("server")
+        .enable_all()
+        .build()
+        .map_err(start("the servers' threads"))?;
+    let host = host();
+    let pusher = {
+        let _inside = runtime.enter();
+        Pusher::start(config.push.iter().map(target_settings).collect(), &host)
+    };
+    let service = Arc::new(Service {
+        clock: Clock::default(),
+        table: Mutex::new(Table::new(
+            seconds(config.watch.history),
+            seconds(config.watch.growth_time),
+        )),
+        collectors: Mutex::new(Collectors::default()),
+        policy: Mutex::new(Policy::new(policy_settings(&config), std::process::id())),
+        engine: Engine::start(Price::default()).map_err(start("the engine's thread"))?,
+        store: Mutex::new(store),
+        pusher,
+        snapshot: RwLock::new(Arc::new(Snapshot::default())),
+        own: Mutex::new(own::Figures::default()),
+        host,
+        started: moment::wall(),
+        troubles: Mutex::new(HashMap::new()),
+        config: RwLock::new(Arc::new(config)),
+    });
+    runtime.block_on(serve(&service, options))
+}
+
+async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonError> {
+    let start = |what| move |source| DaemonError::Start { what, source };
+    let mut hangup = signal(SignalKind::hangup()).map_err(start("the handler of SIGHUP"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(start("the handler of SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(start("the handler of SIGINT"))?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async move {
+        let _ = stopped.await;
+    };
+    let backend = Arc::clone(service);
+    let server = http::serve(http_settings(&options.config.http), backend, shutdown).await?;
+    announce(&options.config, &server);
+
+    let (jobs, todo) = mpsc::channel();
+    let (messages, told) = mpsc::channel();
+    let watcher = Watcher::new(Arc::clone(service), jobs.clone());
+    let watching = thread::Builder::new()
+        .name("watcher".to_owned())
+        .spawn(move || watcher.run(&told))
+        .map_err(start("the watching thread"))?;
+    let exporter = Exporter::new(Arc::clone(service));
+    let exporting = thread::Builder::new()
+        .name("exporter".to_owned())
+        .spawn(move || exporter.run(&todo))
+        .map_err(start("the exporting thread"))?;
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    let mut watchdog = watchdog();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
+                if reload(service, &options) {
+                    let _ = messages.send(Message::Reload);
+                }
+                let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+            }
+            () = tick(&mut watchdog) => {
+                // Alive means that the watching thread still publishes.
+                if moment::wall().saturating_sub(service.snapshot().time) < 120 * 1_000_000_000 {
+                    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    tracing::info!("ending: last profiles, then the probes go");
+    let deadline = Instant::now() + LAST_PROFILES;
+    let _ = messages.send(Message::Stop);
+    let _ = jobs.send(Job::Finish { deadline });
+    let _ = stop.send(());
+    let service = Arc::clone(service);
+    let ending = tokio::task::spawn_blocking(move || {
+        let _ = exporting.join();
+        service.engine.stop();
+        let _ = watching.join();
+        service
+    });
+    if let Ok(service) = ending.await {
+        service.pusher.flush((Instant::now() + LAST_PUSHES).into()).await;
+    }
+    server.finished().await;
+    Ok(())
+}
+
+fn announce(config: &Config, server: &http::Server) {
+    if let Some(address) = server.address() {
+        let scheme = if config.http.tls_certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        eprintln!(
+            "leaktrace: listening on {scheme}://{address}/, token in {}",
+            config.http.token_file.display()
+        );
+    }
+    if let Some(socket) = &config.http.socket {
+        eprintln!("leaktrace: listening on {}", socket.display());
+    }
+    eprintln!("leaktrace: profiles go to {}", config.export.directory.display());
+}
+
+/// Reads the configuration again. Returns whether there is a new one; an impossible one changes nothing.
+fn reload(service: &Service, options: &Options) -> bool {
+    let read = match &options.path {
+        Some(path) => Config::load(path),
+        None => Config::load_default(),
+    };
+    let new = match read {
+        Ok(new) => new,
+        Err(error) => {
+            service.trouble("configuration", Some(format!("configuration not read again: {error}")));
+            return false;
+        }
+    };
+    let old = service.config();
+    let waiting = old.restart_needed(&new);
+    service.trouble(
+        "configuration",
+        (!waiting.is_empty()).then(|| format!("a restart is needed for: {}", waiting.join(", "))),
+    );
+    lock(&service.store).configure(store_settings(&new));
+    service.pusher.reload(new.push.iter().map(target_settings).collect());
+    *service.config.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(new);
+    tracing::info!("configuration read again");
+    true
+}
+
+fn watchdog() -> Option<tokio::time::Interval> {
+    let mut micros = 0;
+    sd_notify::watchdog_enabled(false, &mut micros)
+        .then(|| tokio::time::interval(Duration::from_micros((micros / 2).max(1000))))
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+fn store_settings(config: &Config) -> store::Settings {
+    store::Settings {
+        directory: config.export.directory.clone(),
+        keep_count_per_process: usize::try_from(config.export.keep_count).unwrap_or(usize::MAX),
+        keep_age: config.export.keep_age,
+        keep_bytes: config.export.keep_bytes,
+        ..store::Settings::default()
+    }
+}
+
+fn target_settings(push: &Push) -> push::TargetSettings {
+    push::TargetSettings {
+        name: push.name.clone(),
+        kind: match push.kind {
+            PushKind::OtlpGrpc => push::Kind::OtlpGrpc,
+            PushKind::OtlpHttp => push::Kind::OtlpHttp,
+            PushKind::Pyroscope => push::Kind::Pyroscope,
+        },
+        url: push.url.clone(),
+        headers: push.headers.clone().into_iter().collect(),
+        token_file: push.token_file.clone(),
+        timeout: push.timeout,
+        queue_profiles: push.queue,
+        queue_bytes: QUEUE_BYTES,
+        original_payload: false,
+    }
+}
+
+fn http_settings(http: &Http) -> http::Settings {
+    http::Settings {
+        listen: http.listen,
+        socket: http.socket.clone(),
+        token_file: http.token_file.clone(),
+        tls: http
+            .tls_certificate
+            .clone()
+            .zip(http.tls_key.clone())
+            .map(|(certificate, key)| http::TlsFiles { certificate, key }),
+        names: Vec::new(),
+        max_clients: http.max_clients,
+    }
+}

@@ -1,0 +1,177 @@
+//! What the parts of the daemon share: the table of processes, the policy, the engine, the store, the push targets.
+//!
+//! Locks are held for moments and never while a process is attached to or read; where two are needed, the table's is
+//! taken first. Answers to the HTTP side are in `answers`.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, RwLock},
+};
+
+use super::{
+    api,
+    backend::Snapshot,
+    config::Config,
+    moment::Clock,
+    own,
+    policy::{self, Candidate, Policy, Wish},
+    push::Pusher,
+    store::Store,
+    trace::engine::{Engine, Reading, Readings},
+    watch::{collector::Collectors, table::Table},
+};
+use crate::{model::ProcessKey, report::profile::Profile, session::live::Moment, symbolize::Symbolizer};
+
+/// The daemon's parts.
+pub struct Service {
+    pub(super) config: RwLock<Arc<Config>>,
+    pub(super) clock: Clock,
+    pub(super) table: Mutex<Table>,
+    pub(super) collectors: Mutex<Collectors>,
+    pub(super) policy: Mutex<Policy>,
+    pub(super) engine: Engine,
+    pub(super) store: Mutex<Store>,
+    pub(super) pusher: Pusher,
+    pub(super) snapshot: RwLock<Arc<Snapshot>>,
+    pub(super) own: Mutex<own::Figures>,
+    pub(super) host: String,
+    pub(super) started: u64,
+    /// What does not work at the moment, by what it is about.
+    pub(super) troubles: Mutex<HashMap<&'static str, String>>,
+}
+
+/// A lock whose holder panicked still holds data that is whole enough to be shown.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+impl Service {
+    /// The configuration in effect.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(|poison| poison.into_inner()))
+    }
+
+    /// All processes as of the last look.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(|poison| poison.into_inner()))
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        *self.snapshot.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(snapshot);
+    }
+
+    /// Says that something does not work, or that it works again.
+    pub(super) fn trouble(&self, about: &'static str, what: Option<String>) {
+        let mut troubles = lock(&self.troubles);
+        match what {
+            Some(what) => {
+                if troubles.get(about) != Some(&what) {
+                    tracing::warn!("{what}");
+                }
+                troubles.insert(about, what);
+            }
+            None => {
+                if troubles.remove(about).is_some() {
+                    tracing::info!("{about}: works again");
+                }
+            }
+        }
+    }
+
+    /// A process's key and identity, if it is watched.
+    pub(super) fn identity(&self, pid: u32) -> Option<(ProcessKey, Arc<api::Identity>)> {
+        let table = lock(&self.table);
+        table
+            .get(pid)
+            .map(|watched| (watched.key, Arc::clone(&watched.identity)))
+    }
+
+    /// How a process stands, with what it costs.
+    pub(super) fn tracing(&self, policy: &Policy, key: ProcessKey, started: u64, readings: &Readings) -> api::Tracing {
+        let mut tracing = policy.tracing(key, started);
+        if tracing.state == api::TraceState::Traced {
+            let reading = readings.targets.get(&key).copied().unwrap_or_default();
+            tracing.sample_interval = Some(reading.interval);
+            tracing.cost = reading.cost.map(|cost| cost.total());
+            tracing.hits = reading.cost.map(|cost| cost.hits);
+        }
+        tracing
+    }
+
+    /// Does what the policy wishes, and tells it what became of it.
+    pub(super) fn fulfil(&self, wish: Wish) {
+        match wish {
+            Wish::Trace { key, interval, reason } => {
+                let result = self.engine.trace(key, interval);
+                let mut policy = lock(&self.policy);
+                match result {
+                    Ok(()) => policy.traces(key, reason, self.clock.now()),
+                    Err(error) => policy.refused(key, error.to_string(), self.clock.now()),
+                }
+            }
+            Wish::Release { key, reason } => {
+                self.engine.release(key);
+                lock(&self.policy).released(key, reason, self.clock.now());
+            }
+        }
+    }
+
+    /// Candidates for the policy, by the configuration's rules.
+    pub(super) fn wishes(&self, config: &Config, now: policy::Now) -> Vec<Wish> {
+        let table = lock(&self.table);
+        let release = seconds(config.watch.release_time);
+        let mut policy = lock(&self.policy);
+        let candidates: Vec<Candidate<'_>> = table
+            .iter()
+            .map(|watched| Candidate {
+                key: watched.key,
+                comm: &watched.identity.comm,
+                rule: config
+                    .trace
+                    .rules
+                    .iter()
+                    .find(|rule| rule.matches(&watched.identity))
+                    .map(|rule| (rule.name.as_str(), rule.sample_interval)),
+                growth: watched.growth,
+                lately: policy
+                    .is_traced(watched.key)
+                    .then(|| watched.growth_over(release))
+                    .flatten(),
+            })
+            .collect();
+        policy.look(&candidates, now)
+    }
+
+    /// A profile of a traced process as of now.
+    pub(super) fn moment(&self, key: ProcessKey) -> Option<Moment> {
+        self.engine.capture(key)
+    }
+
+    /// What was measured of a traced process.
+    pub(super) fn reading(&self, key: ProcessKey) -> Option<Reading> {
+        self.engine.readings().targets.get(&key).copied()
+    }
+}
+
+/// Makes a profile of a traced process; may take a second. Symbols are not kept between two: a daemon's memory is worth
+/// more than a second every minute.
+pub(super) fn profile_of(moment: Moment) -> Profile {
+    moment.profile(&Symbolizer::new())
+}
+
+/// Whole seconds of a duration, one at least.
+pub(super) fn seconds(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).max(1)
+}
+
+/// The policy's part of the configuration.
+pub(super) fn policy_settings(config: &Config) -> policy::Settings {
+    policy::Settings {
+        auto: config.trace.auto,
+        max_processes: config.trace.max_processes,
+        growth_slope: config.watch.growth_slope,
+        growth_time: seconds(config.watch.growth_time),
+        release_time: seconds(config.watch.release_time),
+        sample_interval: config.trace.sample_interval,
+    }
+}

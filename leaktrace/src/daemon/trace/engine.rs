@@ -1,0 +1,357 @@
+//! The thread that owns the kernel side: it attaches, follows, measures, copies ledgers and detaches, as it is told.
+//!
+//! The kernel side is loaded when the first process is to be traced and given up when none has been for a while, so a
+//! daemon that only watches has no BPF program anywhere. Invariant: when the thread has ended, no probe is left.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::cost::{Cost, Price};
+use crate::{
+    bpf::usage::{Counting, Usage},
+    model::ProcessKey,
+    session::{
+        live::{Live, Moment},
+        profile,
+        recording::RecordError,
+    },
+};
+
+/// Bytes of the ring buffer: half a second of half a million records.
+const RING_BYTES: u32 = 16 << 20;
+/// How long runs are counted for one measurement.
+const MEASURE: Duration = Duration::from_millis(250);
+/// How long the kernel side stays when nothing is traced.
+const LINGER: Duration = Duration::from_secs(60);
+/// How long an answer may take: attaching to a process with large libraries takes a second or two.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// A traced process as of the last measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// What it costs; `None` until it was measured.
+    pub cost: Option<Cost>,
+    /// Mean bytes between its samples.
+    pub interval: u64,
+    /// Its outstanding bytes.
+    pub live_bytes: u64,
+}
+
+/// What the thread tells from time to time.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    /// Traced processes.
+    pub targets: HashMap<ProcessKey, Reading>,
+    /// Losses since the kernel side was loaded.
+    pub losses: Vec<(String, u64, String)>,
+}
+
+enum Command {
+    Trace {
+        key: ProcessKey,
+        interval: u64,
+        reply: mpsc::Sender<Result<(), RecordError>>,
+    },
+    Release(ProcessKey, mpsc::Sender<()>),
+    Interval(ProcessKey, u64, String),
+    Capture(ProcessKey, mpsc::Sender<Option<Moment>>),
+    Measure,
+    Stop,
+}
+
+/// The engine as others see it.
+pub struct Engine {
+    commands: UnboundedSender<Command>,
+    readings: Arc<Mutex<Readings>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the thread; nothing is loaded yet.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(price: Price) -> io::Result<Self> {
+        let (commands, receiver) = unbounded_channel();
+        let readings = Arc::new(Mutex::new(Readings::default()));
+        let shared = Arc::clone(&readings);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+            let mut work = Work {
+                live: None,
+                idle_since: Instant::now(),
+                keys: HashMap::new(),
+                measuring: None,
+                readings: shared,
+                price,
+            };
+            runtime.block_on(work.run(receiver));
+        })?;
+        Ok(Self {
+            commands,
+            readings,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Begins to trace a process.
+    ///
+    /// # Errors
+    /// As [`Live::add`]; also when the thread does not answer.
+    pub fn trace(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.commands.send(Command::Trace { key, interval, reply });
+        answer
+            .recv_timeout(ANSWER_LIMIT)
+            .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))
+    }
+
+    /// Ends tracing a process; waits until its probes are gone.
+    pub fn release(&self, key: ProcessKey) {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.commands.send(Command::Release(key, reply));
+        let _ = answer.recv_timeout(ANSWER_LIMIT);
+    }
+
+    /// Changes the distance between samples of a process.
+    pub fn set_interval(&self, key: ProcessKey, interval: u64, reason: String) {
+        let _ = self.commands.send(Command::Interval(key, interval, reason));
+    }
+
+    /// Copies what a profile of a process is made of; `None` if it is not traced.
+    pub fn capture(&self, key: ProcessKey) -> Option<Moment> {
+        let (reply, answer) = mpsc::channel();
+        self.commands.send(Command::Capture(key, reply)).ok()?;
+        answer.recv_timeout(ANSWER_LIMIT).ok().flatten()
+    }
+
+    /// Begins a measurement; [`readings`](Self::readings) tells it a moment later.
+    pub fn measure(&self) {
+        let _ = self.commands.send(Command::Measure);
+    }
+
+    /// What was measured last.
+    pub fn readings(&self) -> Readings {
+        self.readings
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .clone()
+    }
+
+    /// Detaches everywhere and ends the thread.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(|poison| poison.into_inner()).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Measuring {
+    counting: Option<Counting>,
+    since: Instant,
+    before: HashMap<u32, Usage>,
+}
+
+struct Work {
+    live: Option<Live>,
+    idle_since: Instant,
+    keys: HashMap<u32, ProcessKey>,
+    measuring: Option<Measuring>,
+    readings: Arc<Mutex<Readings>>,
+    price: Price,
+}
+
+impl Work {
+    async fn run(&mut self, mut commands: UnboundedReceiver<Command>) {
+        loop {
+            let noticed = self.live.as_ref().map(Live::noticed);
+            let measured = self.measuring.as_ref().map(|measuring| measuring.since + MEASURE);
+            let unused = (self.live.is_some() && self.keys.is_empty()).then_some(self.idle_since + LINGER);
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    None | Some(Command::Stop) => break,
+                    Some(command) => self.obey(command),
+                },
+                () = wait_for(noticed) => {
+                    if let Some(live) = &mut self.live {
+                        live.follow();
+                    }
+                }
+                () = sleep_until(measured) => self.finish_measuring(),
+                () = sleep_until(unused) => self.live = None,
+            }
+        }
+        for pid in std::mem::take(&mut self.keys).into_keys() {
+            if let Some(live) = &mut self.live {
+                live.remove(pid);
+            }
+        }
+        self.live = None;
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Trace { key, interval, reply } => {
+                let _ = reply.send(self.trace(key, interval));
+            }
+            Command::Release(key, reply) => {
+                self.release(key);
+                let _ = reply.send(());
+            }
+            Command::Interval(key, interval, reason) => {
+                if self.knows(key)
+                    && let Some(live) = &mut self.live
+                {
+                    live.set_interval(key.pid, interval, &reason);
+                }
+            }
+            Command::Capture(key, reply) => {
+                let moment = if self.knows(key) {
+                    self.live.as_mut().and_then(|live| live.capture(key.pid))
+                } else {
+                    None
+                };
+                let _ = reply.send(moment);
+            }
+            Command::Measure => self.begin_measuring(),
+            Command::Stop => {}
+        }
+    }
+
+    fn knows(&self, key: ProcessKey) -> bool {
+        self.keys.get(&key.pid) == Some(&key)
+    }
+
+    fn trace(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        let live = match &mut self.live {
+            Some(live) => live,
+            None => {
+                self.idle_since = Instant::now();
+                self.live.insert(Live::start(RING_BYTES)?)
+            }
+        };
+        live.add(key, interval)?;
+        self.keys.insert(key.pid, key);
+        self.tell(|readings| {
+            readings.targets.insert(
+                key,
+                Reading {
+                    interval,
+                    ..Reading::default()
+                },
+            );
+        });
+        Ok(())
+    }
+
+    fn release(&mut self, key: ProcessKey) {
+        if !self.knows(key) {
+            return;
+        }
+        self.keys.remove(&key.pid);
+        if let Some(live) = &mut self.live {
+            live.remove(key.pid);
+        }
+        if self.keys.is_empty() {
+            self.idle_since = Instant::now();
+        }
+        self.tell(|readings| {
+            readings.targets.remove(&key);
+        });
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Readings)) {
+        change(&mut self.readings.lock().unwrap_or_else(|poison| poison.into_inner()));
+    }
+
+    fn usages(&self) -> HashMap<u32, Usage> {
+        let Some(live) = &self.live else {
+            return HashMap::new();
+        };
+        self.keys
+            .keys()
+            .filter_map(|pid| Some((*pid, live.usage(*pid)?)))
+            .collect()
+    }
+
+    fn begin_measuring(&mut self) {
+        if self.measuring.is_some() || self.keys.is_empty() {
+            return;
+        }
+        let counting = Counting::begin()
+            .inspect_err(|error| tracing::debug!("failed to count program runs: {error}"))
+            .ok();
+        self.measuring = Some(Measuring {
+            counting,
+            since: Instant::now(),
+            before: self.usages(),
+        });
+    }
+
+    fn finish_measuring(&mut self) {
+        let (Some(measuring), Some(live)) = (self.measuring.take(), &self.live) else {
+            return;
+        };
+        let elapsed = measuring.since.elapsed();
+        let usages = self.usages();
+        drop(measuring.counting);
+        let live_bytes = live.live_bytes();
+        let mut targets = HashMap::new();
+        for (pid, key) in &self.keys {
+            let cost = measuring
+                .before
+                .get(pid)
+                .zip(usages.get(pid))
+                .map(|(before, now)| Cost::new(now.since(*before), elapsed, self.price, live.is_stepped(*pid)));
+            targets.insert(
+                *key,
+                Reading {
+                    cost,
+                    interval: live.interval(*pid).unwrap_or(0),
+                    live_bytes: live_bytes.get(pid).copied().unwrap_or(0.0) as u64,
+                },
+            );
+        }
+        let (counters, undecodable) = live.losses();
+        let losses = profile::kernel_losses(&counters, undecodable);
+        self.tell(|readings| {
+            *readings = Readings {
+                targets,
+                losses: losses
+                    .iter()
+                    .map(|loss| (loss.name.clone(), loss.count, loss.meaning.clone()))
+                    .collect(),
+            }
+        });
+    }
+}
+
+async fn wait_for(notify: Option<Arc<tokio::sync::Notify>>) {
+    match notify {
+        Some(notify) => notify.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}

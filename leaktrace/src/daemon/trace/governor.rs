@@ -1,0 +1,200 @@
+//! Keeps what tracing costs within budgets: first by longer distances between samples, then by detaching.
+//!
+//! Pure: costs in, orders out. A longer distance makes programs cheaper and leaves the traps as they are; where the traps
+//! alone are beyond the budget, no distance helps.
+
+use super::cost::Cost;
+use crate::model::ProcessKey;
+
+/// Longest distance between samples that is tried.
+const MAX_INTERVAL: u64 = 64 << 20;
+/// Below this share of its budget a process gets shorter distances back.
+const RELAXED: f64 = 0.25;
+
+/// What may be spent, as shares of one CPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// In one process.
+    pub target: f64,
+    /// In all of them.
+    pub machine: f64,
+}
+
+/// A traced process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// Which.
+    pub key: ProcessKey,
+    /// What it costs.
+    pub cost: Cost,
+    /// Distance between its samples.
+    pub interval: u64,
+    /// The one that it began with.
+    pub wanted: u64,
+}
+
+/// What is to be done about a process.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Another distance between samples.
+    Interval {
+        /// Of whom.
+        key: ProcessKey,
+        /// In bytes.
+        interval: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Take the probes away.
+    Detach {
+        /// Of whom.
+        key: ProcessKey,
+        /// Why.
+        reason: String,
+    },
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+/// Orders that bring the costs within the budget, or closer to it; to be called again after the next measurement.
+pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
+    let mut targets = targets.to_vec();
+    // The dearest first; equal ones in a fixed order.
+    targets.sort_by(|a, b| b.cost.total().total_cmp(&a.cost.total()).then(a.key.cmp(&b.key)));
+    let mut sum: f64 = targets.iter().map(|target| target.cost.total()).sum();
+    let mut orders = Vec::new();
+    for target in &targets {
+        let (total, allowed) = (target.cost.total(), budget.target);
+        let what = |limit: f64, of: &str| {
+            format!(
+                "{:.0} hits/s take {} of a CPU ({} of it in traps), the budget {of} is {}",
+                target.cost.hits,
+                percent(total),
+                percent(target.cost.traps),
+                percent(limit)
+            )
+        };
+        let (over, limit, of) = if total > allowed {
+            (true, allowed, "of a process")
+        } else {
+            // Who takes less than an equal share is not what is wrong.
+            let share = budget.machine / targets.len() as f64;
+            (sum > budget.machine && total > share, budget.machine, "of all together")
+        };
+        if over {
+            let others = sum - total;
+            let room = if of == "of a process" {
+                allowed
+            } else {
+                (budget.machine - others).max(0.0)
+            };
+            if target.cost.traps < room && target.interval < MAX_INTERVAL {
+                // Programs take time in proportion to samples, roughly; twice the distance halves them.
+                let interval = (target.interval.max(16) * 2).min(MAX_INTERVAL);
+                orders.push(Order::Interval {
+                    key: target.key,
+                    interval,
+                    reason: what(limit, of),
+                });
+                sum -= target.cost.programs / 2.0;
+            } else {
+                orders.push(Order::Detach {
+                    key: target.key,
+                    reason: what(limit, of) + "; a longer distance between samples would not help",
+                });
+                sum -= total;
+            }
+        } else if total < allowed * RELAXED && sum < budget.machine * 0.5 && target.interval > target.wanted {
+            orders.push(Order::Interval {
+                key: target.key,
+                interval: (target.interval / 2).max(target.wanted),
+                reason: format!("it takes {} of a CPU only", percent(total)),
+            });
+        }
+    }
+    orders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Budget = Budget {
+        target: 0.05,
+        machine: 0.04,
+    };
+
+    fn target(pid: u32, traps: f64, programs: f64, interval: u64) -> Target {
+        Target {
+            key: ProcessKey { pid, start_time: 1 },
+            cost: Cost {
+                hits: 1000.0,
+                traps,
+                programs,
+            },
+            interval,
+            wanted: 64 << 10,
+        }
+    }
+
+    fn apply(targets: &mut Vec<Target>, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Detach { key, .. } => targets.retain(|target| target.key != key),
+                Order::Interval { key, interval, .. } => {
+                    for target in targets.iter_mut().filter(|target| target.key == key) {
+                        target.cost.programs *= target.interval as f64 / interval as f64;
+                        target.interval = interval;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn within_the_budget_nothing_happens() {
+        assert_eq!(govern(&[target(1, 0.01, 0.01, 64 << 10)], BUDGET), []);
+        assert_eq!(govern(&[], BUDGET), []);
+    }
+
+    #[test]
+    fn samples_get_rarer_before_anyone_is_detached() {
+        let orders = govern(&[target(1, 0.02, 0.04, 64 << 10)], BUDGET);
+        assert!(
+            matches!(orders[..], [Order::Interval { interval: 131_072, .. }]),
+            "{orders:?}"
+        );
+        let orders = govern(&[target(1, 0.06, 0.0, 64 << 10)], BUDGET);
+        assert!(matches!(orders[..], [Order::Detach { .. }]), "{orders:?}");
+    }
+
+    #[test]
+    fn it_ends_within_the_budget_and_keeps_the_cheap_ones() {
+        let mut targets: Vec<Target> = (1..=10)
+            .map(|pid| target(pid, 0.005 * f64::from(pid), 0.01, 4096))
+            .collect();
+        for _ in 0..20 {
+            let orders = govern(&targets, BUDGET);
+            if orders.is_empty() {
+                break;
+            }
+            apply(&mut targets, orders);
+        }
+        let sum: f64 = targets.iter().map(|target| target.cost.total()).sum();
+        assert!(sum <= BUDGET.machine, "{sum}");
+        assert!(targets.iter().any(|target| target.key.pid == 1));
+        assert!(targets.iter().all(|target| target.cost.total() <= BUDGET.target));
+    }
+
+    #[test]
+    fn what_became_cheap_gets_its_samples_back() {
+        let orders = govern(&[target(1, 0.001, 0.001, 1 << 20)], BUDGET);
+        assert!(
+            matches!(orders[..], [Order::Interval { interval: 524_288, .. }]),
+            "{orders:?}"
+        );
+        assert_eq!(govern(&[target(1, 0.001, 0.001, 64 << 10)], BUDGET), []);
+    }
+}

@@ -1,0 +1,1 @@
+export { FlameChartContainer, FlameChartPlugin } from "flame-chart-js";

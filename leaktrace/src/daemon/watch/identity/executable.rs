@@ -1,0 +1,262 @@
+//! What an executable file says of itself: build ID and Go version, remembered per file.
+//!
+//! Many processes run few files, so a new process mostly costs one `stat`. Invariant: what is remembered belongs to
+//! exactly the device, inode, length and times of change that it was read from, and is bounded in number.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+
+use super::{open_below, stat_below};
+use crate::daemon::api::Runtime;
+use crate::object::image::{ElfImage, ImageError, Machine};
+use crate::runtime::go::{GoVersion, buildinfo, offsets};
+
+/// Most files that are remembered, at some 200 bytes each.
+const MAX_FILES: usize = 4096;
+/// Most bytes of `.go.buildinfo` that are read; the module list of a large program takes some 30 KiB.
+const MAX_BUILD_INFO: u64 = 1 << 20;
+/// Where in the first writable segment of a file without sections the same is looked for.
+const MAX_SEARCH: usize = 64 << 10;
+
+/// What a file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// Hexadecimal.
+    pub build_id: Option<String>,
+    /// What will run it.
+    pub runtime: Runtime,
+    /// Such as `go1.23.4`.
+    pub version: Option<String>,
+}
+
+/// One state of one file. The time of the last change of its inode is part of it: unlike the time of its last
+/// modification, its owner cannot set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Facts of the files used last.
+#[derive(Debug, Default)]
+pub(super) struct Executables {
+    cache: Mutex<Cache>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    files: HashMap<Key, (Facts, u64)>,
+    /// Counts uses.
+    clock: u64,
+}
+
+impl Executables {
+    /// What the executable of the process says whose `/proc/PID` this is; nothing where it cannot be read.
+    pub fn facts(&self, process: BorrowedFd<'_>) -> Facts {
+        let Ok(stat) = stat_below(process, "exe") else {
+            return Facts::default();
+        };
+        let key = Key {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.unsigned_abs(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        };
+        if let Some(facts) = self.lock().get(&key) {
+            return facts;
+        }
+        // The lock is free meanwhile: two threads may read one file twice, none waits for the other's disk.
+        let Some((key, facts)) = open_below(process, "exe").ok().and_then(read) else {
+            return Facts::default();
+        };
+        self.lock().insert(key, facts.clone());
+        facts
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    fn get(&mut self, key: &Key) -> Option<Facts> {
+        self.clock += 1;
+        let (facts, used) = self.files.get_mut(key)?;
+        *used = self.clock;
+        Some(facts.clone())
+    }
+
+    fn insert(&mut self, key: Key, facts: Facts) {
+        if self.files.len() >= MAX_FILES {
+            // A quarter at a time, those unused for longest, so that a flood of new files costs little for each.
+            let mut uses: Vec<u64> = self.files.values().map(|&(_, used)| used).collect();
+            let (_, &mut limit, _) = uses.select_nth_unstable(MAX_FILES / 4);
+            self.files.retain(|_, (_, used)| *used > limit);
+        }
+        self.clock += 1;
+        self.files.insert(key, (facts, self.clock));
+    }
+}
+
+/// Reads an open file. `None` when that fails for a reason that may pass.
+fn read(file: File) -> Option<(Key, Facts)> {
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() {
+        return None;
+    }
+    let key = Key {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    };
+    match ElfImage::open(file) {
+        Ok(image) => Some((key, inspect(&image))),
+        Err(ImageError::Io(_)) => None,
+        // Scripts never get here (their interpreter is the executable); 32-bit programs do.
+        Err(_) => Some((key, Facts::default())),
+    }
+}
+
+fn inspect(image: &ElfImage) -> Facts {
+    let version = go_version(image);
+    let (first, _) = offsets::supported();
+    let readable = version
+        .as_deref()
+        .and_then(GoVersion::parse)
+        .is_some_and(|version| version.at_least(first));
+    Facts {
+        build_id: image.build_id().map(ToString::to_string),
+        runtime: if readable && image.machine() == Machine::X86_64 {
+            Runtime::Go
+        } else {
+            Runtime::Native
+        },
+        version,
+    }
+}
+
+/// The toolchain that a Go program names. Looks where the linker puts that, and nowhere else: this runs for every new
+/// file on the machine.
+fn go_version(image: &ElfImage) -> Option<String> {
+    let info = if let Some(section) = image.section(".go.buildinfo") {
+        let size = section.size.min(MAX_BUILD_INFO);
+        let bytes = image.read(section.offset, size, MAX_BUILD_INFO, "a section").ok()?;
+        buildinfo::parse(&bytes)?
+    } else if image.sections().is_empty() {
+        // Aligned to 16 bytes near the begin of the data segment.
+        let segment = image.segments().iter().find(|segment| segment.writable)?;
+        let bytes = image.bytes_at(segment.address, MAX_SEARCH);
+        let at = bytes.chunks(16).position(|chunk| chunk.starts_with(buildinfo::MAGIC))?;
+        buildinfo::parse(&bytes[at * 16..])?
+    } else {
+        return None;
+    };
+    // What the file says may be anything; the parser leaves out what a terminal must not see.
+    GoVersion::parse(&info.version).map(|version| version.to_string())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn key(inode: u64) -> Key {
+        Key {
+            device: 1,
+            inode,
+            size: 1,
+            modified: (0, 0),
+            changed: (0, 0),
+        }
+    }
+
+    #[test]
+    fn those_used_last_stay() {
+        let mut cache = Cache::default();
+        for inode in 0..MAX_FILES as u64 {
+            cache.insert(key(inode), Facts::default());
+        }
+        assert!(cache.get(&key(0)).is_some());
+        for inode in 0..10 * MAX_FILES as u64 {
+            cache.insert(key(1_000_000 + inode), Facts::default());
+            assert!(cache.files.len() <= MAX_FILES);
+            cache.get(&key(0));
+        }
+        assert!(cache.get(&key(0)).is_some());
+        assert!(cache.get(&key(1)).is_none());
+    }
+
+    /// An ELF file with one writable segment, no sections.
+    fn elf(data: &[u8]) -> File {
+        let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend([2u16, 62].map(u16::to_le_bytes).concat());
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend([0x40_0000u64, 64, 0].map(u64::to_le_bytes).concat());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend([64u16, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+        bytes.extend([1u32, 6].map(u32::to_le_bytes).concat());
+        let size = data.len() as u64;
+        bytes.extend(
+            [0x1000, 0x40_0000, 0x40_0000, size, size, 0x1000]
+                .map(u64::to_le_bytes)
+                .concat(),
+        );
+        bytes.resize(0x1000, 0);
+        bytes.extend(data);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file
+    }
+
+    fn go(version: &str) -> Vec<u8> {
+        let mut data = vec![0; 48];
+        data.extend(buildinfo::MAGIC);
+        data.extend([8, 2]);
+        data.resize(48 + 32, 0);
+        data.push(version.len() as u8);
+        data.extend(version.as_bytes());
+        data.push(0);
+        data.resize(data.len() + 64, 0);
+        data
+    }
+
+    #[test]
+    fn go_is_found_without_sections() {
+        let (_, facts) = read(elf(&go("go1.23.4"))).unwrap();
+        assert_eq!(
+            (facts.runtime, facts.version.as_deref()),
+            (Runtime::Go, Some("go1.23.4"))
+        );
+        let (_, facts) = read(elf(&go("go1.9"))).unwrap();
+        assert_eq!(
+            (facts.runtime, facts.version.as_deref()),
+            (Runtime::Native, Some("go1.9"))
+        );
+        let (_, facts) = read(elf(&go("go1.23\x1b[2J"))).unwrap();
+        assert_eq!(facts.version.as_deref(), Some("go1.23[2J"));
+        let (_, facts) = read(elf(b"nothing")).unwrap();
+        assert_eq!(facts, Facts::default());
+    }
+
+    #[test]
+    fn what_is_damaged_tells_nothing() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"\x7fELF\x02\x01 but not much else").unwrap();
+        assert_eq!(read(file).unwrap().1, Facts::default());
+        let whole = go("go1.23.4");
+        for len in 0..whole.len() {
+            let _ = read(elf(&whole[..len]));
+        }
+    }
+}

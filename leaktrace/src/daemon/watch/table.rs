@@ -1,0 +1,343 @@
+//! All processes of the machine with the course of their memory, by looks at `/proc`.
+//!
+//! A look is cheap: one read for each process, more for those whose memory changed. Nothing is asked of a process that
+//! ended; one that reused its pid is another entry.
+
+use std::{collections::HashMap, fs, sync::Arc};
+
+use super::{
+    growth::{Growth, growth},
+    identity::Identities,
+    series::Series,
+};
+use crate::{
+    daemon::api,
+    model::ProcessKey,
+    proc::{
+        footprint::{self, Footprint},
+        identity,
+    },
+};
+
+/// Page size of the figures.
+const PAGE: u64 = 4096;
+/// Looks between two that also ask for swap, faults and name, for a process whose memory changed.
+const REST_EVERY: u32 = 8;
+/// The same for one at rest.
+const REST_AT_REST_EVERY: u32 = 64;
+/// Most processes that are looked at; further ones are counted.
+const MAX_PROCESSES: usize = 65_536;
+/// Points of a sparkline.
+const SPARK: u32 = 60;
+/// What a sparkline covers, in seconds.
+const SPARK_SPAN: u32 = 3600;
+
+/// Resident and swapped memory, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    rss: u32,
+    anonymous: u32,
+    swap: u32,
+}
+
+impl Sample {
+    fn bytes(pages: u32) -> u64 {
+        u64::from(pages) * PAGE
+    }
+
+    /// What a leak makes grow: anonymous memory wherever it is.
+    fn held(self) -> u64 {
+        Self::bytes(self.anonymous) + Self::bytes(self.swap)
+    }
+}
+
+/// What is known from tracing and from the Go runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inside {
+    /// Live bytes of native allocations since tracing began.
+    pub tracked: Option<u64>,
+    /// Live bytes of the Go heap.
+    pub go_heap: Option<u64>,
+    /// Goroutines.
+    pub goroutines: Option<u32>,
+}
+
+/// One process.
+pub struct Watched {
+    /// Pid and start time.
+    pub key: ProcessKey,
+    /// Who it is.
+    pub identity: Arc<api::Identity>,
+    footprint: Footprint,
+    samples: Series<Sample>,
+    inside: Series<Inside>,
+    major_faults: u64,
+    brk: Option<u64>,
+    /// Growth over the policy's window.
+    pub growth: Option<Growth>,
+    rest_due: u32,
+    seen: u32,
+}
+
+/// What changed in a look.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Processes that were not there before, or run another program now.
+    pub new: Vec<ProcessKey>,
+    /// Processes that ended.
+    pub gone: Vec<ProcessKey>,
+}
+
+/// Every process.
+pub struct Table {
+    processes: HashMap<u32, Watched>,
+    identities: Identities,
+    looks: u32,
+    /// Seconds that are kept.
+    history: u32,
+    /// Seconds that growth is measured over.
+    window: u32,
+    /// Processes that there was no room for.
+    pub beyond: usize,
+}
+
+impl Table {
+    /// Knows no process yet. Keeps `history` seconds and measures growth over `window` seconds.
+    pub fn new(history: u32, window: u32) -> Self {
+        Self {
+            processes: HashMap::new(),
+            identities: Identities::new(),
+            looks: 0,
+            history,
+            window,
+            beyond: 0,
+        }
+    }
+
+    /// Other times from now on.
+    pub fn configure(&mut self, history: u32, window: u32) {
+        self.history = history;
+        self.window = window;
+    }
+
+    /// Looks at every process. `now` is in seconds since the daemon's beginning and never goes back.
+    pub fn look(&mut self, now: u32) -> Changes {
+        self.looks += 1;
+        self.beyond = 0;
+        let mut changes = Changes::default();
+        for pid in pids() {
+            if let Some(watched) = self.processes.get_mut(&pid) {
+                match watched.look(now, self.looks, self.history, self.window) {
+                    Look::Same => continue,
+                    Look::Renamed => {
+                        let key = watched.key;
+                        if let Ok(identity) = self.identities.read(key) {
+                            watched.identity = Arc::new(identity);
+                            changes.new.push(key);
+                        }
+                        continue;
+                    }
+                    Look::Gone => {
+                        changes.gone.push(watched.key);
+                        self.processes.remove(&pid);
+                    }
+                }
+            }
+            if self.processes.len() >= MAX_PROCESSES {
+                self.beyond += 1;
+                continue;
+            }
+            if let Some(watched) = self.begin(pid, now) {
+                changes.new.push(watched.key);
+                self.processes.insert(pid, watched);
+            }
+        }
+        let looks = self.looks;
+        self.processes.retain(|_, watched| {
+            let there = watched.seen == looks;
+            if !there {
+                changes.gone.push(watched.key);
+            }
+            there
+        });
+        changes
+    }
+
+    /// `None` for kernel threads and for processes that ended meanwhile.
+    fn begin(&mut self, pid: u32, now: u32) -> Option<Watched> {
+        let footprint = Footprint::open(pid).ok()?;
+        let stat = identity::read_stat(pid).ok()?;
+        if stat.kernel_thread || stat.state == 'Z' {
+            return None;
+        }
+        let identity = self.identities.read(stat.key).ok()?;
+        let mut watched = Watched {
+            key: stat.key,
+            identity: Arc::new(identity),
+            footprint,
+            samples: Series::default(),
+            inside: Series::default(),
+            major_faults: 0,
+            brk: None,
+            growth: None,
+            rest_due: self.looks,
+            seen: 0,
+        };
+        match watched.look(now, self.looks, self.history, self.window) {
+            Look::Gone => None,
+            Look::Same | Look::Renamed => Some(watched),
+        }
+    }
+
+    /// Processes by pid.
+    pub fn get(&self, pid: u32) -> Option<&Watched> {
+        self.processes.get(&pid)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Watched> {
+        self.processes.values()
+    }
+
+    /// Notes what is known from inside a process.
+    pub fn note(&mut self, key: ProcessKey, now: u32, change: impl FnOnce(&mut Inside)) {
+        if let Some(watched) = self.processes.get_mut(&key.pid).filter(|watched| watched.key == key) {
+            let mut inside = watched.inside.last().unwrap_or_default();
+            change(&mut inside);
+            watched.inside.push(now, inside, self.history);
+        }
+    }
+}
+
+enum Look {
+    Same,
+    Renamed,
+    Gone,
+}
+
+impl Watched {
+    fn look(&mut self, now: u32, looks: u32, history: u32, window: u32) -> Look {
+        let Ok(resident) = self.footprint.resident() else {
+            return Look::Gone;
+        };
+        self.seen = looks;
+        let pages = |bytes: u64| u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
+        let last = self.samples.last();
+        let mut sample = Sample {
+            rss: pages(resident.rss),
+            anonymous: pages(resident.anonymous),
+            swap: last.map_or(0, |last| last.swap),
+        };
+        let mut result = Look::Same;
+        if looks >= self.rest_due {
+            let at_rest = last == Some(sample);
+            self.rest_due = looks + if at_rest { REST_AT_REST_EVERY } else { REST_EVERY };
+            if let Ok(rest) = self.footprint.rest() {
+                sample.swap = pages(rest.swap);
+                self.major_faults = rest.major_faults;
+            }
+            // Where the map pays: for one that grows.
+            if self.growth.is_some_and(|growth| growth.per_hour > 0.0) {
+                self.brk = footprint::read_brk(self.key.pid).ok().flatten();
+            }
+            match identity::read_stat(self.key.pid) {
+                Ok(stat) if stat.key == self.key => {
+                    if stat.comm != self.identity.comm || executable(self.key.pid) != self.identity.executable {
+                        result = Look::Renamed;
+                    }
+                }
+                _ => return Look::Gone,
+            }
+        }
+        self.samples.push(now, sample, history);
+        self.growth = growth(&self.samples, window, |sample| sample.held() as f64);
+        result
+    }
+
+    /// Whether its native allocations were known last.
+    pub fn is_tracked(&self) -> bool {
+        self.inside.last().is_some_and(|inside| inside.tracked.is_some())
+    }
+
+    /// Growth over another time than the policy's.
+    pub fn growth_over(&self, window: u32) -> Option<Growth> {
+        growth(&self.samples, window, |sample| sample.held() as f64)
+    }
+
+    /// Growth of the Go heap and of tracked memory is not asked; this is what the kernel counts.
+    pub fn memory(&self) -> api::Memory {
+        let sample = self.samples.last().unwrap_or_default();
+        let inside = self.inside.last().unwrap_or_default();
+        api::Memory {
+            rss: Sample::bytes(sample.rss),
+            anonymous: Sample::bytes(sample.anonymous),
+            swap: Sample::bytes(sample.swap),
+            brk: self.brk,
+            major_faults: self.major_faults,
+            tracked: inside.tracked,
+            go_heap: inside.go_heap,
+            goroutines: inside.goroutines.map(u64::from),
+            growth: self.growth.map(|growth| growth.per_hour),
+        }
+    }
+
+    /// Anonymous and swapped bytes over the last hour, equally spaced.
+    pub fn spark(&self, now: u32) -> Vec<u64> {
+        let Some((first, _)) = self.samples.span() else {
+            return Vec::new();
+        };
+        let begin = first.max(now.saturating_sub(SPARK_SPAN));
+        let points = SPARK.min(now - begin + 1);
+        (0..points)
+            .filter_map(|point| {
+                let at = begin + (u64::from(now - begin) * u64::from(point) / u64::from((points - 1).max(1))) as u32;
+                self.samples.at(at).map(Sample::held)
+            })
+            .collect()
+    }
+
+    /// Its course between two times, as columns. `wall` turns a time into nanoseconds since 1970.
+    pub fn timeline(&self, since: u32, until: u32, wall: impl Fn(u32) -> u64) -> api::Timeline {
+        let mut timeline = api::Timeline::default();
+        let Some((first, last)) = self.samples.span() else {
+            return timeline;
+        };
+        let (since, until) = (since.max(first), until.min(last));
+        if since > until {
+            return timeline;
+        }
+        let mut times: Vec<u32> = self.samples.changes(since, until).collect();
+        times.extend(self.inside.changes(since, until));
+        times.extend([since, until]);
+        times.sort_unstable();
+        times.dedup();
+        for at in times {
+            let Some(sample) = self.samples.at(at) else { continue };
+            let inside = self.inside.at(at).unwrap_or_default();
+            timeline.time.push(wall(at));
+            timeline.rss.push(Sample::bytes(sample.rss));
+            timeline.anonymous.push(Sample::bytes(sample.anonymous));
+            timeline.swap.push(Sample::bytes(sample.swap));
+            timeline.tracked.push(inside.tracked);
+            timeline.go_heap.push(inside.go_heap);
+            timeline.goroutines.push(inside.goroutines.map(u64::from));
+        }
+        timeline
+    }
+}
+
+fn executable(pid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.to_string_lossy().into_owned())
+}
+
+/// Pids that `/proc` lists.
+fn pids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}

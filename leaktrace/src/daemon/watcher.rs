@@ -1,0 +1,277 @@
+//! The loop that looks at every process, lets the policy and the governor decide, and publishes what was seen.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use super::{
+    api,
+    backend::Snapshot,
+    config::Config,
+    exporter::Job,
+    own::Own,
+    policy::Now,
+    service::{Service, lock, policy_settings, seconds},
+    trace::governor::{self, Budget, Order, Target},
+};
+use crate::model::ProcessKey;
+
+/// Between two measurements of what tracing costs.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks at collectors.
+const COLLECTORS_EVERY: Duration = Duration::from_secs(5);
+/// Orders of the governor to one process that may follow each other before it is given time to show effect.
+const SETTLE: Duration = Duration::from_secs(4);
+
+/// Something that the loop is told.
+#[derive(Debug)]
+pub enum Message {
+    /// The configuration changed.
+    Reload,
+    /// End.
+    Stop,
+}
+
+/// The loop's state.
+pub struct Watcher {
+    service: Arc<Service>,
+    jobs: mpsc::Sender<Job>,
+    own: Own,
+    measured: Instant,
+    governed: Instant,
+    collected: Instant,
+}
+
+impl Watcher {
+    /// Makes the loop; profiles of processes that end go to `jobs`.
+    pub fn new(service: Arc<Service>, jobs: mpsc::Sender<Job>) -> Self {
+        let begin = Instant::now();
+        Self {
+            service,
+            jobs,
+            own: Own::default(),
+            measured: begin,
+            governed: begin,
+            collected: begin,
+        }
+    }
+
+    /// Looks until told to stop.
+    pub fn run(mut self, messages: &mpsc::Receiver<Message>) {
+        let mut due = Instant::now();
+        loop {
+            let config = self.service.config();
+            match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(Message::Reload) => {
+                    lock(&self.service.table)
+                        .configure(seconds(config.watch.history), seconds(config.watch.growth_time));
+                    lock(&self.service.policy).configure(policy_settings(&config));
+                }
+                Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.turn(&config);
+                    // A turn that took long (attaching) is not made up for.
+                    due = (due + config.watch.interval).max(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// One look at everything.
+    pub fn turn(&mut self, config: &Config) {
+        let now = self.service.clock.now();
+        let changes = lock(&self.service.table).look(now.seconds);
+        for key in &changes.gone {
+            self.end(*key);
+        }
+        for key in &changes.new {
+            self.begin(*key);
+        }
+        if self.collected.elapsed() >= COLLECTORS_EVERY {
+            self.collected = Instant::now();
+            self.look_at_collectors(now);
+        }
+        self.note_tracked(now);
+        for wish in self.service.wishes(config, now) {
+            self.service.fulfil(wish);
+        }
+        self.govern(config);
+        let figures = self.own.look();
+        *lock(&self.service.own) = figures;
+        self.keep_own_budget(config, figures.rss, figures.cpu);
+        self.publish(now);
+    }
+
+    fn begin(&self, key: ProcessKey) {
+        let identity = lock(&self.service.table)
+            .get(key.pid)
+            .filter(|watched| watched.key == key)
+            .map(|watched| Arc::clone(&watched.identity));
+        if identity.is_some_and(|identity| identity.runtime == api::Runtime::Go) {
+            lock(&self.service.collectors).begin(key);
+        } else {
+            lock(&self.service.collectors).end(key);
+        }
+    }
+
+    fn end(&self, key: ProcessKey) {
+        lock(&self.service.collectors).end(key);
+        let traced = lock(&self.service.policy).gone(key);
+        if traced {
+            // What it held at its end is worth a profile.
+            if let Some(moment) = self.service.moment(key) {
+                let _ = self.jobs.send(Job::Last(key, Box::new(moment)));
+            }
+            self.service.engine.release(key);
+        }
+        let _ = self.jobs.send(Job::Gone(key));
+    }
+
+    fn look_at_collectors(&self, now: Now) {
+        let keys: Vec<ProcessKey> = {
+            let table = lock(&self.service.table);
+            let collectors = lock(&self.service.collectors);
+            table
+                .iter()
+                .map(|watched| watched.key)
+                .filter(|key| collectors.follows(*key))
+                .collect()
+        };
+        for key in keys {
+            let live = lock(&self.service.collectors).look(key);
+            lock(&self.service.table).note(key, now.seconds, |inside| inside.go_heap = live);
+        }
+    }
+
+    fn note_tracked(&self, now: Now) {
+        let readings = self.service.engine.readings();
+        let mut table = lock(&self.service.table);
+        for (key, reading) in &readings.targets {
+            table.note(*key, now.seconds, |inside| inside.tracked = Some(reading.live_bytes));
+        }
+        let lost: Vec<ProcessKey> = table
+            .iter()
+            .filter(|watched| watched.is_tracked() && !readings.targets.contains_key(&watched.key))
+            .map(|watched| watched.key)
+            .collect();
+        for key in lost {
+            table.note(key, now.seconds, |inside| inside.tracked = None);
+        }
+    }
+
+    fn govern(&mut self, config: &Config) {
+        if self.measured.elapsed() >= MEASURE_EVERY {
+            self.measured = Instant::now();
+            self.service.engine.measure();
+            return;
+        }
+        if self.governed.elapsed() < SETTLE || self.measured.elapsed() < Duration::from_millis(500) {
+            return;
+        }
+        self.governed = Instant::now();
+        let readings = self.service.engine.readings();
+        let targets: Vec<Target> = {
+            let policy = lock(&self.service.policy);
+            readings
+                .targets
+                .iter()
+                .filter_map(|(key, reading)| {
+                    Some(Target {
+                        key: *key,
+                        cost: reading.cost?,
+                        interval: reading.interval,
+                        wanted: policy.wanted_interval(*key),
+                    })
+                })
+                .collect()
+        };
+        let budget = Budget {
+            target: config.budget.target_cpu,
+            machine: config.budget.machine_cpu * super::cpus(),
+        };
+        for order in governor::govern(&targets, budget) {
+            let now = self.service.clock.now();
+            match order {
+                Order::Interval { key, interval, reason } => {
+                    self.service.engine.set_interval(key, interval, reason.clone());
+                    lock(&self.service.policy).interval(key, interval, &reason, now);
+                }
+                Order::Detach { key, reason } => self.detach(key, reason),
+            }
+        }
+    }
+
+    fn detach(&self, key: ProcessKey, reason: String) {
+        if let Some(moment) = self.service.moment(key) {
+            let _ = self.jobs.send(Job::Last(key, Box::new(moment)));
+        }
+        self.service.engine.release(key);
+        lock(&self.service.policy).detached(key, reason, self.service.clock.now());
+    }
+
+    /// The daemon's own memory is mostly the ledgers': the largest goes first. Its own CPU time is mostly for records.
+    fn keep_own_budget(&self, config: &Config, rss: u64, cpu: f64) {
+        let over_memory = rss > config.budget.own_memory;
+        let over_cpu = cpu > config.budget.own_cpu;
+        let what = match (over_memory, over_cpu) {
+            (false, false) => None,
+            (true, _) => Some(format!(
+                "leaktrace takes {} MiB of memory, its budget is {} MiB",
+                rss >> 20,
+                config.budget.own_memory >> 20
+            )),
+            (false, true) => Some(format!(
+                "leaktrace takes {:.1} % of a CPU, its budget is {:.1} %",
+                cpu * 100.0,
+                config.budget.own_cpu * 100.0
+            )),
+        };
+        if let Some(what) = &what {
+            let readings = self.service.engine.readings();
+            let dearest = readings.targets.iter().max_by(|(_, a), (_, b)| {
+                let weight = |reading: &super::trace::engine::Reading| {
+                    if over_memory {
+                        reading.live_bytes as f64 / reading.interval.max(1) as f64
+                    } else {
+                        reading.cost.map_or(0.0, |cost| cost.programs)
+                    }
+                };
+                weight(a).total_cmp(&weight(b))
+            });
+            if let Some((key, _)) = dearest {
+                self.detach(*key, what.clone());
+            }
+        }
+        self.service.trouble("own budget", what);
+    }
+
+    fn publish(&self, now: Now) {
+        let readings = self.service.engine.readings();
+        let table = lock(&self.service.table);
+        let policy = lock(&self.service.policy);
+        let mut processes: Vec<api::Process> = table
+            .iter()
+            .map(|watched| api::Process {
+                identity: api::Identity::clone(&watched.identity),
+                memory: watched.memory(),
+                tracing: self
+                    .service
+                    .tracing(&policy, watched.key, watched.identity.started, &readings),
+                spark: watched.spark(now.seconds),
+            })
+            .collect();
+        let beyond = table.beyond;
+        drop(policy);
+        drop(table);
+        processes.sort_by_key(|process| process.identity.pid);
+        self.service.publish(Snapshot {
+            time: now.wall,
+            processes,
+        });
+        self.service.trouble(
+            "too many processes",
+            (beyond > 0).then(|| format!("{beyond} processes are not watched: there are too many")),
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! Tracing many processes for a long time: they come and go, and profiles are made meanwhile.
+//!
+//! Every process is traced by samples, so that the distance between samples can change: blocks keep the distance that
+//! they were taken with, and estimates stay unbiased. Invariant: a process that is not traced any more has left nothing
+//! behind, neither in the kernel nor here.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use leaktrace_common::reason::Counter;
+use tokio::sync::Notify;
+
+use super::{
+    go::GoHeap,
+    profile::{Context, Subject},
+    program::Program,
+    pump::{self, Captured, Notice, NoticeReceiver, Pump},
+    recording::RecordError,
+    survey::{Survey, Surveyor},
+    tracer::{self, Settings, TraceError, Tracer},
+};
+use crate::{
+    bpf::{
+        kernel::{Kernel, Sizes},
+        log::KernelLog,
+        sampled::SampledBlocks,
+        usage::Usage,
+    },
+    model::ProcessKey,
+    report::profile::Profile,
+    symbolize::Symbolizer,
+};
+
+/// Room for the code of many programs: rows are 8 bytes, blocks take 8.
+const ROWS: u32 = 8 << 20;
+const BLOCKS: u32 = 2 << 20;
+const MAPPINGS: u32 = 64 << 10;
+/// Changes of the interval that a profile tells at most; the last ones.
+const MAX_REMARKS: usize = 32;
+
+/// Counters of the kernel side, and records that could not be decoded.
+type Losses = ([u64; Counter::COUNT], u64);
+
+/// One process that is traced.
+struct Attached {
+    key: ProcessKey,
+    is_go: bool,
+    settings: Settings,
+    started: Instant,
+    attached: SystemTime,
+    /// What was lost before.
+    before: Losses,
+    remarks: Vec<String>,
+}
+
+/// The kernel side with the processes that it traces at the moment.
+pub struct Live {
+    tracer: Tracer,
+    pump: Pump,
+    notices: NoticeReceiver,
+    logger: KernelLog,
+    sampled: SampledBlocks,
+    attached: HashMap<u32, Attached>,
+}
+
+/// All that a profile is made of, copied while tracing goes on.
+pub struct Moment {
+    program: Program,
+    captured: Captured,
+    context: Context,
+    is_go: bool,
+}
+
+impl Live {
+    /// Loads the kernel side; traces nothing yet. `ring_bytes` is a power of two.
+    ///
+    /// # Errors
+    /// When this kernel, or the privileges, do not allow it.
+    pub fn start(ring_bytes: u32) -> Result<Self, RecordError> {
+        let room = tracer::sizes(&[], ring_bytes);
+        let parts = Kernel::load(Sizes {
+            rows: room.rows.max(ROWS),
+            blocks: room.blocks.max(BLOCKS),
+            mappings: room.mappings.max(MAPPINGS),
+            ..room
+        })?;
+        let (sender, notices) = pump::notice_channel();
+        let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;
+        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        Ok(Self {
+            tracer,
+            pump,
+            notices,
+            logger: parts.log,
+            sampled: parts.sampled,
+            attached: HashMap::new(),
+        })
+    }
+
+    /// Begins to trace a process with a mean of `interval` bytes between samples. One that is traced already goes on.
+    ///
+    /// # Errors
+    /// It is gone, it has no known allocator, or the kernel refuses.
+    pub fn add(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        if self.attached.get(&key.pid).is_some_and(|known| known.key == key) {
+            return Ok(());
+        }
+        self.remove(key.pid);
+        let survey = self.tracer.survey(key.pid)?;
+        if survey.key() != key {
+            return Err(RecordError::Gone(key.pid));
+        }
+        let is_go = survey.is_go();
+        if let Err(cause) = survey.detection {
+            return Err(RecordError::NoAllocator { pid: key.pid, cause });
+        }
+        let settings = Settings::sampled(interval, 0);
+        self.attach(survey, settings)?;
+        self.attached.insert(
+            key.pid,
+            Attached {
+                key,
+                is_go,
+                settings,
+                started: Instant::now(),
+                attached: SystemTime::now(),
+                before: self.losses(),
+                remarks: Vec::new(),
+            },
+        );
+        self.tracer.set_active(key.pid, true);
+        Ok(())
+    }
+
+    fn attach(&mut self, survey: Survey, settings: Settings) -> Result<(), RecordError> {
+        let pid = survey.key().pid;
+        match self.tracer.add_measured(survey, settings) {
+            Err(TraceError::Attach(error)) if error.is_gone() => Err(RecordError::Gone(pid)),
+            result => Ok(result?),
+        }
+    }
+
+    /// Ends tracing a process and forgets what it held. Returns whether it was traced.
+    pub fn remove(&mut self, pid: u32) -> bool {
+        let Some(_) = self.attached.remove(&pid) else {
+            return false;
+        };
+        self.tracer.remove(pid);
+        if let Some(ledger) = self.pump.take(pid) {
+            self.sampled.forget(pid, ledger.addresses());
+        }
+        self.tracer.drop_unused();
+        true
+    }
+
+    /// Changes the mean distance of samples, and says so, with the reason, in later profiles.
+    pub fn set_interval(&mut self, pid: u32, interval: u64, reason: &str) {
+        let Some(attached) = self.attached.get_mut(&pid) else {
+            return;
+        };
+        self.tracer.set_interval(pid, interval);
+        let old = attached.settings.sample_interval;
+        attached.settings = Settings::sampled(interval, attached.settings.min_size);
+        if attached.remarks.len() >= MAX_REMARKS {
+            attached.remarks.remove(0);
+        }
+        attached.remarks.push(format!(
+            "after {:.1}s: mean distance of samples changed from {old} to {} bytes: {reason}",
+            attached.started.elapsed().as_secs_f64(),
+            attached.settings.sample_interval
+        ));
+    }
+
+    /// Tells when there is something to [`follow`](Self::follow).
+    pub fn noticed(&self) -> Arc<Notify> {
+        self.notices.wake()
+    }
+
+    /// Acts on what the kernel side noticed: new code, new programs, children.
+    pub fn follow(&mut self) {
+        self.logger.flush();
+        for notice in self.notices.take() {
+            let result = match notice {
+                Notice::CodeMapped(pid) => self.tracer.refresh(pid),
+                Notice::Exec(pid) => self.tracer.restart(pid),
+                Notice::Fork { pid, child } => {
+                    if let Some(program) = self.tracer.program_mut(pid) {
+                        program.note_task(child);
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(error) = result {
+                tracing::debug!("failed to follow {notice:?}: {error}");
+            }
+        }
+    }
+
+    /// Processes that are traced.
+    pub fn traced(&self) -> impl Iterator<Item = ProcessKey> {
+        self.attached.values().map(|attached| attached.key)
+    }
+
+    /// Mean distance of a process's samples.
+    pub fn interval(&self, pid: u32) -> Option<u64> {
+        self.attached
+            .get(&pid)
+            .map(|attached| attached.settings.sample_interval)
+    }
+
+    /// How often the probes of a process were hit, while the kernel counted.
+    pub fn usage(&self, pid: u32) -> Option<Usage> {
+        self.tracer.usage(pid)
+    }
+
+    /// Whether some probe of a process is at an instruction that the kernel executes step by step, which costs much more.
+    pub fn is_stepped(&self, pid: u32) -> bool {
+        self.tracer
+            .program(pid)
+            .is_some_and(|program| program.plan.is_stepped())
+    }
+
+    /// Outstanding bytes of each traced process.
+    pub fn live_bytes(&self) -> HashMap<u32, f64> {
+        self.pump.live_bytes().unwrap_or_default()
+    }
+
+    /// What was lost so far, over all processes.
+    pub fn losses(&self) -> Losses {
+        self.pump.counters().unwrap_or(([0; Counter::COUNT], 0))
+    }
+
+    /// Copies what a profile of a process is made of.
+    pub fn capture(&mut self, pid: u32) -> Option<Moment> {
+        let attached = self.attached.get(&pid)?;
+        let program = self.tracer.program_mut(pid)?;
+        program.read_names();
+        let program = program.clone();
+        let captured = self.pump.capture(pid)?;
+        let now = self.losses();
+        let mut counters = [0; Counter::COUNT];
+        for ((counter, now), before) in counters.iter_mut().zip(now.0).zip(attached.before.0) {
+            *counter = now.wrapping_sub(before);
+        }
+        Some(Moment {
+            program,
+            captured,
+            context: Context {
+                sample_interval: attached.settings.sample_interval,
+                min_size: attached.settings.min_size,
+                attached: attached.attached,
+                duration: attached.started.elapsed(),
+                counters,
+                undecodable: now.1.wrapping_sub(attached.before.1),
+                remarks: attached.remarks.clone(),
+            },
+            is_go: attached.is_go,
+        })
+    }
+}
+
+impl Moment {
+    /// Whether the profile has samples of a Go heap.
+    pub fn is_go(&self) -> bool {
+        self.is_go
+    }
+
+    /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now.
+    pub fn profile(mut self, symbolizer: &Symbolizer) -> Profile {
+        let go = self.is_go.then(|| {
+            let mut heap = GoHeap::of_new_program();
+            heap.finish(self.program.key.pid);
+            heap
+        });
+        if go.is_some() {
+            self.context
+                .remarks
+                .push("Go allocations are since the begin of the program".to_owned());
+        }
+        let subject = Subject {
+            program: &self.program,
+            snapshot: &self.captured.snapshot,
+            notes: self.captured.notes,
+            go: go.as_ref(),
+        };
+        super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer)
+    }
+}
