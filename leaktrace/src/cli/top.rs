@@ -40,7 +40,7 @@ use clap::Args;
 use self::{
     columns::Column,
     draw::Theme,
-    local::Mode,
+    local::Tracing,
     screen::Screen,
     source::Source,
     state::{Effect, Event, State},
@@ -82,9 +82,12 @@ pub struct TopArgs {
     /// Only processes with this text in their name, arguments, user, unit, container or control group.
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// With -p: take every allocation, a sample by bytes, or do not trace until `t` is pressed.
-    #[arg(long, value_enum, default_value = "exact")]
-    mode: Mode,
+    /// With -p: mean bytes between samples.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64KiB", requires = "pids")]
+    sample_interval: u64,
+    /// With -p: look at memory only, until `t` is pressed.
+    #[arg(long, requires = "pids")]
+    no_trace: bool,
 }
 
 /// Runs `top`.
@@ -92,6 +95,10 @@ pub fn run(arguments: TopArgs) -> Result<ExitCode> {
     ensure!(
         (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&arguments.interval),
         "--interval must be 100ms to 1h"
+    );
+    ensure!(
+        (16..=1 << 30).contains(&arguments.sample_interval),
+        "--sample-interval must be 16B to 1GiB"
     );
     let keys = local::find(&arguments.pids)?;
     if arguments.batch || !stdout().is_terminal() {
@@ -108,11 +115,15 @@ pub fn run(arguments: TopArgs) -> Result<ExitCode> {
     show(arguments, keys, title)
 }
 
-fn source(arguments: &TopArgs, keys: &[ProcessKey], mode: Mode) -> Result<Box<dyn Source>, source::SourceError> {
+fn source(arguments: &TopArgs, keys: &[ProcessKey], trace: bool) -> Result<Box<dyn Source>, source::SourceError> {
     if keys.is_empty() {
         Ok(Box::new(daemon::Daemon::new(&arguments.socket)?))
     } else {
-        Ok(Box::new(local::Local::new(keys, mode, arguments.interval)))
+        let tracing = Tracing {
+            at_once: trace,
+            sample_interval: arguments.sample_interval,
+        };
+        Ok(Box::new(local::Local::new(keys, tracing, arguments.interval)))
     }
 }
 
@@ -120,8 +131,7 @@ fn source(arguments: &TopArgs, keys: &[ProcessKey], mode: Mode) -> Result<Box<dy
 fn print(arguments: &TopArgs, keys: &[ProcessKey]) -> Result<ExitCode> {
     let iterations = arguments.iterations.unwrap_or(1);
     // One look sees nothing of what probes would tell.
-    let mode = if iterations == 1 { Mode::Off } else { arguments.mode };
-    let mut source = source(arguments, keys, mode)?;
+    let mut source = source(arguments, keys, iterations > 1 && !arguments.no_trace)?;
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let options = batch::Options {
         column: arguments.sort,
@@ -172,7 +182,7 @@ fn show(arguments: TopArgs, keys: Vec<ProcessKey>, title: String) -> Result<Exit
     let answers = sender.clone();
     // Made here for the daemon, where that can fail; on its thread for local ones, since probes stay on theirs.
     let worker = Worker::start(
-        move || source(&arguments, &keys, arguments.mode),
+        move || source(&arguments, &keys, !arguments.no_trace),
         move |answer| answers.send(Event::Answer(answer)).is_ok(),
     )?;
     let mut screen = Screen::open().context("failed to take over the terminal; --batch prints plain text")?;

@@ -118,7 +118,12 @@ impl Look {
                 0 => None,
                 creator => frames(symbolizer, &[creator]).into_iter().next(),
             },
-            ids: group.goroutines.iter().take(MAX_IDS).map(|goroutine| goroutine.id).collect(),
+            ids: group
+                .goroutines
+                .iter()
+                .take(MAX_IDS)
+                .map(|goroutine| goroutine.id)
+                .collect(),
         })
     }
 

@@ -147,9 +147,7 @@ impl Policy {
                 continue;
             }
             // Refused, detached or stopped by hand: not again at once.
-            if standing
-                .is_some_and(|standing| standing.held || now.seconds < standing.at.saturating_add(RETRY_AFTER))
-            {
+            if standing.is_some_and(|standing| standing.held || now.seconds < standing.at.saturating_add(RETRY_AFTER)) {
                 continue;
             }
             if let Some((by, interval, reason)) = self.wish(candidate) {
@@ -168,7 +166,10 @@ impl Policy {
             wishes.push(Wish::Trace { key, interval, reason });
         }
         for (_, key, _, _, reason, comm) in left_out {
-            let reason = format!("{reason}; but {} processes are traced already", self.settings.max_processes);
+            let reason = format!(
+                "{reason}; but {} processes are traced already",
+                self.settings.max_processes
+            );
             self.stand(key, comm, api::TraceState::Refused, "refuse", reason, now);
         }
         wishes
@@ -233,15 +234,7 @@ impl Policy {
         );
     }
 
-    fn stand(
-        &mut self,
-        key: ProcessKey,
-        comm: &str,
-        state: api::TraceState,
-        action: &str,
-        reason: String,
-        now: Now,
-    ) {
+    fn stand(&mut self, key: ProcessKey, comm: &str, state: api::TraceState, action: &str, reason: String, now: Now) {
         let standing = self.standings.entry(key).or_insert_with(|| Standing {
             state,
             reason: String::new(),
@@ -428,7 +421,13 @@ mod tests {
     fn what_grows_is_traced_fastest_first_and_released_when_it_stops() {
         let mut policy = Policy::new(settings(), 99);
         let wishes = policy.look(
-            &[grows(1, 1500.0), grows(2, 10.0), grows(3, 5000.0), grows(4, 3000.0), grows(99, 9e9)],
+            &[
+                grows(1, 1500.0),
+                grows(2, 10.0),
+                grows(3, 5000.0),
+                grows(4, 3000.0),
+                grows(99, 9e9),
+            ],
             now(100),
         );
         assert_eq!(traced_by(&wishes), [3, 4]);
@@ -440,7 +439,10 @@ mod tests {
         assert_eq!(policy.look(&[grows(3, 5000.0)], now(300)), []);
         assert_eq!(policy.look(&[grows(3, 0.0)], now(150)), []);
         let wishes = policy.look(&[grows(3, 0.0)], now(400));
-        assert!(matches!(&wishes[..], [Wish::Release { key, .. }] if key.pid == 3), "{wishes:?}");
+        assert!(
+            matches!(&wishes[..], [Wish::Release { key, .. }] if key.pid == 3),
+            "{wishes:?}"
+        );
         policy.released(key(3), "stopped".to_owned(), now(400));
         // It is left alone for a while.
         assert_eq!(policy.look(&[grows(3, 5000.0)], now(500)), []);
@@ -455,7 +457,10 @@ mod tests {
             ..grows(5, 0.0)
         };
         let wishes = policy.look(std::slice::from_ref(&named), now(0));
-        assert!(matches!(&wishes[..], [Wish::Trace { interval: 4096, .. }]), "{wishes:?}");
+        assert!(
+            matches!(&wishes[..], [Wish::Trace { interval: 4096, .. }]),
+            "{wishes:?}"
+        );
         policy.traces(key(5), "rule".to_owned(), now(0));
         assert_eq!(policy.look(std::slice::from_ref(&named), now(10_000)), []);
         let wishes = policy.look(&[grows(5, 0.0)], now(10_001));

@@ -19,8 +19,9 @@ use super::{
     exporter::{Exporter, Job},
     http::{self, HttpError},
     moment::{self, Clock},
-    own, privileges,
+    own,
     policy::Policy,
+    privileges,
     push::{self, Pusher},
     service::{Service, lock, policy_settings, seconds},
     store::{self, Store, StoreError},
@@ -181,7 +182,11 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
 
 fn announce(config: &Config, server: &http::Server) {
     if let Some(address) = server.address() {
-        let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
+        let scheme = if config.http.tls_certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         eprintln!(
             "leaktrace: listening on {scheme}://{address}/, token in {}",
             config.http.token_file.display()

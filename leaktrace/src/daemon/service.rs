@@ -20,12 +20,7 @@ use super::{
     trace::engine::{Engine, Reading, Readings},
     watch::{collector::Collectors, table::Table},
 };
-use crate::{
-    model::ProcessKey,
-    report::profile::Profile,
-    session::live::Moment,
-    symbolize::Symbolizer,
-};
+use crate::{model::ProcessKey, report::profile::Profile, session::live::Moment, symbolize::Symbolizer};
 
 /// The daemon's parts.
 pub struct Service {
@@ -86,7 +81,9 @@ impl Service {
     /// A process's key and identity, if it is watched.
     pub(super) fn identity(&self, pid: u32) -> Option<(ProcessKey, Arc<api::Identity>)> {
         let table = lock(&self.table);
-        table.get(pid).map(|watched| (watched.key, Arc::clone(&watched.identity)))
+        table
+            .get(pid)
+            .map(|watched| (watched.key, Arc::clone(&watched.identity)))
     }
 
     /// How a process stands, with what it costs.

@@ -64,7 +64,8 @@ impl Watcher {
             let config = self.service.config();
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Reload) => {
-                    lock(&self.service.table).configure(seconds(config.watch.history), seconds(config.watch.growth_time));
+                    lock(&self.service.table)
+                        .configure(seconds(config.watch.history), seconds(config.watch.growth_time));
                     lock(&self.service.policy).configure(policy_settings(&config));
                 }
                 Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,

@@ -476,21 +476,21 @@ fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) 
     add_losses(
         &mut losses,
         &[
-        (
-            "missed_free",
-            notes.missed_frees,
-            "blocks whose address was allocated again without a free; repaired",
-        ),
-        (
-            "unknown_stack",
-            notes.unknown_stacks,
-            "allocations whose stack is not known",
-        ),
-        (
-            "truncated_stack",
-            notes.truncated_stacks,
-            "allocations whose stack is incomplete",
-        ),
+            (
+                "missed_free",
+                notes.missed_frees,
+                "blocks whose address was allocated again without a free; repaired",
+            ),
+            (
+                "unknown_stack",
+                notes.unknown_stacks,
+                "allocations whose stack is not known",
+            ),
+            (
+                "truncated_stack",
+                notes.truncated_stacks,
+                "allocations whose stack is incomplete",
+            ),
         ],
     );
     for (end, objects) in truncated {

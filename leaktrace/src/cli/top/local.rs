@@ -14,22 +14,32 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-pub use self::probes::{Mode, Probes};
 use self::{
     history::{History, Point},
     look::Look,
+    probes::Probes,
 };
 use super::source::{Heap, Order, Query, Source, SourceError};
 use crate::{
-    daemon::api,
+    daemon::{api, watch::identity::Identities},
     model::ProcessKey,
     proc::{ProcError, identity},
     report::profile::Profile,
     runtime::go::{GoProcess, heap::View, profile},
+    session::recording::RecordError,
 };
 
 /// Most processes in one session.
 pub const MAX_PROCESSES: usize = 64;
+
+/// How to trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// Begin with it, rather than when asked to.
+    pub at_once: bool,
+    /// Mean bytes between samples.
+    pub sample_interval: u64,
+}
 
 /// Nanoseconds since 1970.
 fn now() -> u64 {
@@ -54,6 +64,7 @@ struct Watched {
 pub struct Local {
     watched: Vec<Watched>,
     probes: Probes,
+    identities: Identities,
     interval: Duration,
     looked: Option<Instant>,
     started: u64,
@@ -84,16 +95,18 @@ pub fn find(pids: &[u32]) -> Result<Vec<ProcessKey>, SourceError> {
 }
 
 impl Local {
-    /// Begins to look at processes every `interval`, and to trace them in this mode.
-    pub fn new(keys: &[ProcessKey], mode: Mode, interval: Duration) -> Self {
+    /// Begins to look at processes every `interval`, and to trace them unless told otherwise.
+    pub fn new(keys: &[ProcessKey], tracing: Tracing, interval: Duration) -> Self {
+        let identities = Identities::default();
         let mut local = Self {
-            watched: keys.iter().map(|key| Watched::new(*key)).collect(),
-            probes: Probes::new(mode),
+            watched: keys.iter().map(|key| Watched::new(*key, &identities)).collect(),
+            probes: Probes::new(tracing.sample_interval),
+            identities,
             interval: interval.max(Duration::from_millis(100)),
             looked: None,
             started: now(),
         };
-        if mode != Mode::Off {
+        if tracing.at_once {
             for key in keys {
                 // What does not work is told as the reason why the process is not traced.
                 let _ = local.start(key.pid);
@@ -114,11 +127,21 @@ impl Local {
         let result = self.probes.add(self.watched[place].key);
         let watched = &mut self.watched[place];
         match result {
-            Ok(reason) => {
+            Ok(interval) => {
                 watched.hits = None;
-                watched.stands(api::TraceState::Traced, "trace", reason);
-                watched.tracing.sample_interval = Some(self.probes.interval());
+                watched.stands(
+                    api::TraceState::Traced,
+                    "trace",
+                    "asked for on the command line or by hand".to_owned(),
+                );
+                watched.tracing.sample_interval = Some(interval);
                 Ok(watched.tracing.clone())
+            }
+            // Go's own heap needs no probes.
+            Err(SourceError::Record(error @ RecordError::NoAllocator { .. })) if watched.go.is_some() => {
+                let reason = "the Go heap is read without probes; there is no native allocator to trace".to_owned();
+                watched.stands(api::TraceState::Watched, "refuse", reason);
+                Err(error.into())
             }
             Err(error) => {
                 watched.stands(api::TraceState::Refused, "refuse", error.to_string());
@@ -144,12 +167,21 @@ impl Local {
             return;
         }
         self.looked = Some(Instant::now());
+        let live = self.probes.live_bytes();
         for watched in &mut self.watched {
             if watched.tracing.state == api::TraceState::Gone {
                 continue;
             }
             match Look::at(watched.key) {
-                Some(look) => watched.take(look, &self.probes),
+                Some(look) => {
+                    let pid = watched.key.pid;
+                    // Sums of scaled samples: the fraction means nothing.
+                    watched.memory.tracked = match watched.tracing.state {
+                        api::TraceState::Traced => Some(live.get(&pid).map_or(0, |bytes| bytes.max(0.0) as u64)),
+                        _ => None,
+                    };
+                    watched.take(look, self.probes.hits(pid), &self.identities);
+                }
                 None => {
                     self.probes.remove(watched.key.pid);
                     watched.go = None;
@@ -174,7 +206,7 @@ impl Local {
             _ => {
                 let why = match watched.tracing.state {
                     api::TraceState::Gone => "the process ended".to_owned(),
-                    api::TraceState::Traced => self.probes.missing().to_owned(),
+                    api::TraceState::Traced => "the process ended, or runs another program now".to_owned(),
                     _ => "the process is not traced; `t` begins".to_owned(),
                 };
                 Err(SourceError::Nothing(why))
@@ -192,8 +224,17 @@ impl Local {
     }
 }
 
+/// Who a process is; only its numbers if it has ended meanwhile.
+fn identity_of(key: ProcessKey, identities: &Identities) -> api::Identity {
+    identities.read(key).unwrap_or_else(|_| api::Identity {
+        pid: key.pid,
+        start_time: key.start_time,
+        ..api::Identity::default()
+    })
+}
+
 impl Watched {
-    fn new(key: ProcessKey) -> Self {
+    fn new(key: ProcessKey, identities: &Identities) -> Self {
         let tracing = api::Tracing {
             state: api::TraceState::Watched,
             reason: "named on the command line; tracing is off".to_owned(),
@@ -204,7 +245,7 @@ impl Watched {
         };
         let mut watched = Self {
             key,
-            identity: look::identity(key),
+            identity: identity_of(key, identities),
             memory: api::Memory::default(),
             tracing,
             history: History::default(),
@@ -254,10 +295,12 @@ impl Watched {
         self.memory.tracked = None;
     }
 
-    fn take(&mut self, look: Look, probes: &Probes) {
+    fn take(&mut self, look: Look, hits: Option<u64>, identities: &Identities) {
         if look.comm != self.identity.comm {
             // It renamed itself, or runs another program.
-            self.identity = look::identity(self.key);
+            self.identity = identity_of(self.key, identities);
+            // Even if that names it otherwise: look again only at the next change.
+            self.identity.comm.clone_from(&look.comm);
             self.go = GoProcess::attach(self.key.pid).ok().filter(|go| go.key == self.key);
             self.name_runtime();
         }
@@ -270,12 +313,10 @@ impl Watched {
             .as_ref()
             .and_then(|go| go.collector().ok())
             .map(|state| state.live);
-        let figures = probes.figures(self.key.pid);
-        self.memory.tracked = figures.map(|figures| figures.live);
-        let counted = figures.map(|figures| (figures.events, Instant::now()));
-        self.tracing.hits = counted.zip(self.hits).and_then(|((events, at), (before, since))| {
+        let counted = hits.map(|hits| (hits, Instant::now()));
+        self.tracing.hits = counted.zip(self.hits).and_then(|((hits, at), (before, since))| {
             let seconds = at.saturating_duration_since(since).as_secs_f64();
-            (seconds > 0.0).then(|| events.saturating_sub(before) as f64 / seconds)
+            (seconds > 0.0).then(|| hits.saturating_sub(before) as f64 / seconds)
         });
         self.hits = counted;
         self.history.add(Point {
@@ -374,12 +415,17 @@ impl Source for Local {
 mod tests {
     use super::*;
 
+    const OFF: Tracing = Tracing {
+        at_once: false,
+        sample_interval: 65_536,
+    };
+
     #[test]
     fn looks_at_its_own_process() {
         let pid = std::process::id();
         let keys = find(&[pid, pid]).unwrap();
         assert_eq!(keys.len(), 1);
-        let mut local = Local::new(&keys, Mode::Off, Duration::from_secs(1));
+        let mut local = Local::new(&keys, OFF, Duration::from_secs(1));
         let answer = local.processes(&Order::default()).unwrap();
         assert_eq!(answer.total, 1);
         let own = &answer.processes[0];
@@ -398,7 +444,7 @@ mod tests {
     fn a_process_that_ends_is_gone() {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let keys = find(&[child.id()]).unwrap();
-        let mut local = Local::new(&keys, Mode::Off, Duration::from_millis(1));
+        let mut local = Local::new(&keys, OFF, Duration::from_millis(1));
         local.tend();
         child.kill().unwrap();
         child.wait().unwrap();

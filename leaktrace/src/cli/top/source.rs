@@ -32,7 +32,7 @@ impl Heap {
         match self {
             Self::Native => "native",
             Self::Go => "go",
-            Self::Both => "both",
+            Self::Both => "all",
         }
     }
 

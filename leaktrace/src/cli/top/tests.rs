@@ -55,7 +55,13 @@ fn process(pid: u32, comm: &str, rss: u64, growth: Option<f64>, state: api::Trac
 }
 
 fn processes() -> api::Processes {
-    let mut leak = process(31337, "leaky", 96 << 20, Some(48.0 * 1048576.0), api::TraceState::Traced);
+    let mut leak = process(
+        31337,
+        "leaky",
+        96 << 20,
+        Some(48.0 * 1048576.0),
+        api::TraceState::Traced,
+    );
     leak.memory.tracked = Some(40 << 20);
     leak.tracing.hits = Some(12_345.0);
     leak.tracing.cost = Some(0.012);
@@ -116,7 +122,10 @@ fn timeline() -> api::Timeline {
         rss: column(|point| (60 << 20) + (point << 19)),
         anonymous: column(|point| (20 << 20) + (point << 19)),
         swap: column(|_| 0),
-        tracked: points.clone().map(|point| (point > 30).then_some(point << 18)).collect(),
+        tracked: points
+            .clone()
+            .map(|point| (point > 30).then_some(point << 18))
+            .collect(),
         go_heap: vec![None; 60],
         goroutines: vec![None; 60],
         collections: Vec::new(),
@@ -142,7 +151,12 @@ fn top() -> api::Top {
             row("grow\u{1b}[31m", 7, 20, 20),
             row("parse", 40, 10, 30),
             row("main", 3, 1, 131),
-            row(&format!("a_function_with_a_very_long_name_{}", "x".repeat(100)), 90, 0, 130),
+            row(
+                &format!("a_function_with_a_very_long_name_{}", "x".repeat(100)),
+                90,
+                0,
+                130,
+            ),
         ],
         comments: vec![HOSTILE.to_owned()],
     }

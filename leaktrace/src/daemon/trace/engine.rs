@@ -139,7 +139,10 @@ impl Engine {
 
     /// What was measured last.
     pub fn readings(&self) -> Readings {
-        self.readings.lock().unwrap_or_else(|poison| poison.into_inner()).clone()
+        self.readings
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .clone()
     }
 
     /// Detaches everywhere and ends the thread.

@@ -85,7 +85,11 @@ pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
         };
         if over {
             let others = sum - total;
-            let room = if of == "of a process" { allowed } else { (budget.machine - others).max(0.0) };
+            let room = if of == "of a process" {
+                allowed
+            } else {
+                (budget.machine - others).max(0.0)
+            };
             if target.cost.traps < room && target.interval < MAX_INTERVAL {
                 // Programs take time in proportion to samples, roughly; twice the distance halves them.
                 let interval = (target.interval.max(16) * 2).min(MAX_INTERVAL);
@@ -158,14 +162,19 @@ mod tests {
     #[test]
     fn samples_get_rarer_before_anyone_is_detached() {
         let orders = govern(&[target(1, 0.02, 0.04, 64 << 10)], BUDGET);
-        assert!(matches!(orders[..], [Order::Interval { interval: 131_072, .. }]), "{orders:?}");
+        assert!(
+            matches!(orders[..], [Order::Interval { interval: 131_072, .. }]),
+            "{orders:?}"
+        );
         let orders = govern(&[target(1, 0.06, 0.0, 64 << 10)], BUDGET);
         assert!(matches!(orders[..], [Order::Detach { .. }]), "{orders:?}");
     }
 
     #[test]
     fn it_ends_within_the_budget_and_keeps_the_cheap_ones() {
-        let mut targets: Vec<Target> = (1..=10).map(|pid| target(pid, 0.005 * f64::from(pid), 0.01, 4096)).collect();
+        let mut targets: Vec<Target> = (1..=10)
+            .map(|pid| target(pid, 0.005 * f64::from(pid), 0.01, 4096))
+            .collect();
         for _ in 0..20 {
             let orders = govern(&targets, BUDGET);
             if orders.is_empty() {
@@ -182,7 +191,10 @@ mod tests {
     #[test]
     fn what_became_cheap_gets_its_samples_back() {
         let orders = govern(&[target(1, 0.001, 0.001, 1 << 20)], BUDGET);
-        assert!(matches!(orders[..], [Order::Interval { interval: 524_288, .. }]), "{orders:?}");
+        assert!(
+            matches!(orders[..], [Order::Interval { interval: 524_288, .. }]),
+            "{orders:?}"
+        );
         assert_eq!(govern(&[target(1, 0.001, 0.001, 64 << 10)], BUDGET), []);
     }
 }

@@ -26,7 +26,9 @@ impl<T: Copy + PartialEq> Series<T> {
             self.fine.push_back((at, value));
         }
         while self.fine.len() > 1 && (self.fine[0].0.saturating_add(FINE_SPAN) < at || self.fine.len() > MAX_FINE) {
-            let Some((time, value)) = self.fine.pop_front() else { break };
+            let Some((time, value)) = self.fine.pop_front() else {
+                break;
+            };
             let far = |last: &(u32, T)| last.0.saturating_add(COARSE_STEP) <= time;
             if self.coarse.back().is_none_or(far) {
                 self.coarse.push_back((time, value));

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::now;
 use crate::{
     daemon::api,
     model::ProcessKey,
@@ -11,8 +10,6 @@ use crate::{
 
 /// Longest status file; the kernel's is a few kilobytes.
 const MAX_FILE: u64 = 64 << 10;
-/// Most bytes of arguments that are kept.
-const MAX_ARGUMENTS: usize = 4096;
 
 /// What a process holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,62 +66,13 @@ fn parse_faults(bytes: &[u8]) -> Option<u64> {
     rest.split_ascii_whitespace().nth(12 - 3)?.parse().ok()
 }
 
-/// Who a process is, as far as that can be read.
-pub fn identity(key: ProcessKey) -> api::Identity {
-    let read = proc_identity::read_identity(key.pid)
-        .ok()
-        .filter(|read| read.key == key);
-    let executable = std::fs::read_link(format!("/proc/{}/exe", key.pid)).ok();
-    let mut identity = api::Identity {
-        pid: key.pid,
-        start_time: key.start_time,
-        started: started(key).unwrap_or(0),
-        executable: executable.map(|path| path.to_string_lossy().into_owned()),
-        cgroup: read_bounded(key.pid, "cgroup", MAX_FILE)
-            .ok()
-            .and_then(|bytes| parse_cgroup(&bytes)),
-        ..api::Identity::default()
-    };
-    if let Some(read) = read {
-        let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(read.uid));
-        identity.user = user.ok().flatten().map(|user| user.name);
-        identity.comm = read.comm;
-        identity.uid = read.uid;
-        let mut room = MAX_ARGUMENTS;
-        for argument in read.cmdline {
-            let argument: String = argument.chars().take(room).collect();
-            room = room.saturating_sub(argument.len() + 1);
-            identity.command_line.push(argument);
-            if room == 0 {
-                break;
-            }
-        }
-    }
-    identity
-}
-
-/// The path of the one hierarchy of version 2, else that of the memory controller.
-fn parse_cgroup(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let path = |wanted: &dyn Fn(&str, &str) -> bool| {
-        text.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            wanted(number, controllers).then(|| path.to_owned())
-        })
-    };
-    path(&|_, controllers| controllers.split(',').any(|name| name == "memory"))
-        .or_else(|| path(&|number, controllers| number == "0" && controllers.is_empty()))
-}
-
-/// When a process started, in nanoseconds since 1970: from its age, since the kernel counts from boot.
-fn started(key: ProcessKey) -> Option<u64> {
+/// How old a process is; the kernel counts from boot.
+fn age(key: ProcessKey) -> Option<Duration> {
     let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
     let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
     let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
     let age = uptime - key.start_time as f64 / ticks as f64;
-    let age = Duration::try_from_secs_f64(age.max(0.0)).ok()?;
-    now().checked_sub(u64::try_from(age.as_nanos()).ok()?)
+    Duration::try_from_secs_f64(age.max(0.0)).ok()
 }
 
 /// What this program costs itself: its CPU share since its start, its memory.
@@ -137,7 +85,7 @@ pub fn own() -> api::Own {
     };
     let share = || -> Option<f64> {
         let key = proc_identity::read_key(pid).ok()?;
-        let age = now().checked_sub(started(key)?)? as f64 / 1e9;
+        let age = age(key)?.as_secs_f64();
         let bytes = read_bounded(pid, "stat", MAX_FILE).ok()?;
         let close = bytes.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(&bytes[close + 1..]).ok()?;
@@ -162,13 +110,5 @@ mod tests {
         assert_eq!(parse_status(b"VmRSS:\t99999999999999999999 kB\n").rss, 0);
         assert_eq!(parse_faults(b"1 (a b) c) S 1 2 3 4 5 6 7 8 99 0\n"), Some(99));
         assert_eq!(parse_faults(b"1 (a"), None);
-    }
-
-    #[test]
-    fn control_groups_of_both_versions() {
-        assert_eq!(parse_cgroup(b"0::/a.slice\n").as_deref(), Some("/a.slice"));
-        let mixed = b"5:cpu,memory:/m:x\n1:name=systemd:/s\n0::/u\n";
-        assert_eq!(parse_cgroup(mixed).as_deref(), Some("/m:x"));
-        assert_eq!(parse_cgroup(b"garbage"), None);
     }
 }

@@ -1,144 +1,113 @@
 //! The probes of a stand-alone session.
 //!
-//! Invariant: a process that is not traced any more has no probe left.
+//! Invariant: a process that is not traced any more has no probe left, and without any the kernel side is gone, too.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
-
-use clap::ValueEnum;
+use std::collections::HashMap;
 
 use super::super::source::SourceError;
 use crate::{
-    bpf::features,
+    bpf::{features, usage::Counting},
     daemon::api,
     model::ProcessKey,
     report::profile::Profile,
-    session::{
-        recording::{RecordError, Recording, Target},
-        tracer::Settings,
-    },
+    session::{live::Live, profile::kernel_losses},
+    symbolize::Symbolizer,
 };
 
-/// Ring buffer of each process: a quarter of a second of a million events.
+/// Ring buffer: a quarter of a second of a million events.
 const RING_BYTES: u32 = 16 << 20;
-/// Mean distance of samples.
-const SAMPLE_INTERVAL: u64 = 512 << 10;
-
-/// How to trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// Every allocation.
-    Exact,
-    /// A sample by bytes, scaled: for long sessions with busy processes.
-    Sampled,
-    /// Not at all: memory only, unless `t` is pressed.
-    Off,
-}
-
-/// Figures of a traced process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
-    /// Events so far.
-    pub events: u64,
-    /// Live bytes.
-    pub live: u64,
-}
 
 /// Processes with probes.
 pub struct Probes {
-    mode: Mode,
-    recordings: HashMap<u32, Recording>,
+    /// Mean bytes between samples.
+    interval: u64,
+    live: Option<Live>,
+    /// The kernel counts hits while something is traced; `None` where it cannot.
+    counting: Option<Counting>,
+    symbolizer: Symbolizer,
 }
 
 impl Probes {
-    /// None yet.
-    pub fn new(mode: Mode) -> Self {
+    /// None yet. `interval` is the mean number of bytes between samples.
+    pub fn new(interval: u64) -> Self {
         Self {
-            mode,
-            recordings: HashMap::new(),
+            interval,
+            live: None,
+            counting: None,
+            symbolizer: Symbolizer::new(),
         }
     }
 
-    /// Mean bytes between samples; 0: every allocation.
-    pub fn interval(&self) -> u64 {
-        if self.mode == Mode::Exact { 0 } else { SAMPLE_INTERVAL }
-    }
-
-    /// Places probes. Returns what was done, in a sentence.
+    /// Places probes. Returns the mean bytes between samples.
     ///
     /// # Errors
     /// When that is not possible.
-    pub fn add(&mut self, key: ProcessKey) -> Result<String, SourceError> {
-        if self.recordings.contains_key(&key.pid) {
-            return Ok("probes are in place".to_owned());
-        }
-        features::require()?;
-        let interval = self.interval();
-        let settings = Settings {
-            sample_interval: interval,
-            min_size: 0,
-            track_mmap: interval == 0,
-            ring_bytes: RING_BYTES,
+    pub fn add(&mut self, key: ProcessKey) -> Result<u64, SourceError> {
+        let live = match &mut self.live {
+            Some(live) => live,
+            none => {
+                features::require()?;
+                none.insert(Live::start(RING_BYTES)?)
+            }
         };
-        let recording = Recording::start(&Target::Processes(vec![key.pid]), settings)?;
-        if recording.processes().any(|traced| traced.key != key) {
-            recording.finish();
-            return Err(RecordError::Gone(key.pid).into());
+        let result = live.add(key, self.interval);
+        let interval = live.interval(key.pid).unwrap_or(self.interval);
+        self.tidy();
+        result?;
+        if self.counting.is_none() {
+            self.counting = Counting::begin().ok();
         }
-        let probes: usize = recording.processes().map(|traced| traced.plan.probes().count()).sum();
-        self.recordings.insert(key.pid, recording);
-        Ok(match probes {
-            0 => "no native allocator, so no probes".to_owned(),
-            1 => "1 probe is in place".to_owned(),
-            count => format!("{count} probes are in place"),
-        })
+        Ok(interval)
     }
 
     /// Takes probes away. Returns whether there were any.
     pub fn remove(&mut self, pid: u32) -> bool {
-        match self.recordings.remove(&pid) {
-            Some(recording) => {
-                recording.finish();
-                true
-            }
-            None => false,
+        let were_there = self.live.as_mut().is_some_and(|live| live.remove(pid));
+        self.tidy();
+        were_there
+    }
+
+    fn tidy(&mut self) {
+        if self.live.as_ref().is_some_and(|live| live.traced().next().is_none()) {
+            self.live = None;
+            self.counting = None;
         }
     }
 
     /// Acts on what the kernel side noticed.
     pub fn follow(&mut self) {
-        self.recordings.values_mut().for_each(Recording::follow);
+        if let Some(live) = &mut self.live {
+            live.follow();
+        }
     }
 
-    /// Figures of a process.
-    pub fn figures(&self, pid: u32) -> Option<Figures> {
-        let figures = self.recordings.get(&pid)?.figures();
-        Some(Figures {
-            events: figures.events.load(Ordering::Relaxed),
-            live: figures.live_bytes.load(Ordering::Relaxed),
-        })
+    /// Outstanding bytes of each traced process.
+    pub fn live_bytes(&self) -> HashMap<u32, f64> {
+        self.live.as_ref().map(Live::live_bytes).unwrap_or_default()
+    }
+
+    /// Probe hits of a process so far.
+    pub fn hits(&self, pid: u32) -> Option<u64> {
+        self.counting.as_ref()?;
+        Some(self.live.as_ref()?.usage(pid)?.runs)
     }
 
     /// Losses over all processes.
     pub fn losses(&self) -> Vec<api::Loss> {
-        let lost = |recording: &Recording| recording.figures().lost.load(Ordering::Relaxed);
-        let count: u64 = self.recordings.values().map(lost).sum();
-        if count == 0 {
-            return Vec::new();
-        }
-        vec![api::Loss {
-            name: "alloc_lost".to_owned(),
-            count,
-            meaning: "allocations that did not fit into the ring buffer".to_owned(),
-        }]
+        let Some(live) = &self.live else { return Vec::new() };
+        let (counters, undecodable) = live.losses();
+        let losses = kernel_losses(&counters, undecodable);
+        let loss = |loss: &crate::report::loss::Loss| api::Loss {
+            name: loss.name.clone(),
+            count: loss.count,
+            meaning: loss.meaning.clone(),
+        };
+        losses.iter().map(loss).collect()
     }
 
-    /// A profile as of now.
-    pub fn profile(&mut self, _pid: u32) -> Option<Profile> {
-        None
-    }
-
-    /// Why a traced process has no profile.
-    pub fn missing(&self) -> &'static str {
-        "stacks of a stand-alone session are not to be had yet"
+    /// A profile as of now; `None` for a process that is not traced.
+    pub fn profile(&mut self, pid: u32) -> Option<Profile> {
+        let moment = self.live.as_mut()?.capture(pid)?;
+        Some(moment.profile(&self.symbolizer))
     }
 }

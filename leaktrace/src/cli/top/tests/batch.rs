@@ -60,7 +60,13 @@ fn table() {
 
 #[test]
 fn columns_fit_any_width() {
-    let mut long = process(4_194_304, &"λ".repeat(300), u64::MAX, Some(-1e18), api::TraceState::Detached);
+    let mut long = process(
+        4_194_304,
+        &"λ".repeat(300),
+        u64::MAX,
+        Some(-1e18),
+        api::TraceState::Detached,
+    );
     long.identity.user = Some("名".repeat(90));
     let mut rows = processes().processes;
     rows.push(long);
@@ -70,5 +76,9 @@ fn columns_fit_any_width() {
         assert!(used <= width, "{used} > {width}");
     }
     assert_eq!(layout(&rows, 200).len(), COLUMNS.len());
-    assert_eq!(layout(&processes().processes, 80).len(), COLUMNS.len(), "all columns fit an ordinary terminal");
+    assert_eq!(
+        layout(&processes().processes, 80).len(),
+        COLUMNS.len(),
+        "all columns fit an ordinary terminal"
+    );
 }

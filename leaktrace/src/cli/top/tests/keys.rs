@@ -18,7 +18,11 @@ use crate::daemon::api;
 
 fn shown(stage: &Stage) -> Vec<u32> {
     let state = &stage.state;
-    state.shown.iter().map(|index| state.processes[*index].identity.pid).collect()
+    state
+        .shown
+        .iter()
+        .map(|index| state.processes[*index].identity.pid)
+        .collect()
 }
 
 fn scene(stage: &Stage) -> Option<&Scene> {
@@ -52,7 +56,10 @@ fn columns_to_sort_by() {
     assert_eq!(stage.state.column, Column::Comm);
     assert_eq!(shown(&stage), [666, 4242, 31337, 1]);
     stage.keys("<<");
-    assert_eq!((stage.state.column, shown(&stage)), (Column::Pid, vec![1, 666, 4242, 31337]));
+    assert_eq!(
+        (stage.state.column, shown(&stage)),
+        (Column::Pid, vec![1, 666, 4242, 31337])
+    );
     stage.keys("<");
     assert_eq!((stage.state.column, shown(&stage)[0]), (Column::State, 31337));
     stage.keys("s");
@@ -78,7 +85,11 @@ fn the_cursor_stays_with_its_process() {
     stage.code(KeyCode::End);
     assert_eq!(stage.state.cursor.index(), 3);
     stage.code(KeyCode::PageUp);
-    assert_eq!(stage.state.cursor.index(), 2, "nothing is drawn yet, so a page is one row");
+    assert_eq!(
+        stage.state.cursor.index(),
+        2,
+        "nothing is drawn yet, so a page is one row"
+    );
 }
 
 #[test]
@@ -138,9 +149,13 @@ fn the_tree_opens_and_closes() {
     stage.keys("jjv");
     let rows = |stage: &Stage| stage.state.outline().map_or(0, |rows| rows.len());
     let function = |stage: &Stage| {
-        let View::Outline { cursor, .. } = stage.state.view() else { return String::new() };
+        let View::Outline { cursor, .. } = stage.state.view() else {
+            return String::new();
+        };
         let rows = stage.state.outline().unwrap_or_default();
-        rows.get(cursor.index()).map(|row| row.function.clone()).unwrap_or_default()
+        rows.get(cursor.index())
+            .map(|row| row.function.clone())
+            .unwrap_or_default()
     };
     assert_eq!((rows(&stage), function(&stage)), (5, "parse".to_owned()));
     stage.code(KeyCode::Left);
@@ -162,11 +177,15 @@ fn heap_and_values_ask_anew() {
     let mut stage = Stage::process(31337);
     stage.keys("h");
     assert_eq!(stage.state.query.heap, Heap::Native);
-    let Some(Scene::Process(31337, query)) = scene(&stage) else { panic!("{:?}", stage.effects) };
+    let Some(Scene::Process(31337, query)) = scene(&stage) else {
+        panic!("{:?}", stage.effects)
+    };
     assert_eq!((query.heap.name(), query.sample_type()), ("native", "inuse_space"));
     assert!(stage.state.rows().is_empty(), "a table of other values is not shown");
     stage.keys("ha");
-    let Some(Scene::Process(31337, query)) = scene(&stage) else { panic!("{:?}", stage.effects) };
+    let Some(Scene::Process(31337, query)) = scene(&stage) else {
+        panic!("{:?}", stage.effects)
+    };
     assert_eq!((query.heap.name(), query.sample_type()), ("go", "alloc_space"));
     stage.keys("c");
     assert!(stage.state.query.cumulative);
@@ -198,7 +217,10 @@ fn tracing_is_toggled_and_told() {
         result: Ok(tracing),
     }));
     assert_eq!(stage.state.message.as_deref(), Some("pid 1: traced: by hand\\u{1b}[2J"));
-    assert_eq!(stage.state.selected().map(|process| process.tracing.state), Some(api::TraceState::Traced));
+    assert_eq!(
+        stage.state.selected().map(|process| process.tracing.state),
+        Some(api::TraceState::Traced)
+    );
     let refused = SourceError::Refused {
         status: 409,
         message: "the budget does not allow it".to_owned(),
@@ -214,10 +236,16 @@ fn tracing_is_toggled_and_told() {
 fn goroutines_of_go_processes_alone() {
     let mut stage = Stage::list();
     stage.keys("g");
-    assert_eq!(stage.state.message.as_deref(), Some("pid 31337 is no Go process that can be read"));
+    assert_eq!(
+        stage.state.message.as_deref(),
+        Some("pid 31337 is no Go process that can be read")
+    );
     stage.keys("jjg");
     assert_eq!(scene(&stage), Some(&Scene::Goroutines(4242)));
-    stage.answer(vec![Part::Details(Box::new(details(4242))), Part::Goroutines(goroutines())]);
+    stage.answer(vec![
+        Part::Details(Box::new(details(4242))),
+        Part::Goroutines(goroutines()),
+    ]);
     stage.keys("jjjj");
     assert!(matches!(stage.state.view(), View::Goroutines { cursor } if cursor.index() == 1));
     stage.code(KeyCode::Esc);
@@ -247,8 +275,15 @@ fn a_process_that_is_gone_stays_readable() {
     };
     let number = stage.number;
     stage.event(Event::Answer(Answer::Failed(number, Kind::Details, error)));
-    let state = stage.state.subject.as_ref().and_then(|subject| subject.details.as_ref());
-    assert_eq!(state.map(|details| details.process.tracing.state), Some(api::TraceState::Gone));
+    let state = stage
+        .state
+        .subject
+        .as_ref()
+        .and_then(|subject| subject.details.as_ref());
+    assert_eq!(
+        state.map(|details| details.process.tracing.state),
+        Some(api::TraceState::Gone)
+    );
     assert_eq!(stage.state.rows().len(), 5);
     stage.keys("t");
     assert_eq!(stage.effects, []);

@@ -89,13 +89,22 @@ fn questions_and_answers() {
         filter: "a&b=ü".to_owned(),
     };
     let list = daemon.processes(&order).expect("an answer");
-    assert_eq!(list.processes[0].identity.comm, "sort=rss&order=asc&filter=a%26b%3D%C3%BC&limit=5000");
+    assert_eq!(
+        list.processes[0].identity.comm,
+        "sort=rss&order=asc&filter=a%26b%3D%C3%BC&limit=5000"
+    );
     assert_eq!(daemon.details(31337).expect("an answer"), details(31337));
     let table = daemon.top(31337, &Query::default()).expect("an answer");
-    assert_eq!(table.comments, ["sample_type=inuse_space&heap=both&cum=false&filter=&limit=500"]);
+    assert_eq!(
+        table.comments,
+        ["sample_type=inuse_space&heap=all&cum=false&filter=&limit=500"]
+    );
     assert_eq!(daemon.stacks(31337, &Query::default()).expect("an answer"), stacks());
     assert_eq!(daemon.goroutines(31337).expect("an answer"), goroutines());
-    assert_eq!(daemon.trace(31337, true).expect("an answer").state, api::TraceState::Traced);
+    assert_eq!(
+        daemon.trace(31337, true).expect("an answer").state,
+        api::TraceState::Traced
+    );
     let error = daemon.trace(31337, false).expect_err("no budget");
     assert_eq!(error.to_string(), "no budget");
     let error = daemon.details(1).expect_err("no such process");
@@ -112,7 +121,10 @@ fn a_daemon_that_is_not_there() {
     let mut daemon = Daemon::new(&socket).expect("a client");
     let error = daemon.status().expect_err("nobody listens");
     let text = error.to_string();
-    assert!(text.contains("leaktrace daemon") && text.contains("top -p PID"), "{text}");
+    assert!(
+        text.contains("leaktrace daemon") && text.contains("top -p PID"),
+        "{text}"
+    );
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
     assert!(matches!(daemon.status(), Err(SourceError::NotRunning { source, .. })
         if source.kind() == ErrorKind::ConnectionRefused));
@@ -138,16 +150,25 @@ fn a_daemon_that_goes_away_and_comes_back() {
         }));
         answers.into_inner()
     };
-    assert!(matches!(ask(&mut daemon).as_slice(), [Answer::Part(7, _), Answer::Part(7, _), Answer::Done(7)]));
+    assert!(matches!(
+        ask(&mut daemon).as_slice(),
+        [Answer::Part(7, _), Answer::Part(7, _), Answer::Done(7)]
+    ));
     drop(server);
     std::fs::remove_file(&socket).expect("the socket's file");
     // One failure, not one for each part.
     assert!(matches!(
         ask(&mut daemon).as_slice(),
-        [Answer::Failed(7, Kind::Processes, SourceError::NotRunning { .. }), Answer::Done(7)]
+        [
+            Answer::Failed(7, Kind::Processes, SourceError::NotRunning { .. }),
+            Answer::Done(7)
+        ]
     ));
     let _server = serve(&socket, router());
-    assert!(matches!(ask(&mut daemon).as_slice(), [Answer::Part(7, _), Answer::Part(7, _), Answer::Done(7)]));
+    assert!(matches!(
+        ask(&mut daemon).as_slice(),
+        [Answer::Part(7, _), Answer::Part(7, _), Answer::Done(7)]
+    ));
 }
 
 #[test]

@@ -3,7 +3,11 @@
 use crossterm::event::KeyCode;
 use ratatui::style::Color;
 
-use super::{super::source::SourceError, super::worker::{Answer, Kind, Part}, Stage, goroutines};
+use super::{
+    super::source::SourceError,
+    super::worker::{Answer, Kind, Part},
+    Stage, goroutines,
+};
 use crate::cli::top::state::Event;
 
 fn calls() -> Stage {
@@ -139,7 +143,11 @@ fn without_colours_there_are_none() {
     let coloured = |stage: &mut Stage, colours| {
         let buffer = stage.buffer(100, 30, colours);
         let plain = |colour| matches!(colour, Color::Reset);
-        buffer.content().iter().filter(|cell| !plain(cell.fg) || !plain(cell.bg)).count()
+        buffer
+            .content()
+            .iter()
+            .filter(|cell| !plain(cell.fg) || !plain(cell.bg))
+            .count()
     };
     assert_eq!(coloured(&mut stage, false), 0);
     assert!(coloured(&mut stage, true) > 0);
