@@ -89,6 +89,8 @@ pub fn is_root() -> bool {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // New machines update themselves after their first start, and hold the lock for minutes.
+    command.args(["-o", "DPkg::Lock::Timeout=600"]);
     command
 }
 
