@@ -18,6 +18,7 @@ pub const TEST: &[&str] = &[
     "gcc",
     "g++",
     "libc6-dev",
+    "musl-tools",
     "make",
     "redis-server",
     "redis-tools",
