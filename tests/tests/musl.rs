@@ -1,4 +1,5 @@
-//! Programs on musl, whose C library is its dynamic linker, too, and has no unwind tables: exact numbers all the same.
+//! Programs on musl, whose C library is its dynamic linker, too, and has no unwind tables: exact numbers all the same, by
+//! stacks that end at main.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ fn attached(program: &str, function: &str) -> Result<()> {
     let (truth, recorded) = record_program(program, function)?;
     assert_exact(&truth, &recorded.profile);
     let freed = recorded.profile.allocated_through("use_and_free");
-    assert_eq!(freed.objects, 750, "{}", recorded.profile.shown());
+    // musl's realloc to nothing hands out an empty block, 500 times.
+    let expected = if function.starts_with("realloc") { 1250 } else { 750 };
+    assert_eq!(freed.objects, expected, "{}", recorded.profile.shown());
     Ok(())
 }
 
