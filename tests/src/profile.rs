@@ -37,6 +37,12 @@ pub struct Profile {
     pub totals: BTreeMap<String, i64>,
     pub losses: Vec<Loss>,
     pub comments: Vec<String>,
+    /// Upper bounds of the classes in [`Sample::ages`], in seconds.
+    #[serde(default)]
+    pub age_bounds: Vec<u32>,
+    /// How far back [`Sample::growth`] reaches.
+    #[serde(default)]
+    pub growth_nanos: Option<i64>,
     pub samples: Vec<Sample>,
 }
 
@@ -64,6 +70,12 @@ pub struct Sample {
     pub values: BTreeMap<String, i64>,
     #[serde(default)]
     pub labels: BTreeMap<String, serde_json::Value>,
+    /// Outstanding bytes more than before.
+    #[serde(default)]
+    pub growth: Option<i64>,
+    /// Outstanding bytes by age.
+    #[serde(default)]
+    pub ages: Option<Vec<i64>>,
 }
 
 /// One function on a stack.

@@ -19,6 +19,10 @@ enum Recipe {
         compiler: &'static str,
         words: &'static [&'static str],
     },
+    /// `musl-gcc` with these words: another C library.
+    Musl { words: &'static [&'static str] },
+    /// Another program without its section headers: what `sstrip` and some packers leave.
+    Headless { of: &'static str },
     /// A package of the workspace `rust`.
     Cargo { package: &'static str },
     /// Another program without its symbols.
@@ -58,6 +62,37 @@ const RECIPES: &[(&str, Recipe)] = &[
     (
         "libplugin_allocator.so",
         c!["-shared", "-fPIC", "-fno-builtin", "c/plugin_allocator.c"],
+    ),
+    (
+        "libheadless_allocator.so",
+        Recipe::Headless {
+            of: "libplugin_allocator.so",
+        },
+    ),
+    ("malloc_family_headless", Recipe::Headless { of: "malloc_family" }),
+    (
+        "malloc_family_musl",
+        Recipe::Musl {
+            words: &["c/malloc_family.c"],
+        },
+    ),
+    (
+        "malloc_family_musl_static",
+        Recipe::Musl {
+            words: &["-static", "c/malloc_family.c"],
+        },
+    ),
+    (
+        "innocent_musl",
+        Recipe::Musl {
+            words: &["c/innocent.c"],
+        },
+    ),
+    (
+        "innocent_musl_static",
+        Recipe::Musl {
+            words: &["-static", "c/innocent.c"],
+        },
     ),
     ("seccomp", c!["c/seccomp.c"]),
     ("map_files", c!["c/map_files.c"]),
@@ -120,13 +155,15 @@ pub fn path(name: &str) -> Result<PathBuf> {
     lock.lock().with_context(|| format!("failed to lock `{name}`"))?;
     let product = directory.join(name);
     match recipe {
-        Recipe::Gcc { compiler, words } => {
-            if stale(&product)? {
+        Recipe::Gcc { compiler, words } => compile(compiler, words, &directory, name)?,
+        Recipe::Musl { words } => compile("musl-gcc", words, &directory, name)?,
+        Recipe::Headless { of } => {
+            let original = path(of)?;
+            if !product.exists() || modified(&original)? > modified(&product)? {
                 let part = directory.join(format!(".{name}.part"));
-                let mut command = Command::new(compiler);
-                command.current_dir(sources()).args(OPTIMISED).arg("-o").arg(&part);
-                command.arg(format!("-L{}", directory.display())).args(*words);
-                run(&mut command)?;
+                // Copied, for the permissions, and changed in the copy.
+                fs::copy(&original, &part)?;
+                remove_section_headers(&part)?;
                 fs::rename(&part, &product)?;
             }
         }
@@ -167,6 +204,33 @@ pub fn path(name: &str) -> Result<PathBuf> {
         }
     }
     Ok(product)
+}
+
+/// Compiles a program that is missing or older than its sources.
+fn compile(compiler: &str, words: &[&str], directory: &Path, name: &str) -> Result<()> {
+    let product = directory.join(name);
+    if !stale(&product)? {
+        return Ok(());
+    }
+    let part = directory.join(format!(".{name}.part"));
+    let mut command = Command::new(compiler);
+    command.current_dir(sources()).args(OPTIMISED).arg("-o").arg(&part);
+    command.arg(format!("-L{}", directory.display())).args(words);
+    run(&mut command)?;
+    fs::rename(&part, &product)?;
+    Ok(())
+}
+
+/// Cuts a 64-bit ELF file off where its section headers begin, and forgets that there were any.
+fn remove_section_headers(path: &Path) -> Result<()> {
+    let mut bytes = fs::read(path)?;
+    let header = bytes.get(40..48).context("an ELF header is longer")?;
+    let table = u64::from_le_bytes(header.try_into()?);
+    bytes[40..48].fill(0); // e_shoff
+    bytes[58..64].fill(0); // e_shentsize, e_shnum, e_shstrndx
+    bytes.truncate(usize::try_from(table)?);
+    fs::write(path, bytes)?;
+    Ok(())
 }
 
 /// A stripped copy with the function symbols in `.gnu_debugdata`.

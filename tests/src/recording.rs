@@ -51,7 +51,15 @@ impl Recording {
     /// When it does not come so far in time.
     pub fn attach_to_file(pid: u32, arguments: &[&str], file: &str) -> Result<Self> {
         let pid = pid.to_string();
-        Self::start(&[&["-p", &pid], arguments].concat(), &[], file)
+        Self::start(&[&["-p", &pid], arguments].concat(), &[], file, &[])
+    }
+
+    /// As [`Self::attach`], with variables for the tracer's environment.
+    ///
+    /// # Errors
+    /// When it does not come so far in time.
+    pub fn attach_with_variables(pid: u32, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::start(&["-p", &pid.to_string()], &[], "profile.json", variables)
     }
 
     /// Starts a command under the tracer.
@@ -59,13 +67,14 @@ impl Recording {
     /// # Errors
     /// When it does not come so far in time.
     pub fn of_command(arguments: &[&str], command: &[&str]) -> Result<Self> {
-        Self::start(arguments, command, "profile.json")
+        Self::start(arguments, command, "profile.json", &[])
     }
 
-    fn start(arguments: &[&str], command: &[&str], file: &str) -> Result<Self> {
+    fn start(arguments: &[&str], command: &[&str], file: &str, variables: &[(&str, &str)]) -> Result<Self> {
         let directory = TempDir::new()?;
         let output = directory.path().join(file);
         let mut line = Command::new(machine::leaktrace());
+        line.envs(variables.iter().copied());
         line.arg("record").args(arguments).arg("-o").arg(&output);
         if !command.is_empty() {
             line.arg("--").args(command);

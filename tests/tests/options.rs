@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::process::{PATIENCE, Process};
-use leaktrace_tests::recording::leaktrace;
+use leaktrace_tests::recording::{Recording, leaktrace};
 use leaktrace_tests::scenario::{amount, record};
 use leaktrace_tests::{machine, pprof, programs};
 use nix::sys::signal::Signal;
@@ -70,4 +72,63 @@ fn help_names_every_command() -> Result<()> {
         ensure!(answer.stdout.contains(command), "no {command} in:\n{}", answer.stdout);
     }
     Ok(())
+}
+
+/// Pictures leave allocation functions out, as the table does; what is read again keeps them.
+#[test]
+fn allocation_functions_are_in_json_and_not_in_pictures() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let of = |file: &str| -> Result<String> {
+        let mut target = Process::ready(programs::command("new_delete")?.arg("plain"))?;
+        let recording = Recording::attach_to_file(target.pid(), &[], file)?;
+        target.work()?;
+        let (_, output, _directory) = recording.stop_unread()?;
+        target.exit()?;
+        Ok(fs::read_to_string(output)?)
+    };
+    let json = of("profile.json")?;
+    ensure!(json.contains("\"operator new"), "{json}");
+    for file in ["profile.folded", "profile.svg"] {
+        let picture = of(file)?;
+        ensure!(picture.contains("leak_here"), "{file}:\n{picture}");
+        ensure!(!picture.contains("operator new"), "{file}:\n{picture}");
+    }
+    Ok(())
+}
+
+#[test]
+fn ages_and_growth_of_each_stack() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(programs::command("malloc_family")?.arg("malloc"))?;
+    let recording = Recording::attach(target.pid(), &[])?;
+    let truth = target.work()?;
+    // Older than the first class, which ends at one second.
+    thread::sleep(Duration::from_secs(2));
+    let profile = recording.stop()?.profile;
+    assert_eq!(profile.age_bounds, [1, 10, 60, 600, 3600, 86_400]);
+    ensure!(
+        profile.growth_nanos.is_some_and(|nanos| nanos > 1_000_000_000),
+        "{:?}",
+        profile.growth_nanos
+    );
+    let leaked = i64::try_from(truth.leaked_bytes)?;
+    let (mut ages, mut growth) = (0, 0);
+    for sample in profile.heap() {
+        let of_sample = sample.ages.as_deref().unwrap_or_default();
+        assert_eq!(of_sample.len(), 7, "{}", profile.shown());
+        assert_eq!(
+            of_sample.iter().sum::<i64>(),
+            sample.inuse().bytes,
+            "{}",
+            profile.shown()
+        );
+        ages += of_sample[1..].iter().sum::<i64>();
+        growth += sample.growth.unwrap_or_default();
+    }
+    assert_eq!((ages, growth), (leaked, leaked), "{}", profile.shown());
+    target.exit()
 }

@@ -17,8 +17,8 @@ const BPF_LINKER: &str = "0.13.0";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCES: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.toml";
-/// The minor version of the oldest rustc that knows the edition of the eBPF crate.
-const OLDEST_RUSTC: u32 = 85;
+/// The minor version of the oldest rustc that serves: its LLVM (21) is the oldest that this `bpf-linker` is built on.
+const OLDEST_RUSTC: u32 = 91;
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 
 /// What compiles the eBPF crate.
@@ -57,10 +57,14 @@ impl Toolchain {
 /// # Errors
 /// Where something is missing and cannot be installed, with the command to run by hand.
 pub fn ensure() -> Result<Toolchain> {
-    let (rustc, cargo) = match rustup_nightly() {
-        Some(found) => found,
-        None => debian()?,
-    };
+    if let Some((rustc, cargo)) = rustup_nightly() {
+        match linker(&rustc) {
+            Ok(linker) => return Ok(Toolchain { rustc, cargo, linker }),
+            // Its LLVM may be newer than any that Debian has.
+            Err(error) => eprintln!("setup: rustup's nightly is passed over: {error:#}"),
+        }
+    }
+    let (rustc, cargo) = debian()?;
     let linker = linker(&rustc)?;
     Ok(Toolchain { rustc, cargo, linker })
 }
@@ -81,7 +85,8 @@ fn rustup_nightly() -> Option<(PathBuf, PathBuf)> {
 
 /// Debian's rustc and cargo, installed if need be.
 fn debian() -> Result<(PathBuf, PathBuf)> {
-    // Debian 12's own rustc is of 2022; the packages whose names end in -web are kept up to date.
+    // Debian 12's own rustc is of 2022; the packages whose names end in -web are kept up to date. Their first release, on
+    // LLVM 19, may be installed: then they are upgraded.
     let recent = || {
         let version = command::answer(Command::new(DEBIAN_RUSTC).arg("--version"));
         version
@@ -96,13 +101,14 @@ fn debian() -> Result<(PathBuf, PathBuf)> {
             && recent()
     };
     if !there() {
-        packages::ensure(DEBIAN_PACKAGES, "the eBPF compiler")
+        packages::install_newest(DEBIAN_PACKAGES, "the eBPF compiler")
             .context("or, with rustup: rustup toolchain install nightly --component rust-src")?;
     }
     if !there() {
         bail!(
-            "`{DEBIAN_RUSTC}` is too old or has no library sources; try: apt-get install {}",
-            DEBIAN_PACKAGES.join(" ")
+            "`{DEBIAN_RUSTC}` is older than 1.{OLDEST_RUSTC} or has no library sources, and this machine's package sources \
+             (is bookworm-security among them?) have no newer one; or, with rustup: rustup toolchain install nightly \
+             --component rust-src"
         );
     }
     Ok((DEBIAN_RUSTC.into(), DEBIAN_CARGO.into()))

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 
@@ -17,6 +18,7 @@ pub const TEST: &[&str] = &[
     "gcc",
     "g++",
     "libc6-dev",
+    "musl-tools",
     "make",
     "redis-server",
     "redis-tools",
@@ -53,10 +55,17 @@ fn installed(name: &str) -> bool {
 /// # Errors
 /// Where that cannot be done (no root, no apt, no network), with the command to run by hand.
 pub fn ensure(names: &[&str], purpose: &str) -> Result<()> {
-    let wanted = missing(names);
-    if wanted.is_empty() {
-        return Ok(());
+    match missing(names) {
+        wanted if wanted.is_empty() => Ok(()),
+        wanted => install_newest(&wanted, purpose),
     }
+}
+
+/// Installs `wanted`, or upgrades what is there already.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn install_newest(wanted: &[&str], purpose: &str) -> Result<()> {
     let by_hand = format!(
         "apt-get update && apt-get install --no-install-recommends {}",
         wanted.join(" ")
@@ -72,12 +81,19 @@ pub fn ensure(names: &[&str], purpose: &str) -> Result<()> {
         bail!("installing packages needs root; run by hand: sudo sh -c '{by_hand}'");
     }
     let _policy = ServicePolicy::forbid()?;
-    // The lists may be absent or old: try without them once, which saves the time where they are fresh.
-    if install(&wanted).is_err() {
-        command::run(apt_get().args(["update", "-q"])).with_context(|| format!("run by hand: {by_hand}"))?;
-        install(&wanted).with_context(|| format!("run by hand: {by_hand}"))?;
-    }
-    Ok(())
+    update_lists();
+    install(wanted).with_context(|| format!("run by hand: {by_hand}"))
+}
+
+/// Once in a run: lists may be absent, or old, or those of a new machine, which know no security updates and so no recent
+/// compiler. Where some cannot be had the others serve.
+fn update_lists() {
+    static UPDATED: Once = Once::new();
+    UPDATED.call_once(|| {
+        if let Err(error) = command::run(apt_get().args(["update", "-q"])) {
+            eprintln!("setup: going on with the package lists that are there: {error:#}");
+        }
+    });
 }
 
 /// True when this process may install packages and mount file systems.
@@ -89,6 +105,8 @@ pub fn is_root() -> bool {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // New machines update themselves after their first start, and hold the lock for minutes.
+    command.args(["-o", "DPkg::Lock::Timeout=600"]);
     command
 }
 

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{progress::Progress, quantity, terminal};
 use crate::{
     bpf::features,
-    export,
+    export::{self, file::Format},
     probe::plan::Plan,
     report::{
         graph::GraphOptions,
@@ -205,9 +205,15 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
     };
     for (path, profile) in &profiles {
         let sample_type = profile.sample_type(None)?;
-        export::file::write(path, profile, sample_type)?;
         let mut pruned = profile.clone();
         crate::report::prune::prune(&mut pruned)?;
+        let written = match Format::of(path) {
+            // Pictures of the table: without allocation functions, as it is.
+            Format::Svg | Format::Folded => &pruned,
+            // What is read again: whoever reads it leaves them out, or does not.
+            Format::Pprof | Format::Json => profile,
+        };
+        export::file::write(path, written, sample_type)?;
         let graph = GraphOptions {
             top: arguments.top,
             ..GraphOptions::trimmed(sample_type)

@@ -114,7 +114,7 @@ impl Backend for Service {
         let opened = lock(&self.store).reader().open_profile(id);
         let read = opened.and_then(|profile| profile.read());
         read.map_err(|error| match error {
-            StoreError::NoSuchProfile(_) => Failure::UnknownProfile(id.to_owned()),
+            StoreError::NoSuchProfile { .. } => Failure::UnknownProfile(id.to_owned()),
             error => Failure::Failed(error.to_string()),
         })
     }

@@ -17,7 +17,7 @@ use super::{
     policy::{self, Candidate, Policy, Wish},
     push::Pusher,
     store::Store,
-    trace::engine::{Engine, Reading, Readings},
+    trace::engine::{Engine, Readings},
     watch::{collector::Collectors, table::Table},
 };
 use crate::{model::ProcessKey, report::profile::Profile, session::live::Moment, symbolize::Symbolizer};
@@ -145,11 +145,6 @@ impl Service {
     /// A profile of a traced process as of now.
     pub(super) fn moment(&self, key: ProcessKey) -> Option<Moment> {
         self.engine.capture(key)
-    }
-
-    /// What was measured of a traced process.
-    pub(super) fn reading(&self, key: ProcessKey) -> Option<Reading> {
-        self.engine.readings().targets.get(&key).copied()
     }
 }
 

@@ -4,9 +4,15 @@
 //! {"version":1, "time_nanos":N, "duration_nanos":N, "comm":TEXT, "pid":N|null, "mode":TEXT,
 //!  "sample_types":[{"type":TEXT,"unit":TEXT}], "totals":{TYPE:N},
 //!  "losses":[{"name":TEXT,"count":N,"meaning":TEXT}], "comments":[TEXT],
+//!  "age_bounds":[N], "growth_nanos":N,
 //!  "samples":[{"stack":[{"function":TEXT,"file":TEXT,"line":N,"module":TEXT,"address":"0x…","inlined":BOOL}],
-//!              "values":{TYPE:N}, "labels":{KEY:TEXT|N}}]}
+//!              "values":{TYPE:N}, "labels":{KEY:TEXT|N}, "growth":N, "ages":[N]}]}
 //! ```
+//!
+//! `growth` is how many bytes more of the stack are in use than `growth_nanos` before the end. `ages` are its bytes in use
+//! by age: for each of `age_bounds` (seconds, ascending) those that are younger and not counted before, then those that
+//! are older than all of them. The four fields are there only in what `record` writes; `growth` is not there for memory
+//! that was mapped directly, neither is there for Go's heap.
 //!
 //! Stacks are leaf first; a frame with `inlined` has no code of its own but is part of the next. Unknown texts are
 //! empty, an unknown line is 0. The version grows when a field changes its meaning; new fields may come without that.
@@ -55,6 +61,8 @@ pub fn write(profile: &Profile, mut output: impl Write) -> io::Result<()> {
             })
             .collect(),
         comments: &profile.comments,
+        age_bounds: profile.trends.as_ref().map(|trends| trends.age_bounds.as_slice()),
+        growth_nanos: profile.trends.as_ref().map(|trends| trends.growth_nanos),
         samples: Samples(profile),
     };
     serde_json::to_writer(&mut output, &document)?;
@@ -74,6 +82,10 @@ struct Document<'p> {
     totals: BTreeMap<&'p str, i64>,
     losses: Vec<Loss<'p>>,
     comments: &'p [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_bounds: Option<&'p [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_nanos: Option<i64>,
     samples: Samples<'p>,
 }
 
@@ -105,6 +117,10 @@ struct JsonSample<'p> {
     stack: Vec<Frame<'p>>,
     values: BTreeMap<&'p str, i64>,
     labels: BTreeMap<&'p str, Label<'p>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ages: Option<&'p [i64]>,
 }
 
 #[derive(Serialize)]
@@ -142,6 +158,8 @@ impl<'p> JsonSample<'p> {
                 .collect(),
             values: kinds.zip(sample.values.iter().copied()).collect(),
             labels: numbers.chain(texts).collect(),
+            growth: sample.trend.as_ref().and_then(|trend| trend.growth),
+            ages: sample.trend.as_ref().map(|trend| trend.ages.as_slice()),
         }
     }
 }
@@ -174,7 +192,7 @@ fn frames<'p>(profile: &'p Profile, location: &'p Location) -> Vec<Frame<'p>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{FrameLine, Mapping, NumericLabel, ProfileBuilder, TextLabel};
+    use crate::report::{FrameLine, Mapping, NumericLabel, ProfileBuilder, TextLabel, Trend, Trends};
 
     #[test]
     fn the_schema() {
@@ -292,5 +310,48 @@ mod tests {
           "version": 1
         }
         "#);
+    }
+
+    #[test]
+    fn growth_and_ages_of_a_stack() {
+        let mut builder = ProfileBuilder::heap();
+        let leak = builder.location(None, 1, &[]);
+        let mapped = builder.location(None, 2, &[]);
+        let other = builder.location(None, 3, &[]);
+        let trend = |growth| {
+            Some(Trend {
+                growth,
+                ages: vec![60, 4, 0],
+            })
+        };
+        builder.sample_with_trend(vec![leak], &[2, 128, 1, 64], Vec::new(), Vec::new(), trend(Some(-3)));
+        builder.sample_with_trend(vec![mapped], &[2, 128, 1, 64], Vec::new(), Vec::new(), trend(None));
+        builder.sample(vec![other], &[1, 1, 1, 1], Vec::new(), Vec::new());
+        builder.profile_mut().trends = Some(Trends {
+            age_bounds: vec![1, 10],
+            growth_nanos: 4_000_000_000,
+        });
+        let profile = builder.finish();
+        let mut text = Vec::new();
+        write(&profile, &mut text).expect("writes");
+        let value: serde_json::Value = serde_json::from_slice(&text).expect("valid JSON");
+        assert_eq!(value["age_bounds"], serde_json::json!([1, 10]));
+        assert_eq!(value["growth_nanos"], 4_000_000_000_i64);
+        assert_eq!(value["samples"][0]["growth"], -3);
+        assert_eq!(value["samples"][0]["ages"], serde_json::json!([60, 4, 0]));
+        assert_eq!(value["samples"][1].get("growth"), None);
+        assert_eq!(value["samples"][1]["ages"], serde_json::json!([60, 4, 0]));
+        assert_eq!(value["samples"][2].get("ages"), None);
+
+        // pprof has no place for them: its bytes are those of a profile without.
+        let bytes = |profile: &Profile| {
+            let mut bytes = Vec::new();
+            crate::export::pprof::write(profile, &mut bytes).expect("writes");
+            bytes
+        };
+        let mut without = profile.clone();
+        without.trends = None;
+        without.samples.iter_mut().for_each(|sample| sample.trend = None);
+        assert_eq!(bytes(&profile), bytes(&without));
     }
 }

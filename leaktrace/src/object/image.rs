@@ -3,6 +3,7 @@
 //! Files are read with `pread`, never mapped: a target can truncate its file at any time, and a mapping would then raise
 //! SIGBUS here. Invariant: nothing is allocated by a size that a file states without checking it against a limit first.
 
+mod dynamic;
 mod parse;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, Rela64, Sym64};
 use object::pod::{from_bytes, slice_from_bytes};
 
+use self::dynamic::Dynamic;
 use self::parse::{malformed, parse_build_id, read_exact, read_program_headers, read_sections};
 use crate::model::{BuildId, ElfAddress, FileOffset};
 
@@ -245,10 +247,11 @@ impl ElfImage {
             _ => return Err(malformed("neither an executable nor a shared library")),
         };
         let headers = read_program_headers(&*source, len, header)?;
-        let sections = read_sections(&*source, len, header)?;
+        let mut sections = read_sections(&*source, len, header)?;
         let mut segments = Vec::new();
         let mut notes = Vec::new();
         let mut function_table = None;
+        let mut dynamic_table = None;
         for header in &headers {
             let offset = header.p_offset.get(LE);
             let (file_size, memory_size) = (header.p_filesz.get(LE), header.p_memsz.get(LE));
@@ -269,10 +272,19 @@ impl ElfImage {
                         writable: flags & 2 != 0,
                     });
                 }
+                elf::PT_DYNAMIC => dynamic_table = Some((offset, file_size)),
                 elf::PT_NOTE => notes.push((offset, file_size)),
                 elf::PT_GNU_EH_FRAME => function_table = Some((FileOffset(offset), file_size, ElfAddress(address))),
                 _ => {}
             }
+        }
+        if let Some((offset, size)) = dynamic_table.filter(|_| sections.is_empty()) {
+            let table = Dynamic {
+                source: &*source,
+                len,
+                segments: &segments,
+            };
+            sections = table.sections(offset, size);
         }
         notes.extend(
             sections
@@ -323,7 +335,7 @@ impl ElfImage {
         &self.segments
     }
 
-    /// Sections; none in a file without section headers.
+    /// Sections; in a file without section headers those few that its dynamic table tells of.
     pub fn sections(&self) -> &[Section] {
         &self.sections
     }

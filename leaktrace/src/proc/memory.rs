@@ -163,6 +163,10 @@ impl MemoryReader for ProcessMemory {
     }
 }
 
+/// Where the executable's program headers are (`AT_PHDR`).
+pub const AT_PHDR: u64 = 3;
+/// How many there are (`AT_PHNUM`).
+pub const AT_PHNUM: u64 = 5;
 /// Entry point of the executable (`AT_ENTRY`).
 pub const AT_ENTRY: u64 = 9;
 /// Where the vdso's ELF header is mapped (`AT_SYSINFO_EHDR`).

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 
 use super::profile::{
     Function, FunctionId, Line, Location, LocationId, Mapping, MappingId, NumericLabel, Profile, Sample, TextLabel,
-    ValueType,
+    Trend, ValueType,
 };
 
 /// One function at a location, as a symbolizer found it.
@@ -166,8 +166,23 @@ impl ProfileBuilder {
         &mut self,
         locations: Vec<LocationId>,
         values: &[i64],
+        labels: Vec<TextLabel>,
+        numbers: Vec<NumericLabel>,
+    ) {
+        self.sample_with_trend(locations, values, labels, numbers, None);
+    }
+
+    /// As [`ProfileBuilder::sample`], with growth and ages. A sample that is made of parts has them if all parts do.
+    ///
+    /// # Panics
+    /// As [`ProfileBuilder::sample`].
+    pub fn sample_with_trend(
+        &mut self,
+        locations: Vec<LocationId>,
+        values: &[i64],
         mut labels: Vec<TextLabel>,
         mut numbers: Vec<NumericLabel>,
+        trend: Option<Trend>,
     ) {
         assert_eq!(
             values.len(),
@@ -182,15 +197,24 @@ impl ProfileBuilder {
             labels,
             numbers,
         };
+        let count = samples.len();
         let position = *self.samples.entry(key).or_insert_with_key(|key| {
             samples.push(Sample {
                 locations: key.locations.clone(),
                 values: vec![0; values.len()],
                 labels: key.labels.clone(),
                 numbers: key.numbers.clone(),
+                trend: trend.clone(),
             });
-            samples.len() - 1
+            count
         });
+        if position < count {
+            let known = &mut samples[position].trend;
+            *known = known.take().zip(trend).map(|(mut sum, part)| {
+                sum.add(&part);
+                sum
+            });
+        }
         for (sum, value) in samples[position].values.iter_mut().zip(values) {
             *sum = sum.saturating_add(*value);
         }
@@ -270,5 +294,33 @@ mod tests {
         assert!(profile.mappings[0].has_line_numbers && profile.mappings[0].has_functions);
         assert!(!profile.mappings[1].has_functions && !profile.mappings[1].has_inline_frames);
         assert_eq!(profile.functions[0].system_name, "f");
+    }
+
+    #[test]
+    fn growth_and_ages_are_summed_where_all_parts_have_them() {
+        let mut builder = ProfileBuilder::heap();
+        let trend = |growth, ages: &[i64]| {
+            Some(Trend {
+                growth,
+                ages: ages.to_vec(),
+            })
+        };
+        let mut add = |address, trend| {
+            let place = builder.location(None, address, &[]);
+            builder.sample_with_trend(vec![place], &[1, 1, 1, 1], Vec::new(), Vec::new(), trend);
+        };
+        add(1, trend(Some(5), &[1, 2]));
+        add(1, trend(Some(-7), &[3, 4]));
+        add(2, trend(Some(5), &[1, 2]));
+        add(2, trend(None, &[1, 2]));
+        add(3, trend(Some(5), &[1, 2]));
+        add(3, None);
+        let trends: Vec<_> = builder
+            .finish()
+            .samples
+            .into_iter()
+            .map(|sample| sample.trend)
+            .collect();
+        assert_eq!(trends, [trend(Some(-2), &[4, 6]), trend(None, &[2, 4]), None]);
     }
 }

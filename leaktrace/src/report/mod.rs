@@ -23,5 +23,5 @@ pub use builder::{FrameLine, ProfileBuilder};
 pub use loss::{Loss, Losses};
 pub use profile::{
     Function, FunctionId, Line, Location, LocationId, Mapping, MappingId, Metadata, NumericLabel, Profile, Sample,
-    TextLabel, Totals, ValueType,
+    TextLabel, Totals, Trend, Trends, ValueType,
 };

@@ -141,6 +141,24 @@ pub struct NumericLabel {
     pub unit: String,
 }
 
+/// What a recording knows of a stack's memory over time. pprof has no place for it; JSON has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trend {
+    /// Bytes in use more than [`Trends::growth_nanos`] ago; `None` when unknown.
+    pub growth: Option<i64>,
+    /// Bytes in use by age: one number for each of [`Trends::age_bounds`], and one for what is older.
+    pub ages: Vec<i64>,
+}
+
+/// What the samples' [`Trend`]s are measured by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trends {
+    /// Upper bounds of the age classes in seconds, ascending.
+    pub age_bounds: Vec<u32>,
+    /// How far back growth reaches, in nanoseconds.
+    pub growth_nanos: i64,
+}
+
 /// A stack with its values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
@@ -152,6 +170,8 @@ pub struct Sample {
     pub labels: Vec<TextLabel>,
     /// Sorted by key, value and unit.
     pub numbers: Vec<NumericLabel>,
+    /// Growth and ages, where the recording knows them.
+    pub trend: Option<Trend>,
 }
 
 /// What is known about the recording. Carried in pprof files as comments.
@@ -200,6 +220,8 @@ pub struct Profile {
     pub doc_url: String,
     /// What is known about the recording.
     pub metadata: Metadata,
+    /// What growth and ages are measured by; `None` where no sample has any.
+    pub trends: Option<Trends>,
 }
 
 /// Sum of the values of all samples, per sample type.
@@ -227,6 +249,20 @@ pub struct UnknownSampleType {
     pub wanted: String,
     /// What there is.
     pub present: Vec<String>,
+}
+
+impl Trend {
+    /// Joins what is known of two parts of one stack's memory: growth is known if it is of both.
+    pub fn add(&mut self, other: &Self) {
+        self.growth = self
+            .growth
+            .zip(other.growth)
+            .map(|(one, other)| one.saturating_add(other));
+        self.ages.resize(self.ages.len().max(other.ages.len()), 0);
+        for (sum, bytes) in self.ages.iter_mut().zip(&other.ages) {
+            *sum = sum.saturating_add(*bytes);
+        }
+    }
 }
 
 impl Profile {

@@ -2,7 +2,7 @@
 //!
 //! The command is held by ptrace from its `execve` on, before its first instruction, and runs from system call to system
 //! call while the dynamic linker maps its libraries: each library is inspected and probed before any of its code can
-//! run. The first system call from outside the dynamic linker ends the start-up, and the command is let go.
+//! run. The first system call after the dynamic linker has done its work ends the start-up, and the command is let go.
 //!
 //! The child is this program itself, which stops and then becomes the command (`leaktrace exec-stopped`), so that no
 //! code has to run between fork and exec.
@@ -24,10 +24,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::proc::{
-    maps,
-    memory::{AT_BASE, AuxVector},
-};
+use self::linker::Linker;
+
+mod linker;
 
 /// The hidden subcommand that stops and becomes the command.
 pub const EXEC_STOPPED: &str = "exec-stopped";
@@ -187,7 +186,7 @@ impl Held {
 
     /// Runs the command through its start-up; `code_mapped` is called whenever it has mapped code. Then lets it go.
     pub fn run_startup<E: From<LaunchError>>(self, mut code_mapped: impl FnMut() -> Result<(), E>) -> Result<Child, E> {
-        let linker = self.linker();
+        let linker = Linker::of(self.pid());
         let deadline = Instant::now() + MAX_STARTUP;
         let mut at_exit = false;
         self.resume(&WaitStatus::StillAlive, true)?;
@@ -197,7 +196,7 @@ impl Held {
                 let Some(call) = SystemCall::current(self.pid()) else {
                     break;
                 };
-                if !linker.is_some_and(|(start, end)| (start..end).contains(&call.pc)) {
+                if !linker.as_ref().is_some_and(|linker| linker.is_at_work(call.pc)) {
                     break;
                 }
                 if at_exit && call.maps_code() {
@@ -213,22 +212,6 @@ impl Held {
         code_mapped()?;
         ptrace::detach(self.pid, None).map_err(|cause| self.trace_error(cause))?;
         Ok(self.child)
-    }
-
-    /// Where the dynamic linker is mapped; `None` for a static program.
-    fn linker(&self) -> Option<(u64, u64)> {
-        let base = AuxVector::read(self.pid())
-            .ok()?
-            .get(AT_BASE)
-            .filter(|base| *base != 0)?;
-        let maps = maps::read_maps(self.pid()).ok()?;
-        let file = maps.iter().find(|mapping| mapping.start.0 == base)?.file;
-        let end = maps
-            .iter()
-            .filter(|mapping| mapping.file == file)
-            .map(|mapping| mapping.end.0)
-            .max()?;
-        Some((base, end))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     report::{
         builder::{FrameLine, ProfileBuilder},
         loss::Losses,
-        profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel},
+        profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
     },
     symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
 };
@@ -83,6 +83,10 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.comments = comments(subjects, context, &notes);
     profile.comments.extend(outline.comments());
     profile.comments.extend(context.remarks.iter().cloned());
+    profile.trends = Some(Trends {
+        age_bounds: AGE_BOUNDS.to_vec(),
+        growth_nanos: nanos(Duration::from_secs_f64(outline.seconds)),
+    });
     if runtime_mapped > 0.0 {
         profile.comments.push(format!(
             "mapped by the Go runtime for its heap and not shown again: {runtime_mapped:.0} bytes"
@@ -290,7 +294,12 @@ fn add_row(
         unit: "bytes".to_owned(),
     }];
     numbers.extend(pid.map(pid_label));
-    builder.sample(stack, &values, labels, numbers);
+    let trend = Trend {
+        // Mappings are cut and joined: what a stack had of them earlier is not kept.
+        growth: (row.kind == Kind::Native).then(|| whole(row.growth)),
+        ages: row.ages.map(whole).to_vec(),
+    };
+    builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));
 }
 
 fn symbolize(program: &Program, rows: &[Row], symbolizer: &Symbolizer) -> Names {

@@ -15,9 +15,12 @@ use std::path::PathBuf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use object::{ReadCache, elf};
 
+mod headers;
 mod plan;
 
 use plan::Plan;
+
+use crate::object::image::ElfImage;
 
 /// Larger files are refused.
 pub const MAX_FILE: u64 = 64 << 30;
@@ -50,10 +53,14 @@ impl Snapshot {
         let memory = memory(length)?;
         let Some(mut plan) = Plan::new(&ReadCache::new(Positioned { file, position: 0 })) else {
             copy(Positioned { file, position: 0 }.take(MAX_COPIED), &memory, 0)?;
+            let image = ElfImage::open(file.try_clone()?).ok();
+            if let Some(image) = &image {
+                headers::append(image, &memory)?;
+            }
             return Ok(Self {
                 memory,
                 debug_info: false,
-                build_id: None,
+                build_id: image.and_then(|image| image.build_id().map(|id| id.as_bytes().into())),
                 debug_link: None,
             });
         };

@@ -25,8 +25,10 @@ static void *allocate(int i, size_t *size) {
     if (!strcmp(function, "aligned_alloc")) *size = (*size + 63) / 64 * 64, block = aligned_alloc(64, *size);
     if (!strcmp(function, "posix_memalign") && posix_memalign(&block, 128, *size)) block = NULL;
     if (!strcmp(function, "memalign")) block = memalign(256, *size);
+#ifdef __GLIBC__
     if (!strcmp(function, "valloc")) block = valloc(*size);
     if (!strcmp(function, "pvalloc")) block = pvalloc(*size);
+#endif
     if (!strcmp(function, "strdup")) block = strdup(text), *size = sizeof text;
     if (!strcmp(function, "strndup")) *size = (size_t)(i % 32) + 1, block = strndup(text, *size - 1);
     if (!block) {
@@ -52,6 +54,8 @@ NOINLINE void use_and_free(int i) {
     if (!strncmp(function, "realloc", 7) && i % 2) {
         void *none = realloc(block, 0);
         OPAQUE(none);
+        // NULL in glibc; an empty block in musl.
+        free(none);
     } else {
         free(block);
     }

@@ -106,7 +106,7 @@ impl Table {
     pub fn new(history: u32, window: u32) -> Self {
         Self {
             processes: HashMap::new(),
-            identities: Identities::new(),
+            identities: Identities::default(),
             looks: 0,
             history,
             window,

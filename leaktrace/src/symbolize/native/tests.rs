@@ -342,3 +342,19 @@ fn directories_and_devices_are_not_read() {
         );
     }
 }
+
+/// What is exported has a name in the dynamic table still.
+#[test]
+fn without_section_headers_exported_functions_have_names() {
+    let Some(program) = Program::new(&["-rdynamic"]) else {
+        return;
+    };
+    let address = program.address("outer");
+    let mut bytes = fs::read(program.path("program")).expect("reads");
+    bytes[40..48].fill(0); // e_shoff
+    bytes[60..64].fill(0); // e_shnum, e_shstrndx
+    fs::write(program.path("headless"), bytes).expect("writes");
+    let frames = program.frames(&Symbolizer::new(), "headless", address + 2);
+    assert_eq!(frames.len(), 1);
+    assert_eq!((&*frames[0].function, frames[0].placeholder), ("outer", false));
+}
