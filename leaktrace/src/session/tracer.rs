@@ -108,6 +108,13 @@ pub struct Traced {
     active: bool,
 }
 
+impl Traced {
+    /// Whether some of its code is Go.
+    pub fn is_go(&self) -> bool {
+        self.files.iter().any(|file| file.go.is_some())
+    }
+}
+
 /// Everything traced.
 pub struct Tracer {
     kernel: Kernel,
