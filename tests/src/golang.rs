@@ -11,12 +11,25 @@ use anyhow::{Context, Result, ensure};
 
 use crate::machine;
 
-/// Where `cargo xtask setup` unpacks toolchains.
-const CACHE: &str = "/var/cache/leaktrace-tests/go";
+/// Where `cargo xtask setup` unpacks toolchains; `1.NN/usr/lib/go-1.NN` below it is a GOROOT.
+pub const CACHE: &str = "/var/cache/leaktrace-tests/go";
 /// Minor releases without which tests fail.
-const MANDATORY: [u32; 2] = [19, 23];
-/// Minor releases that are tested where they are there.
-const MINORS: [u32; 7] = [19, 21, 22, 23, 24, 26, 27];
+pub const MANDATORY: [u32; 2] = [19, 23];
+/// All minor releases that leaktrace reads, tested where they are there. No release of Debian has 1.20 any more.
+pub const MINORS: [u32; 9] = [19, 20, 21, 22, 23, 24, 25, 26, 27];
+
+/// The GOROOT of a minor release, if it is there: unpacked by `cargo xtask setup`, or installed.
+pub fn goroot(minor: u32) -> Option<PathBuf> {
+    let name = format!("1.{minor}");
+    let places = [
+        format!("{CACHE}/{name}/usr/lib/go-{name}"),
+        format!("/usr/lib/go-{name}"),
+    ];
+    places
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|root| root.join("bin/go").exists() && root.join("src/runtime").exists())
+}
 
 static BUILDING: Mutex<()> = Mutex::new(());
 
@@ -52,23 +65,14 @@ impl Toolchain {
     pub fn all() -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for minor in MINORS {
-            let name = format!("1.{minor}");
-            let places = [
-                format!("{CACHE}/{name}/usr/lib/go-{name}"),
-                format!("/usr/lib/go-{name}"),
-            ];
-            let root = places
-                .iter()
-                .map(PathBuf::from)
-                .find(|root| root.join("bin/go").exists());
-            match root {
+            match goroot(minor) {
                 Some(root) => found.push(Self { minor, root }),
                 None => {
                     ensure!(
                         !MANDATORY.contains(&minor),
-                        "Go {name} is mandatory: run `cargo xtask setup`"
+                        "Go 1.{minor} is mandatory: run `cargo xtask setup`"
                     );
-                    eprintln!("skipped: no Go {name} here (`cargo xtask setup` unpacks it where Debian has it)");
+                    eprintln!("skipped: no Go 1.{minor} here (`cargo xtask setup` unpacks it where Debian has it)");
                 }
             }
         }

@@ -8,6 +8,7 @@ use leaktrace_tests::profile::{Amount, Profile, Sample};
 use leaktrace_tests::recording::{Recording, as_json};
 use leaktrace_tests::scenario::amount;
 use std::process::Command;
+use std::time::Duration;
 
 fn ready(command: &mut Command) -> Result<Process> {
     let mut process = Process::spawn(command)?;
@@ -70,6 +71,7 @@ fn every_stack(toolchain: &Toolchain, form: Form) -> Result<()> {
     tell(&mut program, "keep 50")?;
     tell(&mut program, "goroutine 10")?;
     tell(&mut program, "visit 30")?;
+    tell(&mut program, "threads 10")?;
     tell(&mut program, "make 20")?;
     let folder = tempfile::tempdir()?;
     let own = folder.path().join("own.txt");
@@ -130,6 +132,36 @@ fn every_stack(toolchain: &Toolchain, form: Form) -> Result<()> {
         }
     }
     assert!(whole >= 20, "{}", shown());
+
+    // Threads that C made, which call Go, which calls C.
+    let threads = native(&profile, 6000);
+    assert_eq!(objects(&threads), 30, "{}", shown());
+    for sample in &threads {
+        let wanted = [
+            "main.goOnThread",
+            "runtime.cgocallback",
+            "crosscall2",
+            "strings_each",
+            "strings_worker",
+        ];
+        assert_order(sample, &[&FROM_KEEP[..], &wanted].concat(), &what);
+        assert!(!sample.names().contains(&"main.main"), "{}", shown());
+    }
+    // And C on such a thread, after its call into Go.
+    let after = native(&profile, 7000);
+    assert_eq!(objects(&after), 30, "{}", shown());
+    for sample in &after {
+        assert_order(
+            sample,
+            &["strings_entry", "strings_keep", "strings_each", "strings_worker"],
+            &what,
+        );
+        assert!(
+            !sample.names().iter().any(|name| name.starts_with("main.")),
+            "{}",
+            shown()
+        );
+    }
 
     // Go's own heap: allocated since the start, in use as of the end. 5,000 bytes take 5,376.
     let made: Vec<_> = heap_of(&profile, "go", "main.handleMake")
@@ -287,6 +319,178 @@ fn go_that_does_not_profile_itself_says_so() -> Result<()> {
             .iter()
             .any(|comment| comment.contains("MemProfileRate is 0"));
         assert!(said, "Go 1.{}: {:?}", toolchain.minor, profile.comments);
+    }
+    Ok(())
+}
+
+/// Blocks that `main.handleMake` made: allocated, and of that in use. 5,000 bytes take 5,376.
+fn made(profile: &Profile) -> (i64, i64) {
+    let samples = || heap_of(profile, "go", "main.handleMake").filter(|sample| sample.inuse().bytes % 5376 == 0);
+    (
+        samples().map(|sample| sample.allocated().objects).sum(),
+        samples().map(|sample| sample.inuse().objects).sum(),
+    )
+}
+
+fn has_comment(profile: &Profile, text: &str) -> bool {
+    profile.comments.iter().any(|comment| comment.contains(text))
+}
+
+/// Blocks of 1,000 bytes below `handleKeep`, each with its whole stack.
+fn kept(profile: &Profile, what: &str) -> i64 {
+    let kept = native(profile, 1000);
+    for sample in &kept {
+        let main = ["main.handleKeep", "main.main", "runtime.main"];
+        assert_order(sample, &[&FROM_KEEP[..], &main].concat(), what);
+    }
+    objects(&kept)
+}
+
+fn ready_under(recording: &mut Recording) -> Result<()> {
+    let command = recording.tracer();
+    command.wait_for("that it is ready", |line| line.starts_with("ready"), PATIENCE)?;
+    Ok(())
+}
+
+#[test]
+fn a_go_program_from_its_first_instruction() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()? {
+        let what = format!("Go 1.{}", toolchain.minor);
+        let program = toolchain.build("cgocache", Form::Stripped)?;
+        let program = program.to_string_lossy();
+        let start = || -> Result<Recording> {
+            let mut recording = Recording::of_command(&[], &[&program])?;
+            ready_under(&mut recording)?;
+            tell(recording.tracer(), "keep 40")?;
+            tell(recording.tracer(), "make 20")?;
+            Ok(recording)
+        };
+        // Ended by Ctrl-C: three blocks were made before it was ready.
+        let profile = start()?.stop()?.profile;
+        assert_eq!(kept(&profile, &what), 40, "{what}\n{}", profile.shown());
+        assert_eq!(made(&profile), (23, 23), "{what}\n{}", profile.shown());
+        // Ended by itself: Go's heap as it was seen last.
+        let mut recording = start()?;
+        std::thread::sleep(Duration::from_millis(2500));
+        recording.tracer().close_input();
+        let profile = recording.finish()?.profile;
+        assert_eq!(kept(&profile, &what), 40, "{what}\n{}", profile.shown());
+        assert_eq!(made(&profile), (23, 23), "{what}\n{}", profile.shown());
+        assert!(
+            has_comment(&profile, "the program ended by itself: its Go heap is as of "),
+            "{what}: {:?}",
+            profile.comments
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn go_becomes_another_program() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()? {
+        let what = format!("Go 1.{}", toolchain.minor);
+        let (first, next) = (
+            toolchain.build("cgocache", Form::Stripped)?,
+            toolchain.build("cgocache", Form::Pie)?,
+        );
+        for next in [&next, &first] {
+            let mut program = ready(&mut Command::new(&first))?;
+            let recording = Recording::attach(program.pid(), &[])?;
+            tell(&mut program, "keep 10")?;
+            tell(&mut program, "make 10")?;
+            program.send(&format!("exec {}", next.display()))?;
+            program.wait_for("that it is ready", |line| line.starts_with("ready"), PATIENCE)?;
+            // Until the new program's code is known.
+            std::thread::sleep(Duration::from_millis(1500));
+            tell(&mut program, "keep 30")?;
+            tell(&mut program, "make 20")?;
+            let profile = recording.stop()?.profile;
+            assert_eq!(kept(&profile, &what), 30, "{what}\n{}", profile.shown());
+            assert_eq!(made(&profile), (23, 23), "{what}\n{}", profile.shown());
+            assert!(
+                has_comment(
+                    &profile,
+                    "another program than at the start: Go allocations are since its begin"
+                ),
+                "{what}: {:?}",
+                profile.comments
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn go_and_other_programs_become_each_other() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let toolchain = &Toolchain::all()?[0];
+    let program = toolchain.build("cgocache", Form::Stripped)?;
+    let line = format!("exec {}", program.display());
+    let mut recording = Recording::of_command(&[], &["sh", "-c", &line])?;
+    ready_under(&mut recording)?;
+    std::thread::sleep(Duration::from_millis(1500));
+    tell(recording.tracer(), "keep 30")?;
+    tell(recording.tracer(), "make 20")?;
+    let profile = recording.stop()?.profile;
+    assert_eq!(kept(&profile, "sh, then Go"), 30, "{}", profile.shown());
+    assert_eq!(made(&profile), (23, 23), "{}", profile.shown());
+
+    let mut program = ready(&mut Command::new(program))?;
+    let recording = Recording::attach(program.pid(), &[])?;
+    program.send("exec /bin/sleep 60")?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let profile = recording.stop()?.profile;
+    assert_eq!(
+        heap_of(&profile, "go", "main.handleMake").count(),
+        0,
+        "{}",
+        profile.shown()
+    );
+    assert!(
+        has_comment(&profile, "Go heap not read at the end, so it is not included: pid ")
+            && has_comment(&profile, "is not a Go program"),
+        "{:?}",
+        profile.comments
+    );
+    Ok(())
+}
+
+#[test]
+fn what_may_be_garbage_is_told() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    for toolchain in Toolchain::all()? {
+        let program = toolchain.build("cgocache", Form::Stripped)?;
+        let mut program = ready(&mut Command::new(program).env("GOGC", "off"))?;
+        let since = |program: &mut Process| -> Result<i64> {
+            let recording = Recording::attach(program.pid(), &[])?;
+            tell(program, "make 200")?;
+            let profile = recording.stop()?.profile;
+            let told = profile.comments.iter().find_map(|comment| {
+                let rest = comment.split_once("inuse is as of the end and includes ")?.1;
+                rest.split_once(" bytes allocated since the last collection")?
+                    .0
+                    .parse()
+                    .ok()
+            });
+            told.with_context(|| format!("Go 1.{}: {:?}", toolchain.minor, profile.comments))
+        };
+        // Nothing collects, so all of it is, and of the second round as well.
+        let (first, second) = (since(&mut program)?, since(&mut program)?);
+        ensure!(
+            (200 * 5376..200 * 5376 + 400_000).contains(&first) && (400 * 5376..400 * 5376 + 800_000).contains(&second),
+            "Go 1.{}: {first} {second}",
+            toolchain.minor
+        );
     }
     Ok(())
 }

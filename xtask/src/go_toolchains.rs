@@ -10,47 +10,32 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use leaktrace_tests::golang::{CACHE, MANDATORY, MINORS, goroot};
+
 use crate::command;
 
-/// Where they are unpacked; `1.NN/usr/lib/go-1.NN` below it is a GOROOT. The tests look there too.
-const CACHE: &str = "/var/cache/leaktrace-tests/go";
-/// Minor releases without which the Go tests do not run.
-const MANDATORY: [u32; 2] = [19, 23];
-/// Minor releases that are tested where they are to be had.
-const OPTIONAL: [u32; 3] = [24, 26, 27];
-/// Debian releases that hold them.
-const SUITES: [&str; 4] = ["bookworm", "bookworm-backports", "trixie", "sid"];
+/// Minor releases that no release of Debian has any more: not asked for, so that a machine with all others asks for
+/// nothing.
+const NOWHERE: [u32; 1] = [20];
+/// Debian releases that hold them: 1.19; 1.21 to 1.23; 1.24; 1.25; 1.26 and 1.27.
+const SUITES: [&str; 5] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// The GOROOT of a minor release, if it is there: unpacked, or installed.
-pub fn goroot(minor: u32) -> Option<PathBuf> {
-    let name = format!("1.{minor}");
-    let places = [
-        format!("{CACHE}/{name}/usr/lib/go-{name}"),
-        format!("/usr/lib/go-{name}"),
-    ];
-    places
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|root| root.join("bin/go").exists() && root.join("src/runtime").exists())
-}
 
 /// Brings about all toolchains. One that is optional and not to be had is left out with its reason.
 ///
 /// # Errors
 /// Where a mandatory one cannot be had.
 pub fn ensure_all() -> Result<()> {
-    let missing: Vec<u32> = MANDATORY
+    let missing: Vec<u32> = MINORS
         .into_iter()
-        .chain(OPTIONAL)
-        .filter(|&minor| goroot(minor).is_none())
+        .filter(|&minor| goroot(minor).is_none() && !NOWHERE.contains(&minor))
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let apt = match PrivateApt::new() {
         Ok(apt) => apt,
-        Err(error) if missing.iter().all(|minor| OPTIONAL.contains(minor)) => {
+        Err(error) if !missing.iter().any(|minor| MANDATORY.contains(minor)) => {
             eprintln!("setup: no more Go toolchains: {error:#}");
             return Ok(());
         }
@@ -60,7 +45,7 @@ pub fn ensure_all() -> Result<()> {
         eprintln!("setup: unpacking Go 1.{minor} from Debian's packages to `{CACHE}/1.{minor}`");
         match apt.unpack(minor) {
             Ok(()) => {}
-            Err(error) if OPTIONAL.contains(&minor) => eprintln!("setup: Go 1.{minor} is not to be had: {error:#}"),
+            Err(error) if !MANDATORY.contains(&minor) => eprintln!("setup: Go 1.{minor} is not to be had: {error:#}"),
             Err(error) => return Err(error.context(format!("failed to get Go 1.{minor}, which the tests need"))),
         }
     }
@@ -96,7 +81,10 @@ impl PrivateApt {
             .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
             .concat();
         fs::write(apt.folder.join("etc/sources.list"), lines)?;
-        command::run(apt.apt_get().args(["update", "-q"]))?;
+        // A release that left the mirror fails the whole, and leaves the lists of the others to use.
+        if let Err(error) = command::run(apt.apt_get().args(["update", "-q"])) {
+            eprintln!("setup: {error:#}");
+        }
         Ok(apt)
     }
 

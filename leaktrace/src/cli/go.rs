@@ -15,6 +15,7 @@ mod goroutines;
 mod heap;
 mod objects;
 mod pause;
+mod summary;
 
 /// Arguments of `leaktrace go`.
 #[derive(Args, Debug)]

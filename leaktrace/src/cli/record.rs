@@ -168,6 +168,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
                 if recording.is_over() {
                     break;
                 }
+                recording.look_at_go();
             }
             _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),
         }

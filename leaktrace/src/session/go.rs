@@ -3,12 +3,18 @@
 //! Reading the heap may fail for many good reasons; that is a comment in the profile and never ends a recording.
 //! Invariant: samples of a [`GoHeap`] whose start was read are of the same program run as its end.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use leaktrace_common::unwind::{RULE_GO_CGOCALL, RULE_SP, Row, pack_deref};
 
 use crate::{
     model::ElfAddress,
+    proc::identity,
     report::{builder::ProfileBuilder, loss::Losses, profile::MappingId, profile::NumericLabel},
     runtime::go::{
         GoError, GoProcess,
@@ -77,33 +83,61 @@ fn cgocall(call: &CgoCall) -> Row {
 /// One look at a Go heap.
 struct Look {
     process: GoProcess,
+    /// The program that ran; not the file with the runtime, which may be a library.
+    program: Option<PathBuf>,
     heap: HeapSnapshot,
     collector: Option<CollectorState>,
 }
 
 impl Look {
     fn at(pid: u32) -> Result<Self, GoError> {
+        let program = program(pid);
         let process = GoProcess::attach(pid)?;
         let heap = process.heap()?;
         let collector = process.collector().ok();
         Ok(Self {
             process,
+            program,
             heap,
             collector,
         })
     }
 
+    /// Reads again what is still the same program; `None` where it is not.
+    fn again(&self) -> Option<HeapSnapshot> {
+        let unchanged = self.process.is_alive() && program(self.process.pid()) == self.program;
+        unchanged.then(|| self.process.heap().ok()).flatten()
+    }
+
     fn is_same_run(&self, other: &Self) -> bool {
         self.process.key == other.process.key
+            && self.program == other.program
             && self.process.exe == other.process.exe
             && self.process.module.address == other.process.module.address
     }
 }
 
+/// What a process runs.
+fn program(pid: u32) -> Option<PathBuf> {
+    identity::read_identity(pid).ok()?.exe
+}
+
+/// Time between two looks at a program that may end by itself, at first and at last: nothing can be read of it then.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LAST_LOOK: Duration = Duration::from_secs(1);
+/// A look may take so much of the time until the next one.
+const LOOK_SHARE: u32 = 20;
+
 /// The Go heap of a process at the begin and the end of a recording.
 pub struct GoHeap {
     start: Option<Look>,
     end: Option<Look>,
+    /// The last look meanwhile, and when it was. For a program that ends by itself.
+    between: Option<(Look, Instant)>,
+    next: Instant,
+    pace: Duration,
+    /// Programs that ran before, told by exec.
+    execs: u32,
     comments: Vec<String>,
 }
 
@@ -123,12 +157,54 @@ impl GoHeap {
         Self {
             start: None,
             end: None,
+            between: None,
+            next: Instant::now() + FIRST_LOOK,
+            pace: FIRST_LOOK,
+            execs: 0,
             comments: Vec::new(),
         }
     }
 
+    /// Looks, if it is time. What is seen counts if the program ends before the recording does, since nothing is left to
+    /// read then. To be called several times a second; looks once a second at most in the long run.
+    pub fn look(&mut self, pid: u32) {
+        let begin = Instant::now();
+        if begin < self.next {
+            return;
+        }
+        match &mut self.between {
+            Some((look, at)) => {
+                if let Some(heap) = look.again() {
+                    look.collector = look.process.collector().ok();
+                    look.heap = heap;
+                    *at = begin;
+                }
+            }
+            // Fails as long as the runtime is not set up.
+            None => self.between = Look::at(pid).ok().map(|look| (look, begin)),
+        }
+        let end = Instant::now();
+        self.next = end + self.pace.max((end - begin) * LOOK_SHARE);
+        self.pace = (self.pace * 2).min(LAST_LOOK);
+    }
+
+    /// The process runs another program, or the same one anew.
+    pub fn note_exec(&mut self) {
+        self.execs += 1;
+        self.start = None;
+        self.between = None;
+        self.comments.clear();
+        self.next = Instant::now() + FIRST_LOOK;
+        self.pace = FIRST_LOOK;
+    }
+
     /// Reads the heap again. To be called once, at the end.
     pub fn finish(&mut self, pid: u32) {
+        if self.execs > 0 {
+            self.comments.push(
+                "the process runs another program than at the start: Go allocations are since its begin".to_owned(),
+            );
+        }
         match Look::at(pid) {
             Ok(look) => {
                 if let Some(start) = &self.start
@@ -139,16 +215,26 @@ impl GoHeap {
                         "the process runs another program than at the start: Go allocations are since its begin"
                             .to_owned(),
                     );
-                } else if self.start.is_none() && !self.comments.is_empty() {
+                } else if self.start.is_none() && self.execs == 0 && !self.comments.is_empty() {
                     self.comments
                         .push("Go allocations are since the begin of the program".to_owned());
                 }
                 self.comments.push(facts(self.start.as_ref(), &look));
                 self.end = Some(look);
             }
-            Err(error) => self
-                .comments
-                .push(format!("Go heap not read at the end, so it is not included: {error}")),
+            Err(error) => match self.between.take() {
+                Some((look, at)) if !look.process.is_alive() => {
+                    self.comments.push(format!(
+                        "the program ended by itself: its Go heap is as of {:.3} s before the end of the recording",
+                        at.elapsed().as_secs_f64()
+                    ));
+                    self.comments.push(facts(self.start.as_ref(), &look));
+                    self.end = Some(look);
+                }
+                _ => self
+                    .comments
+                    .push(format!("Go heap not read at the end, so it is not included: {error}")),
+            },
         }
     }
 
@@ -181,6 +267,16 @@ impl GoHeap {
     }
 }
 
+/// Bytes in use that were allocated since the last collection: what of them is garbage the next one will tell.
+fn since_collection(heap: &HeapSnapshot) -> i64 {
+    let in_use = |view| -> i64 {
+        heap.view(view)
+            .map(|(bucket, counts)| heap.scale(bucket, counts).inuse_bytes)
+            .sum()
+    };
+    in_use(View::Now).saturating_sub(in_use(View::LastGc)).max(0)
+}
+
 fn facts(start: Option<&Look>, end: &Look) -> String {
     let version = &end.process.version;
     let mut text = match end.heap.rate {
@@ -190,7 +286,10 @@ fn facts(start: Option<&Look>, end: &Look) -> String {
         1 => format!("Go heap ({version}): every allocation that the runtime's profile holds"),
         rate => format!("Go heap ({version}): one sample per {rate} bytes on average, scaled"),
     };
-    text.push_str("; inuse includes what the next collection will free");
+    text.push_str(&format!(
+        "; inuse is as of the end and includes {} bytes allocated since the last collection, garbage or not",
+        since_collection(&end.heap)
+    ));
     if let Some(collector) = &end.collector {
         let before = start.and_then(|start| start.collector.as_ref());
         let since = |now: u64, before: Option<u64>| now.saturating_sub(before.unwrap_or(0));

@@ -224,7 +224,14 @@ impl Recording {
         for notice in self.notices.take() {
             let result = match notice {
                 Notice::CodeMapped(pid) => self.tracer.refresh(pid),
-                Notice::Exec(pid) => self.tracer.restart(pid),
+                Notice::Exec(pid) => {
+                    if let Some(heap) = self.go.get_mut(&pid) {
+                        heap.note_exec();
+                    }
+                    let result = self.tracer.restart(pid);
+                    self.find_go(pid);
+                    result
+                }
                 Notice::Fork { pid, child } => {
                     if let Some(program) = self.tracer.program_mut(pid) {
                         program.note_task(child);
@@ -235,6 +242,25 @@ impl Recording {
             if let Err(error) = result {
                 tracing::debug!("failed to follow {notice:?}: {error}");
             }
+        }
+    }
+
+    /// Begins to record the Go heap of a process that has become a Go program.
+    fn find_go(&mut self, pid: u32) {
+        if self.tracer.process(pid).is_some_and(Traced::is_go) {
+            self.go.entry(pid).or_insert_with(|| {
+                let mut heap = GoHeap::of_new_program();
+                heap.note_exec();
+                heap
+            });
+        }
+    }
+
+    /// Looks at Go heaps, so that something is known of those whose process ends by itself. To be called several times a
+    /// second.
+    pub fn look_at_go(&mut self) {
+        for (pid, heap) in &mut self.go {
+            heap.look(*pid);
         }
     }
 

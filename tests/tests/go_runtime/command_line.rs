@@ -2,14 +2,17 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use leaktrace::export::pprof;
 use leaktrace::runtime::go::GoProcess;
+use leaktrace::runtime::go::heap::View;
 use leaktrace::runtime::go::memory::Target;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use super::support::{Form, MANDATORY, Program, Truth, build};
+use super::support::{Form, MANDATORY, MINORS, Program, Truth, build, goroot};
 
 /// `LEAKTRACE_BIN`, or what `cargo xtask build` made.
 fn leaktrace() -> PathBuf {
@@ -40,10 +43,14 @@ fn fails(arguments: &[&str]) -> String {
     text
 }
 
+/// All readers as they are used, on each release in the forms that differ most.
 #[test]
-fn every_subcommand_on_a_stripped_program() {
-    for minor in MANDATORY {
-        let truth = Truth::of(minor, Form::Pie, "4096").unwrap();
+fn every_subcommand_on_every_release() {
+    let forms = [Form::Normal, Form::Stripped, Form::Pie, Form::CgoStripped, Form::Static];
+    let releases = MINORS.into_iter().filter(|&minor| goroot(minor).is_some());
+    for (minor, form) in releases.flat_map(|minor| forms.map(|form| (minor, form))) {
+        println!("Go 1.{minor} {form:?}");
+        let truth = Truth::of(minor, form, "4096").unwrap();
         let pid = truth.program.pid().to_string();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("heap.pb.gz");
@@ -53,7 +60,7 @@ fn every_subcommand_on_a_stripped_program() {
         succeeds(&["heap", "-p", &pid, "--view", "pprof", "-o", name]);
         let ours = pprof::read(std::fs::read(&file).unwrap().as_slice()).unwrap();
         let theirs = pprof::read(truth.bytes("heap.pb.gz").as_slice()).unwrap();
-        assert_eq!(ours.totals(), theirs.totals(), "Go 1.{minor}");
+        assert_eq!(ours.totals(), theirs.totals(), "Go 1.{minor} {form:?}");
         let groups = succeeds(&["goroutines", "-p", &pid, "--state", "chan send"]);
         assert!(
             groups.contains("40 goroutines [chan send") && groups.contains("40 senders"),
@@ -130,7 +137,7 @@ fn rate(process: &GoProcess) -> u64 {
 
 #[test]
 fn profiling_is_turned_on_and_put_back() {
-    for minor in MANDATORY {
+    for minor in MINORS.into_iter().filter(|&minor| goroot(minor).is_some()) {
         for form in [Form::Stripped, Form::Pie] {
             let program = Program::start(&build(minor, "off", form).unwrap(), &[], &[]);
             let pid = program.pid().to_string();
@@ -155,29 +162,80 @@ fn profiling_is_turned_on_and_put_back() {
             ]);
             assert!(table.contains("main.request"), "Go 1.{minor} {form:?}: {table}");
             assert_eq!(rate(&process), 0, "Go 1.{minor} {form:?}");
-            // Ctrl-C ends it early, and everything is as before.
-            let child = Command::new(leaktrace())
-                .args(["go", "heap", "-p", &pid, "--enable-profiling", "65536"])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let begin = Instant::now();
-            while rate(&process) != 65536 {
-                assert!(begin.elapsed() < Duration::from_secs(10), "never turned on");
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            std::thread::sleep(Duration::from_millis(300));
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(child.id() as i32),
-                nix::sys::signal::Signal::SIGINT,
-            )
-            .unwrap();
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("flat%"));
-            assert_eq!(rate(&process), 0, "Go 1.{minor} {form:?}");
         }
     }
+}
+
+/// `heap --enable-profiling` under way.
+fn enable(process: &GoProcess) -> Child {
+    let child = Command::new(leaktrace())
+        .args([
+            "go",
+            "heap",
+            "-p",
+            &process.pid().to_string(),
+            "--enable-profiling",
+            "65536",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while rate(process) != 65536 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "never turned on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    child
+}
+
+#[test]
+fn every_signal_that_can_be_held_back_puts_the_rate_back() {
+    for minor in MANDATORY {
+        let program = Program::start(&build(minor, "off", Form::Stripped).unwrap(), &[], &[]);
+        let process = GoProcess::attach(program.pid()).unwrap();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+            let child = enable(&process);
+            kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(
+                output.status.success() && String::from_utf8_lossy(&output.stdout).contains("flat%"),
+                "Go 1.{minor} {signal}: {output:?}"
+            );
+            assert_eq!(rate(&process), 0, "Go 1.{minor} {signal}");
+        }
+        // SIGKILL cannot be: the program goes on sampling, and its profile says so.
+        let mut child = enable(&process);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(rate(&process), 65536, "Go 1.{minor}");
+        let before: u64 = allocations(&process);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(process.is_alive() && allocations(&process) > before, "Go 1.{minor}");
+    }
+}
+
+fn allocations(process: &GoProcess) -> u64 {
+    let heap = process.heap().unwrap();
+    heap.view(View::Now).map(|(_, counts)| counts.allocs).sum()
+}
+
+#[test]
+fn the_end_of_the_program_ends_profiling_it() {
+    let mut program = Program::start(&build(23, "off", Form::Stripped).unwrap(), &[], &[]);
+    let process = GoProcess::attach(program.pid()).unwrap();
+    let child = enable(&process);
+    program.kill();
+    let begin = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let text = String::from_utf8(output.stderr).unwrap();
+    let last = text.trim_end().lines().last().unwrap_or_default();
+    assert!(
+        !output.status.success() && last.contains(&program.pid().to_string()) && last.contains("exited"),
+        "{text}"
+    );
 }
 
 #[test]

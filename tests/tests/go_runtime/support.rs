@@ -8,12 +8,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-/// Where `cargo xtask setup` unpacks toolchains.
-const CACHE: &str = "/var/cache/leaktrace-tests/go";
-/// Minor releases without which these tests fail.
-pub const MANDATORY: [u32; 2] = [19, 23];
-/// All minor releases that are tested where they are there.
-pub const MINORS: [u32; 5] = [19, 23, 24, 26, 27];
+use leaktrace_tests::golang;
+pub use leaktrace_tests::golang::{MANDATORY, MINORS};
+
 /// Longest wait for an answer of a program.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -59,21 +56,13 @@ impl Form {
 
 /// The GOROOT of a minor release. `None` (with the reason printed) for an optional one that is missing.
 pub fn goroot(minor: u32) -> Option<PathBuf> {
-    let name = format!("1.{minor}");
-    let places = [
-        format!("{CACHE}/{name}/usr/lib/go-{name}"),
-        format!("/usr/lib/go-{name}"),
-    ];
-    let found = places
-        .iter()
-        .map(PathBuf::from)
-        .find(|root| root.join("bin/go").exists());
+    let found = golang::goroot(minor);
     if found.is_none() {
         assert!(
             !MANDATORY.contains(&minor),
-            "Go {name} is mandatory: run `cargo xtask setup`"
+            "Go 1.{minor} is mandatory: run `cargo xtask setup`"
         );
-        println!("skipped: no Go {name} here (cargo xtask setup unpacks it where Debian has it)");
+        println!("skipped: no Go 1.{minor} here (`cargo xtask setup` unpacks it where Debian has it)");
     }
     found
 }

@@ -16,12 +16,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use leaktrace_tests::golang;
 use leaktrace_tests::process::Process;
 use nix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 
 use super::outcome::{Goal, median};
-use crate::{command, go_toolchains, workspace};
+use crate::{command, workspace};
 
 /// Minor releases of Go that are measured: those that are always there.
 const MINORS: [u32; 2] = [19, 23];
@@ -261,7 +262,7 @@ fn start(minor: u32, program: &str, environment: &[(&str, &str)]) -> Result<Proc
 
 /// Builds a program of `tests/programs/go`; where it is up to date, Go's cache makes that quick.
 fn build(minor: u32, program: &str) -> Result<PathBuf> {
-    let root = go_toolchains::goroot(minor).with_context(|| format!("no Go 1.{minor}: run `cargo xtask setup`"))?;
+    let root = golang::goroot(minor).with_context(|| format!("no Go 1.{minor}: run `cargo xtask setup`"))?;
     let folder = workspace::target().join("go-tests");
     let output = folder.join(format!("1.{minor}/{program}-bench"));
     let mut build = Command::new(root.join("bin/go"));

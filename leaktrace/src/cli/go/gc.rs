@@ -1,12 +1,13 @@
 //! `leaktrace go gc`.
 
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
 use super::pause::Pause;
+use super::summary::{Percentiles, Trend};
 use super::{Target, bytes, duration, short_duration};
 use crate::runtime::go::gc::{Collection, CollectorState, Follower, trace_line};
 use crate::runtime::go::{GoProcess, clock};
@@ -46,8 +47,8 @@ struct CollectionJson {
 }
 
 impl CollectionJson {
-    fn new(collection: &Collection) -> Self {
-        let state = collection.state.as_ref();
+    fn new(collection: &Collection<'_>) -> Self {
+        let state = collection.state;
         let phases = state.map(|state| &state.phases);
         Self {
             event: "collection",
@@ -78,7 +79,7 @@ struct Summary {
     forced_total: u64,
     phases_missed: u64,
     collections_per_minute: f64,
-    pauses: usize,
+    pauses: u64,
     pause_p50: u64,
     pause_p90: u64,
     pause_p99: u64,
@@ -104,17 +105,19 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
     let start = clock::process_start(&process.key);
     let begin = Instant::now();
     let first = process.collector()?;
-    let mut follower = Follower::default();
-    follower.follow(&first);
+    let mut follower = Follower::after(&first);
     let mut watch = Watch {
-        first: first.clone(),
+        finished: first.finished,
+        total_alloc: first.total_alloc,
         last: first,
-        marked: Vec::new(),
-        pauses: Vec::new(),
+        marked: Trend::default(),
+        pauses: Percentiles::default(),
         missed: 0,
     };
     let mut refreshed = Instant::now();
-    let mut out = std::io::stdout().lock();
+    // What a look needs is there once: a program that collects all the time makes every look a whole one.
+    let mut buffer = Vec::new();
+    let mut out = BufWriter::new(std::io::stdout().lock());
     loop {
         let left = args.keep.map(|keep| keep.saturating_sub(begin.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
@@ -127,88 +130,69 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         let look = match process.finished_collections() {
             // Nothing ended since.
             Ok(finished) if finished == watch.last.finished && refreshed.elapsed() < REFRESH => continue,
-            Ok(_) => process.collector(),
+            // A look that fails leaves the last one to the summary.
+            Ok(_) => process.collector_into(&mut buffer, &mut watch.last),
             Err(error) => Err(error),
         };
-        let state = match look {
-            Ok(state) => state,
+        match look {
+            Ok(()) => {}
             // Its end is the end of the watch, not a failure.
             Err(_) if !process.is_alive() => break,
             Err(error) => return Err(error.into()),
-        };
-        for collection in follower.follow(&state) {
-            watch.add(&collection, begin.elapsed());
-            let written = if args.json {
-                writeln!(out, "{}", serde_json::to_string(&CollectionJson::new(&collection))?)
-            } else {
-                writeln!(out, "{}", trace_line(&collection, start))
-            };
-            written.and_then(|()| out.flush())?;
         }
-        watch.last = state;
+        let elapsed = begin.elapsed();
+        for collection in follower.follow(&watch.last) {
+            watch.pauses.extend(collection.pause);
+            match collection.state {
+                Some(state) => watch.marked.add(elapsed.as_secs_f64(), state.marked as f64),
+                None => watch.missed += 1,
+            }
+            if args.json {
+                serde_json::to_writer(&mut out, &CollectionJson::new(&collection))?;
+                writeln!(out)?;
+            } else {
+                writeln!(out, "{}", trace_line(&collection, start))?;
+            }
+        }
+        // One write for all that ended since the last look; nothing is written where nothing did.
+        out.flush()?;
         refreshed = Instant::now();
     }
     // Up to the end; where it is gone, the last state is a second old at most.
-    if let Ok(state) = process.collector() {
-        watch.last = state;
-    }
+    let _ = process.collector_into(&mut buffer, &mut watch.last);
     let summary = watch.summary(&process, begin.elapsed());
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&summary)?)?;
+        serde_json::to_writer(&mut out, &summary)?;
+        writeln!(out)?;
     } else {
         write!(out, "{}", text(&summary))?;
     }
+    out.flush()?;
     Ok(())
 }
 
 struct Watch {
-    first: CollectorState,
+    /// Collections that had ended, and bytes that had been allocated, at the begin.
+    finished: u64,
+    total_alloc: u64,
     last: CollectorState,
-    /// Time since the begin, in seconds, and bytes marked live then.
-    marked: Vec<(f64, f64)>,
-    pauses: Vec<u64>,
+    /// Bytes marked live, by seconds since the begin.
+    marked: Trend,
+    pauses: Percentiles,
     missed: u64,
 }
 
-/// Points of the trend that are kept; with more every other one is dropped.
-const MAX_POINTS: usize = 4096;
-
 impl Watch {
-    fn add(&mut self, collection: &Collection, elapsed: Duration) {
-        self.pauses.extend(collection.pause);
-        match &collection.state {
-            Some(state) => self.marked.push((elapsed.as_secs_f64(), state.marked as f64)),
-            None => self.missed += 1,
-        }
-        for kept in [self.marked.len(), self.pauses.len()] {
-            if kept > MAX_POINTS {
-                let mut index = 0;
-                self.marked.retain(|_| {
-                    index += 1;
-                    index % 2 == 0
-                });
-                index = 0;
-                self.pauses.retain(|_| {
-                    index += 1;
-                    index % 2 == 0
-                });
-            }
-        }
-    }
-
     fn summary(&self, process: &GoProcess, watched: Duration) -> Summary {
         // Without a collection meanwhile the runtime's ring of the last 256 pauses tells.
-        let mut pauses = if self.pauses.is_empty() {
-            self.last.recent_pauses()
+        let mut recent = Percentiles::default();
+        let pauses = if self.pauses.total() == 0 {
+            recent.extend(self.last.recent_pauses());
+            &recent
         } else {
-            self.pauses.clone()
+            &self.pauses
         };
-        pauses.sort_unstable();
-        let percentile = |share: f64| {
-            let index = (pauses.len() as f64 * share).ceil() as usize;
-            pauses.get(index.saturating_sub(1)).copied().unwrap_or(0)
-        };
-        let collections = self.last.finished.saturating_sub(self.first.finished);
+        let collections = self.last.finished.saturating_sub(self.finished);
         let seconds = watched.as_secs_f64().max(f64::MIN_POSITIVE);
         Summary {
             event: "summary",
@@ -220,32 +204,22 @@ impl Watch {
             forced_total: self.last.forced,
             phases_missed: self.missed,
             collections_per_minute: collections as f64 * 60.0 / seconds,
-            pauses: pauses.len(),
-            pause_p50: percentile(0.5),
-            pause_p90: percentile(0.9),
-            pause_p99: percentile(0.99),
-            pause_max: pauses.last().copied().unwrap_or(0),
+            pauses: pauses.total(),
+            pause_p50: pauses.at(0.5),
+            pause_p90: pauses.at(0.9),
+            pause_p99: pauses.at(0.99),
+            pause_max: pauses.max(),
             heap_live: self.last.live,
             heap_marked: self.last.marked,
             heap_goal: self.last.goal,
             heap_in_use: self.last.in_use,
-            heap_growth_per_hour: slope(&self.marked).map(|per_second| (per_second * 3600.0) as i64),
-            allocation_rate_per_second: self.last.total_alloc.saturating_sub(self.first.total_alloc) as f64 / seconds,
+            heap_growth_per_hour: self.marked.slope().map(|per_second| (per_second * 3600.0) as i64),
+            allocation_rate_per_second: self.last.total_alloc.saturating_sub(self.total_alloc) as f64 / seconds,
             gc_cpu_fraction: self.last.cpu_fraction,
             gogc: self.last.percent,
             memory_limit: Some(self.last.memory_limit).filter(|&limit| limit < i64::MAX as u64),
         }
     }
-}
-
-/// Least-squares slope; `None` for fewer than two points in time.
-fn slope(points: &[(f64, f64)]) -> Option<f64> {
-    let count = points.len() as f64;
-    let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
-    let (time, marked) = (mean(|point| point.0), mean(|point| point.1));
-    let spread: f64 = points.iter().map(|point| (point.0 - time).powi(2)).sum();
-    let joint: f64 = points.iter().map(|point| (point.0 - time) * (point.1 - marked)).sum();
-    (points.len() > 1 && spread > 0.0).then(|| joint / spread)
 }
 
 fn text(summary: &Summary) -> String {
@@ -284,17 +258,4 @@ fn text(summary: &Summary) -> String {
             summary.gogc.to_string()
         },
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::slope;
-
-    #[test]
-    fn growth_is_a_line_through_the_points() {
-        assert_eq!(slope(&[(0.0, 10.0), (1.0, 12.0), (2.0, 14.0)]), Some(2.0));
-        assert_eq!(slope(&[(1.0, 10.0)]), None);
-        assert_eq!(slope(&[]), None);
-        assert_eq!(slope(&[(1.0, 10.0), (1.0, 12.0)]), None);
-    }
 }

@@ -1,7 +1,7 @@
 //! `leaktrace go heap`.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -47,7 +47,8 @@ pub struct HeapArgs {
     #[arg(long, value_name = "N", default_value_t = 30)]
     top: usize,
     /// Turn profiling on in a program that has it off: writes one sample per RATE bytes (524288 is usual) into the
-    /// program's MemProfileRate, waits for --for or Ctrl-C, reads the profile, and puts the old value back.
+    /// program's MemProfileRate, waits for --for, Ctrl-C or SIGTERM, reads the profile, and puts the old value back.
+    /// SIGKILL leaves RATE in place: the program then goes on sampling until it ends.
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     enable_profiling: Option<u64>,
     /// How long to keep profiling on.
@@ -122,11 +123,25 @@ fn read_with_profiling(process: &GoProcess, rate: u64, keep: Option<Duration>) -
             None => "Ctrl-C".to_owned(),
         }
     );
-    pause.wait(keep);
+    wait(&mut pause, process, keep);
     // Read while the rate still is what the samples were taken with.
     let snapshot = process.heap();
     guard
         .restore()
         .with_context(|| format!("failed to put MemProfileRate of pid {} back", process.pid()))?;
     Ok(snapshot?)
+}
+
+/// How often it is looked whether the program still runs.
+const LIVENESS: Duration = Duration::from_millis(200);
+
+/// Waits for the end of the time, a signal or the end of the program.
+fn wait(pause: &mut Pause, process: &GoProcess, keep: Option<Duration>) {
+    let begin = Instant::now();
+    loop {
+        let left = keep.map_or(LIVENESS, |keep| keep.saturating_sub(begin.elapsed()).min(LIVENESS));
+        if left.is_zero() || pause.wait(Some(left)) || !process.is_alive() {
+            return;
+        }
+    }
 }

@@ -13,7 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use std::os::fd::AsFd as _;
 
-/// Holds back SIGINT, SIGTERM and SIGHUP from its creation on until it goes.
+/// Holds back SIGINT, SIGTERM, SIGHUP and SIGQUIT from its creation on until it goes.
 pub struct Pause {
     signals: SignalFd,
     held: SigSet,
@@ -30,7 +30,7 @@ impl Pause {
             threads.count() == 1,
             "signals cannot be held back while other threads run"
         );
-        Self::of([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
+        Self::of([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT])
     }
 
     fn of(signals: impl IntoIterator<Item = Signal>) -> anyhow::Result<Self> {

@@ -3,13 +3,14 @@
 //! Read in one call, so that numbers of one cycle belong together unless a cycle ends in that very moment. Owns telling
 //! what happened between two reads ([`Follower`]) and the text of gctrace's lines.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use super::check::PAUSES;
 use super::locate::Globals;
-use super::memory::{Range, Target, word};
+use super::memory::{Target, word};
 use super::offsets::{Field, Layout};
-use crate::proc::memory::{MemoryError, MemoryReader};
+use crate::model::ProcessAddress;
+use crate::proc::memory::{MemoryError, MemoryReader, ReadRequest};
 
 /// One read of the collector.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,40 +101,52 @@ pub enum CollectorError {
 
 /// Reads the collector's state.
 pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<CollectorState, CollectorError> {
+    let mut state = CollectorState::default();
+    read_into(memory, globals, layout, &mut Vec::new(), &mut state)?;
+    Ok(state)
+}
+
+/// As [`read`], into what is there already: for those who look often. `buffer` holds what was read; a failed read leaves
+/// `state` as it was.
+pub fn read_into<M: MemoryReader>(
+    memory: &M,
+    globals: &Globals,
+    layout: &Layout,
+    buffer: &mut Vec<u8>,
+    state: &mut CollectorState,
+) -> Result<(), CollectorError> {
     let (Some(stats), Some(controller), Some(sema)) = (globals.stats, globals.controller, globals.work_start_sema)
     else {
         return Err(CollectorError::NotFound);
     };
     let (s, c, w) = (&layout.stats, &layout.controller, &layout.work);
     let begin = s.last_gc.offset;
-    let ranges = [
-        Range {
-            address: stats.wrapping_add(begin as u64),
-            len: s.cpu_fraction.end().saturating_sub(begin),
-        },
-        Range {
-            address: controller,
-            len: c.size.offset,
-        },
-        Range {
-            address: sema.wrapping_sub(w.start_sema.offset as u64),
-            len: w.size.offset,
-        },
+    let (stats_len, control_len) = (s.cpu_fraction.end().saturating_sub(begin), c.size.offset);
+    buffer.clear();
+    buffer.resize(stats_len + control_len + w.size.offset, 0);
+    let (stats_bytes, rest) = buffer.split_at_mut(stats_len);
+    let (control_bytes, work_bytes) = rest.split_at_mut(control_len);
+    let request = |address: u64, buffer| ReadRequest {
+        address: ProcessAddress(address),
+        buffer,
+        filled: false,
+    };
+    let mut requests = [
+        request(stats.wrapping_add(begin as u64), stats_bytes),
+        request(controller, control_bytes),
+        request(sema.wrapping_sub(w.start_sema.offset as u64), work_bytes),
     ];
-    let mut bytes = Vec::new();
-    for (filled, range) in memory.read_ranges(&ranges, &mut bytes)?.into_iter().zip(ranges) {
-        if !filled {
-            let address = crate::model::ProcessAddress(range.address);
-            return Err(MemoryError::Unmapped {
-                pid: 0,
-                address,
-                len: range.len,
-            }
-            .into());
+    memory.read_many(&mut requests)?;
+    if let Some(missing) = requests.iter().find(|request| !request.filled) {
+        return Err(MemoryError::Unmapped {
+            pid: 0,
+            address: missing.address,
+            len: missing.buffer.len(),
         }
+        .into());
     }
-    let (stats, rest) = bytes.split_at(ranges[0].len);
-    let (control, work) = rest.split_at(ranges[1].len);
+    let (stats, rest) = buffer.split_at(stats_len);
+    let (control, work) = rest.split_at(control_len);
     let stat = |field: Field| {
         Field {
             offset: field.offset.wrapping_sub(begin),
@@ -141,20 +154,21 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
         }
         .get(stats)
     };
-    let ring = |field: Field| -> Vec<u64> {
-        (0..PAUSES as usize)
-            .map(|index| word(stats, field.offset.wrapping_sub(begin) + index * 8))
-            .collect()
+    let ring = |field: Field, ring: &mut Vec<u64>| {
+        ring.clear();
+        ring.extend((0..PAUSES as usize).map(|index| word(stats, field.offset.wrapping_sub(begin) + index * 8)));
     };
+    ring(s.pauses, &mut state.pauses);
+    ring(s.pause_ends, &mut state.pause_ends);
     let maybe = |field: Option<Field>, bytes: &[u8]| field.map_or(0, |field| field.get(bytes));
-    Ok(CollectorState {
+    *state = CollectorState {
         finished: stat(s.cycles),
         started: w.cycles.get(work),
         forced: stat(s.forced),
         last_end: stat(s.last_gc),
         pause_total: stat(s.pause_total),
-        pauses: ring(s.pauses),
-        pause_ends: ring(s.pause_ends),
+        pauses: std::mem::take(&mut state.pauses),
+        pause_ends: std::mem::take(&mut state.pause_ends),
         cpu_fraction: f64::from_bits(stat(s.cpu_fraction)),
         percent: c.percent.get(control) as u32 as i32,
         memory_limit: c.memory_limit.get(control),
@@ -182,7 +196,8 @@ pub fn read<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> 
             procs: maybe(w.procs, work),
             forced: maybe(w.forced, work) & 0xff != 0,
         },
-    })
+    };
+    Ok(())
 }
 
 /// Reads how many collections ended, alone: 4 bytes instead of 5 KB, for those who look often.
@@ -228,7 +243,7 @@ impl CollectorState {
 
 /// One collection, as far as it was seen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Collection {
+pub struct Collection<'s> {
     /// Number, from 1.
     pub number: u64,
     /// When it ended, in nanoseconds since 1970; `None` if the ring of 256 has lost it.
@@ -236,7 +251,7 @@ pub struct Collection {
     /// Its pauses together, in nanoseconds.
     pub pause: Option<u64>,
     /// The state behind it, where it was read before the next collection began.
-    pub state: Option<CollectorState>,
+    pub state: Option<&'s CollectorState>,
 }
 
 /// Turns reads into collections.
@@ -249,86 +264,96 @@ pub struct Follower {
 const MAX_REPORTED: u64 = PAUSES;
 
 impl Follower {
+    /// Follows from this state on.
+    pub fn after(state: &CollectorState) -> Self {
+        Self {
+            seen: Some(state.finished),
+        }
+    }
+
     /// Collections that ended since the last read; none at the first.
-    pub fn follow(&mut self, state: &CollectorState) -> Vec<Collection> {
+    pub fn follow<'s>(&mut self, state: &'s CollectorState) -> impl Iterator<Item = Collection<'s>> + use<'s> {
         let last = self.seen.replace(state.finished).unwrap_or(state.finished);
         let first = (last + 1).max(state.finished.saturating_sub(MAX_REPORTED - 1));
-        (first..=state.finished)
-            .map(|number| Collection {
-                number,
-                end: state.end(number),
-                pause: state.pause(number),
-                state: (number == state.finished && !state.is_running()).then(|| state.clone()),
-            })
-            .collect()
+        (first..=state.finished).map(move |number| Collection {
+            number,
+            end: state.end(number),
+            pause: state.pause(number),
+            state: (number == state.finished && !state.is_running()).then_some(state),
+        })
     }
 }
 
-/// Milliseconds with two digits of precision, as gctrace prints them.
-fn millis(nanos: u64) -> String {
-    if nanos >= 10_000_000 {
-        return (nanos / 1_000_000).to_string();
+/// Nanoseconds as milliseconds with two digits of precision, as gctrace prints them.
+struct Millis(u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >= 10_000_000 {
+            return write!(f, "{}", self.0 / 1_000_000);
+        }
+        let mut value = self.0 / 1000;
+        if value == 0 {
+            return f.write_str("0");
+        }
+        let mut decimals = 3;
+        while value >= 100 {
+            value /= 10;
+            decimals -= 1;
+        }
+        write!(f, "{:.*}", decimals, value as f64 / 10f64.powi(decimals as i32))
     }
-    let mut value = nanos / 1000;
-    if value == 0 {
-        return "0".to_owned();
-    }
-    let mut decimals = 3;
-    while value >= 100 {
-        value /= 10;
-        decimals -= 1;
-    }
-    format!("{:.*}", decimals, value as f64 / 10f64.powi(decimals as i32))
 }
 
-/// One line in the format of `GODEBUG=gctrace=1`. `start` is when the process started, of the monotonic clock. A
-/// collection whose phases were overwritten before they were read has its pause alone.
-pub fn trace_line(collection: &Collection, start: u64) -> String {
-    let Some(state) = &collection.state else {
-        let pause = collection.pause.map_or("?".to_owned(), millis);
-        return format!("gc {}: {pause} ms pause (phases not caught)", collection.number);
-    };
-    let p = &state.phases;
-    let mut line = String::new();
-    let at = p.sweep_term.saturating_sub(start) / 1_000_000;
-    let percent = (state.cpu_fraction * 100.0) as i64;
-    let _ = write!(
-        line,
-        "gc {} @{}.{:03}s {percent}%: ",
-        collection.number,
-        at / 1000,
-        at % 1000
-    );
-    let sweep = p.mark.saturating_sub(p.sweep_term);
-    let mark = p.mark_term.saturating_sub(p.mark);
-    let term = p.end.saturating_sub(p.mark_term);
-    let _ = write!(line, "{}+{}+{} ms clock, ", millis(sweep), millis(mark), millis(term));
-    let _ = write!(
-        line,
-        "{}+{}/{}/{}+{} ms cpu, ",
-        millis(p.stw_procs.saturating_mul(sweep)),
-        millis(p.assist),
-        millis(p.workers),
-        millis(p.idle),
-        millis(p.stw_procs.saturating_mul(term)),
-    );
-    let [before, after, live] = p.heap.map(|bytes| bytes >> 20);
-    let _ = write!(
-        line,
-        "{before}->{after}->{live} MB, {} MB goal, ",
-        state.last_goal >> 20
-    );
-    let _ = write!(
-        line,
-        "{} MB stacks, {} MB globals, {} P",
-        state.stack_scan >> 20,
-        state.globals_scan >> 20,
-        p.procs
-    );
-    if p.forced {
-        line += " (forced)";
+/// A collection as one line in the format of `GODEBUG=gctrace=1`. One whose phases were overwritten before they were
+/// read has its pause alone.
+pub struct TraceLine<'c> {
+    collection: &'c Collection<'c>,
+    start: u64,
+}
+
+/// The line of a collection. `start` is when the process started, of the monotonic clock, in nanoseconds.
+pub fn trace_line<'c>(collection: &'c Collection<'c>, start: u64) -> TraceLine<'c> {
+    TraceLine { collection, start }
+}
+
+impl fmt::Display for TraceLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gc {}", self.collection.number)?;
+        let Some(state) = self.collection.state else {
+            return match self.collection.pause {
+                Some(pause) => write!(f, ": {} ms pause (phases not caught)", Millis(pause)),
+                None => f.write_str(": ? ms pause (phases not caught)"),
+            };
+        };
+        let p = &state.phases;
+        let at = p.sweep_term.saturating_sub(self.start) / 1_000_000;
+        let percent = (state.cpu_fraction * 100.0) as i64;
+        write!(f, " @{}.{:03}s {percent}%: ", at / 1000, at % 1000)?;
+        let sweep = p.mark.saturating_sub(p.sweep_term);
+        let mark = p.mark_term.saturating_sub(p.mark);
+        let term = p.end.saturating_sub(p.mark_term);
+        write!(f, "{}+{}+{} ms clock, ", Millis(sweep), Millis(mark), Millis(term))?;
+        write!(
+            f,
+            "{}+{}/{}/{}+{} ms cpu, ",
+            Millis(p.stw_procs.saturating_mul(sweep)),
+            Millis(p.assist),
+            Millis(p.workers),
+            Millis(p.idle),
+            Millis(p.stw_procs.saturating_mul(term)),
+        )?;
+        let [before, after, live] = p.heap.map(|bytes| bytes >> 20);
+        write!(
+            f,
+            "{before}->{after}->{live} MB, {} MB goal, {} MB stacks, {} MB globals, {} P",
+            state.last_goal >> 20,
+            state.stack_scan >> 20,
+            state.globals_scan >> 20,
+            p.procs
+        )?;
+        f.write_str(if p.forced { " (forced)" } else { "" })
     }
-    line
 }
 
 #[cfg(test)]
@@ -339,7 +364,7 @@ mod tests {
     fn milliseconds_like_gctrace() {
         let shown: Vec<String> = [0, 999, 1_000, 18_300, 123_456, 1_234_567, 9_999_999, 12_345_678]
             .into_iter()
-            .map(millis)
+            .map(|nanos| Millis(nanos).to_string())
             .collect();
         assert_eq!(shown, ["0", "0", "0.001", "0.018", "0.12", "1.2", "9.9", "12"]);
     }
@@ -354,19 +379,21 @@ mod tests {
             pause_ends: vec![7; 256],
             ..CollectorState::default()
         };
-        assert!(follower.follow(&state(10, 10)).is_empty());
-        let seen = follower.follow(&state(13, 13));
+        assert_eq!(follower.follow(&state(10, 10)).count(), 0);
+        let third = state(13, 13);
+        let seen: Vec<_> = follower.follow(&third).collect();
         assert_eq!(
             seen.iter().map(|c| (c.number, c.pause)).collect::<Vec<_>>(),
             [(11, Some(10)), (12, Some(11)), (13, Some(12))]
         );
         assert!(seen[0].state.is_none() && seen[2].state.is_some());
+        let running = state(14, 15);
         assert!(
-            follower.follow(&state(14, 15))[0].state.is_none(),
+            follower.follow(&running).all(|seen| seen.state.is_none()),
             "the next one is running already"
         );
-        assert!(follower.follow(&state(14, 15)).is_empty());
-        assert_eq!(follower.follow(&state(5000, 5000)).len(), 256);
+        assert_eq!(follower.follow(&running).count(), 0);
+        assert_eq!(follower.follow(&state(5000, 5000)).count(), 256);
     }
 
     #[test]
@@ -394,10 +421,11 @@ mod tests {
                 number: 3,
                 end: None,
                 pause: None,
-                state: Some(state),
+                state: Some(&state),
             },
             2_000_000_000,
-        );
+        )
+        .to_string();
         assert_eq!(
             line,
             "gc 3 @0.012s 1%: 0.020+1.2+0.003 ms clock, 0.16+0.40/1.0/0+0.024 ms cpu, 9->10->3 MB, 10 MB goal, \
@@ -409,6 +437,9 @@ mod tests {
             pause: Some(23_000),
             state: None,
         };
-        assert_eq!(trace_line(&missed, 0), "gc 4: 0.023 ms pause (phases not caught)");
+        assert_eq!(
+            trace_line(&missed, 0).to_string(),
+            "gc 4: 0.023 ms pause (phases not caught)"
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything is read with `process_vm_readv` while the target runs on; nothing is stopped, and nothing is written
 //! unless [`rate::ProfilingGuard`] is asked for. [`GoProcess::attach`] finds what the readers need in any binary of
-//! Go 1.19 to 1.27, stripped or not; each reader takes a memory, the globals and a layout, so that it runs over a
+//! Go 1.19 to 1.27, stripped or not, and in libraries of other programs; each reader takes a memory, the globals and a layout, so that it runs over a
 //! recorded image just as well. What is read is consistent per structure, not as a whole: every snapshot counts what it
 //! found torn.
 
@@ -21,6 +21,7 @@ pub mod goroutines;
 pub mod groups;
 pub mod heap;
 pub mod leaks;
+mod library;
 pub mod locate;
 pub mod memory;
 pub mod module;

@@ -2,7 +2,7 @@
 //!
 //! Owns the list of fields that the readers use and the parsing of the built-in table `offsets.tsv`, which
 //! `cargo xtask go-offsets` generates: adding a release adds a column there and touches no code. Whether a layout fits
-//! a process is not decided here (see `selfcheck`). Invariant: a [`Layout`] has every required field.
+//! a process is not decided here (see `check`). Invariant: a [`Layout`] has every required field.
 
 use std::sync::LazyLock;
 

@@ -13,6 +13,7 @@ use super::executable::Executable;
 use super::gc::{self, CollectorState};
 use super::goroutines::{self, Goroutine, GoroutineError, GoroutineSnapshot, Status};
 use super::heap::{self, HeapError, HeapSnapshot};
+use super::library;
 use super::locate::{self, Globals};
 use super::memory::{Target, word};
 use super::module::{self, Module};
@@ -50,7 +51,7 @@ impl std::fmt::Display for Source {
 pub struct GoProcess<M = ProcessMemory> {
     /// Which process.
     pub key: ProcessKey,
-    /// Its executable, as its own mount namespace names it.
+    /// The file that holds the runtime, as the process's mount namespace names it: its executable, or a library.
     pub exe: PathBuf,
     /// Toolchain.
     pub version: GoVersion,
@@ -79,7 +80,15 @@ impl GoProcess {
         let executable = Executable::new(file).map_err(|source| GoError::elf(pid, name.clone(), source))?;
         let entry = AuxVector::read(pid)?.get(AT_ENTRY);
         let bias = entry.map_or(0, |entry| entry.wrapping_sub(executable.entry));
-        Self::open(identity.key, exe, executable, bias, ProcessMemory::new(pid))
+        let memory = ProcessMemory::new(pid);
+        match Self::open(identity.key, exe, executable, bias, memory) {
+            // A program of another language may have Go in a library.
+            Err(error @ GoError::NotGo { .. }) => match library::find(pid)? {
+                Some(found) => Self::open(identity.key, found.path, found.executable, found.bias, memory),
+                None => Err(error),
+            },
+            result => result,
+        }
     }
 }
 
@@ -99,7 +108,9 @@ impl<M: MemoryReader> GoProcess<M> {
                     "says that it was built by {}, but has no function table (pclntab) of Go 1.18 or later that its memory refers to",
                     info.version
                 )),
-                None => not_go("has neither build information nor a function table (pclntab) of Go 1.18 or later"),
+                None => not_go(
+                    "has neither build information nor a function table (pclntab) of Go 1.18 or later, nor has a library that it maps",
+                ),
             });
         };
         let stated = info.as_ref().and_then(|info| GoVersion::parse(&info.version));
@@ -206,6 +217,12 @@ impl<M: MemoryReader> GoProcess<M> {
     pub fn collector(&self) -> Result<CollectorState, GoError> {
         let (layout, _) = self.layout(Area::Collector)?;
         gc::read(&self.memory, &self.globals, layout).map_err(|error| GoError::collector(self.pid(), error))
+    }
+
+    /// As [`Self::collector`], into buffers that are there already.
+    pub fn collector_into(&self, buffer: &mut Vec<u8>, state: &mut CollectorState) -> Result<(), GoError> {
+        let (layout, _) = self.layout(Area::Collector)?;
+        gc::read_into(&self.memory, &self.globals, layout, buffer, state).map_err(|error| self.collector_error(error))
     }
 
     /// How many collections ended until now.

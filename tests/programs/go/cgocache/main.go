@@ -2,7 +2,8 @@
 //
 // keep N: N blocks of 1,000 bytes from C called by Go. visit N: C calls Go back N times, and each call has C allocate
 // 2,000 bytes; back in C, 3,000 bytes more. goroutine N: as keep, with 4,000 bytes, on a goroutine of its own.
-// make N: N blocks of 5,000 bytes of Go's own. heap FILE: Go's own profile.
+// threads N: three threads that C made call Go N times each, and each call has C allocate 6,000 bytes; back in C, 7,000.
+// make N: N blocks of 5,000 bytes of Go's own. heap FILE: Go's own profile. exec FILE: becomes another program.
 package main
 
 /*
@@ -11,8 +12,10 @@ package main
 #include "library/strings.h"
 
 extern void goVisited(int);
+extern void goOnThread(int);
 
 static void each(int count, unsigned long size) { strings_each(count, goVisited, size); }
+static void threads(int count, unsigned long size) { strings_threads(3, count, goOnThread, size); }
 */
 import "C"
 
@@ -24,6 +27,7 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"strings"
+	"syscall"
 	"unsafe"
 )
 
@@ -50,6 +54,17 @@ func handleKeep(n int) {
 func goVisited(i C.int) {
 	// Deeper from call to call: the goroutine's stack moves while C code lies between its frames.
 	descend(int(i)*4, [64]int{})
+}
+
+//export goOnThread
+func goOnThread(i C.int) {
+	s := &store{size: 6000}
+	s.keep("thread")
+}
+
+//go:noinline
+func handleThreads(n int) {
+	C.threads(C.int(n), 7000)
 }
 
 //go:noinline
@@ -111,6 +126,13 @@ func main() {
 			handleKeep(n)
 		case "visit":
 			handleVisit(n)
+		case "threads":
+			handleThreads(n)
+		case "exec":
+			arguments := strings.Fields(argument)
+			if err := syscall.Exec(arguments[0], arguments, os.Environ()); err != nil {
+				panic(err)
+			}
 		case "goroutine":
 			handleGoroutine(n)
 		case "make":

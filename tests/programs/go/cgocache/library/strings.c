@@ -1,6 +1,7 @@
 // A C library that caches strings and never lets go of them. Built with -O2 -fomit-frame-pointer.
 #include "strings.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,4 +37,30 @@ void strings_each(int count, void (*visit)(int), unsigned long size)
 		visit(i);
 		strings_keep("visited", size);
 	}
+}
+
+struct visits {
+	int count;
+	void (*visit)(int);
+	unsigned long size;
+};
+
+static void *strings_worker(void *argument)
+{
+	struct visits *visits = argument;
+	strings_each(visits->count, visits->visit, visits->size);
+	return NULL;
+}
+
+void strings_threads(int threads, int count, void (*visit)(int), unsigned long size)
+{
+	struct visits visits = {count, visit, size};
+	pthread_t ids[16];
+	if (threads > 16)
+		threads = 16;
+	for (int i = 0; i < threads; i++)
+		if (pthread_create(&ids[i], NULL, strings_worker, &visits))
+			abort();
+	for (int i = 0; i < threads; i++)
+		pthread_join(ids[i], NULL);
 }
