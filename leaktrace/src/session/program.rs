@@ -48,6 +48,11 @@ impl Program {
         }
     }
 
+    /// Whether some of its code is Go.
+    pub fn is_go(&self) -> bool {
+        self.files.iter().any(|file| file.go.is_some())
+    }
+
     /// Reads what can be read only while the process lives: the names of its threads, and the map that a JIT compiler
     /// keeps of its code.
     pub fn read_names(&mut self) {

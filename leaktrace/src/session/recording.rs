@@ -247,7 +247,7 @@ impl Recording {
 
     /// Begins to record the Go heap of a process that has become a Go program.
     fn find_go(&mut self, pid: u32) {
-        if self.tracer.process(pid).is_some_and(Traced::is_go) {
+        if self.tracer.program(pid).is_some_and(Program::is_go) {
             self.go.entry(pid).or_insert_with(|| {
                 let mut heap = GoHeap::of_new_program();
                 heap.note_exec();

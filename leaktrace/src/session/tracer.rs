@@ -122,18 +122,10 @@ struct Traced {
     active: bool,
 }
 
-<<<<<<< HEAD
 /// Runs of arrays that a program in the kernel may still be reading.
 enum Retired {
     Mappings(Range<u32>),
     Table(TablePlace),
-=======
-impl Traced {
-    /// Whether some of its code is Go.
-    pub fn is_go(&self) -> bool {
-        self.files.iter().any(|file| file.go.is_some())
-    }
->>>>>>> golang
 }
 
 /// Everything traced.

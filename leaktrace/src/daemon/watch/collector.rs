@@ -35,7 +35,7 @@ impl Collectors {
         match attached {
             Ok((collector, state)) if collector.key == key => {
                 let mut follower = Follower::default();
-                follower.follow(&state);
+                follower.follow(&state).for_each(drop);
                 let followed = Followed {
                     collector,
                     follower,

@@ -222,7 +222,8 @@ impl<M: MemoryReader> GoProcess<M> {
     /// As [`Self::collector`], into buffers that are there already.
     pub fn collector_into(&self, buffer: &mut Vec<u8>, state: &mut CollectorState) -> Result<(), GoError> {
         let (layout, _) = self.layout(Area::Collector)?;
-        gc::read_into(&self.memory, &self.globals, layout, buffer, state).map_err(|error| self.collector_error(error))
+        gc::read_into(&self.memory, &self.globals, layout, buffer, state)
+            .map_err(|error| GoError::collector(self.pid(), error))
     }
 
     /// How many collections ended until now.
