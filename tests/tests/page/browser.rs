@@ -20,7 +20,6 @@ const COMMAND: Duration = Duration::from_secs(120);
 
 /// Keys that have no character, as WebDriver names them.
 pub mod key {
-    pub const TAB: char = '\u{e004}';
     pub const ENTER: char = '\u{e007}';
     pub const ESCAPE: char = '\u{e00c}';
     pub const END: char = '\u{e010}';
@@ -264,7 +263,7 @@ impl Browser {
             .collect())
     }
 
-    /// Every address that was asked for, from the start on.
+    /// Every address that a page asked for, from the start on.
     ///
     /// # Errors
     /// When the driver refuses.
@@ -275,6 +274,8 @@ impl Browser {
             let event = &event["message"];
             if event["method"] == "Network.requestWillBeSent"
                 && let Some(url) = event["params"]["request"]["url"].as_str()
+                // The browser's own first page; a page from elsewhere cannot ask for these.
+                && !url.starts_with("chrome:")
             {
                 self.requests.push(url.to_owned());
             }

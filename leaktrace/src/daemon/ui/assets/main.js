@@ -2,7 +2,7 @@
 
 import { aborted, get } from "./api.js";
 import { replace, setAttribute, setText } from "./dom.js";
-import { processes } from "./processes.js";
+import { listAddress, processes } from "./processes.js";
 import { process } from "./process.js";
 import { status } from "./status.js";
 import { count, percent, visible } from "./text.js";
@@ -27,13 +27,11 @@ function route() {
 
 let current = null;
 let currentKey = null;
-let listAddress = "#/";
 
 function show() {
   // The skip link changes the hash; it is not an address.
   if (location.hash === "#content") return;
   const wanted = route();
-  if (wanted.name === "processes") listAddress = location.hash || "#/";
   setAttribute(document.getElementById("nav-processes"), "aria-current", wanted.name === "processes" ? "page" : wanted.name === "process" ? "true" : null);
   setAttribute(document.getElementById("nav-status"), "aria-current", wanted.name === "status" ? "page" : null);
   // A process that was asked for by pid alone has learnt its full name since.

@@ -39,6 +39,9 @@ const STATES = [
 /** Where the list was when it was left, so that a look at one process does not cost the place. */
 let left = null;
 
+/** Address of the list as it was asked for last. */
+export let listAddress = "#/";
+
 /** Name of a row's process over its whole life. */
 export const keyOf = (row) => `${row.pid}-${row.start_time}`;
 
@@ -169,6 +172,7 @@ export function processes(root, opened) {
     wanted.order = parameters.get("order") === "asc" ? "asc" : "desc";
     wanted.filter = parameters.get("filter") ?? "";
     wanted.state = STATES.some(([state]) => state === parameters.get("state")) ? parameters.get("state") : "";
+    listAddress = location.hash || "#/";
     if (search.value.trim() !== wanted.filter) search.value = wanted.filter;
     replace(
       states,
@@ -187,7 +191,8 @@ export function processes(root, opened) {
     if (wanted.filter) address.set("filter", wanted.filter);
     if (wanted.state) address.set("state", wanted.state);
     const text = address.toString();
-    history.replaceState(null, "", `#/${text ? `?${text}` : ""}`);
+    listAddress = `#/${text ? `?${text}` : ""}`;
+    history.replaceState(null, "", listAddress);
     active = 0;
     activeKey = null;
     grid.scrollTop = 0;

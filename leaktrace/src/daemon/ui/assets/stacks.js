@@ -225,9 +225,9 @@ export function flamePanel(context) {
       reset,
       h("button", { type: "button", class: "button", onclick: run }, "Refresh"),
       h("a", { class: "button", href: `/debug/pprof/heap?pid=${pid}`, download: `heap-${pid}.pb.gz` }, "Download pprof"),
+      taken,
     ),
     moments,
-    h("div", { class: "tools" }, taken),
     output,
     below,
   );

@@ -9,12 +9,16 @@ const HIDDEN =
 const STACKED = /(\p{M}{4})\p{M}+/gu;
 const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 
+function escape(digits) {
+  return digits.length > 4 ? `\\u{${digits}}` : `\\u${digits.padStart(4, "0")}`;
+}
+
 /** A string with everything in it that would not be seen written as an escape. */
 export function visible(value, limit = 4000) {
   let text = String(value ?? "");
   if (text.length > limit) text = `${text.slice(0, limit)}…`;
   return text
-    .replace(HIDDEN, (c) => SHORT[c] ?? `\\u{${c.codePointAt(0).toString(16)}}`.replace(/\{(....)\}/, "$1"))
+    .replace(HIDDEN, (c) => SHORT[c] ?? escape(c.codePointAt(0).toString(16)))
     .replace(STACKED, "$1\ufffd");
 }
 
