@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use aya::{
@@ -207,7 +207,7 @@ impl Kernel {
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
             .map_max_entries("MAPPINGS", sizes.mappings.max(1))
             .load(OBJECT)?;
-        let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd).map(|fd| fd.as_raw_fd()))?;
+        let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let programs = Self::load_uprobes(&mut ebpf, &source)?;
         let mut exponentials: Array<MapData, u64> = take(&mut ebpf, "EXPONENTIALS")?;
         for (index, value) in exponential_table().into_iter().enumerate() {

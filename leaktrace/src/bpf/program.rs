@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use aya_obj::Object;
@@ -17,11 +17,13 @@ use super::{
 pub struct ProgramSource {
     object: Object,
     btf: Option<OwnedFd>,
+    /// The code names maps by these descriptors: they have to stay open as long as programs may be loaded.
+    _maps: Vec<OwnedFd>,
 }
 
 impl ProgramSource {
     /// Relocates the object against maps that exist: `map_fd` tells each by name.
-    pub fn new(image: &[u8], map_fd: impl Fn(&str) -> Option<RawFd>) -> Result<Self, LoadError> {
+    pub fn new<'m>(image: &[u8], map_fd: impl Fn(&str) -> Option<BorrowedFd<'m>>) -> Result<Self, LoadError> {
         let corrupt = |error: &dyn std::fmt::Display| LoadError::Object(error.to_string());
         let mut object = Object::parse(image).map_err(|error| corrupt(&error))?;
         let features = aya::features();
@@ -39,16 +41,23 @@ impl ProgramSource {
         let text_sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
         let maps = std::mem::take(&mut object.maps);
         let mut known = Vec::with_capacity(maps.len());
+        let mut open = Vec::with_capacity(maps.len());
         for (name, map) in &maps {
             let fd = map_fd(name).ok_or_else(|| LoadError::Object(format!("map `{name}` was not created")))?;
-            known.push((name.as_str(), fd, map));
+            let fd = fd.try_clone_to_owned().map_err(|error| corrupt(&error))?;
+            known.push((name.as_str(), fd.as_raw_fd(), map));
+            open.push(fd);
         }
         object
             .relocate_maps(known.into_iter(), &text_sections)
             .map_err(|error| corrupt(&error))?;
         object.relocate_calls(&text_sections).map_err(|error| corrupt(&error))?;
         object.sanitize_functions(features);
-        Ok(Self { object, btf })
+        Ok(Self {
+            object,
+            btf,
+            _maps: open,
+        })
     }
 
     /// Loads one program for an attach type.

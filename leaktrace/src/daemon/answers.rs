@@ -172,8 +172,7 @@ impl Backend for Service {
                     .targets
                     .values()
                     .filter_map(|reading| reading.cost)
-                    .map(|cost| cost.total())
-                    .sum(),
+                    .fold(0.0, |sum, cost| sum + cost.total()),
                 probes_budget: config.budget.machine_cpu * super::cpus(),
             },
             losses: readings
