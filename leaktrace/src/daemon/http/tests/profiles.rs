@@ -157,7 +157,7 @@ async fn go_tool_pprof_reads_every_form() {
         let output = tokio::task::spawn_blocking(move || {
             let home = tempfile::tempdir().unwrap();
             let mut command = Command::new("go");
-            command.args(["tool", "pprof", "-top", "-symbolize=none", &url]);
+            command.args(["tool", "pprof", "-top", "-unit=B", "-symbolize=none", &url]);
             command
                 .env("HOME", home.path())
                 .env("PPROF_TMPDIR", home.path())
