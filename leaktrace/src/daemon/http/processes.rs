@@ -305,7 +305,9 @@ pub(super) async fn start_trace(State(app): State<Arc<App>>, Path(pid): Path<u32
     let request: TraceRequest = if bytes.iter().all(u8::is_ascii_whitespace) {
         TraceRequest::default()
     } else {
+        // An object: serde would take an array of the fields as well.
         serde_json::from_slice(&bytes)
+            .and_then(|object| serde_json::from_value(serde_json::Value::Object(object)))
             .map_err(|error| Problem::bad_request(one_line(&format!("the body is not as expected: {error}"))))?
     };
     if request

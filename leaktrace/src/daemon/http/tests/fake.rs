@@ -149,7 +149,7 @@ impl Fake {
                 uid: pid % 3 * 1000,
                 user: Some(["root", "www-data", "postgres"][pid as usize % 3].to_owned()),
                 cgroup: Some(format!("/system.slice/program-{}.service", pid % 12)),
-                container: (pid % 5 == 0).then(|| api::Container {
+                container: pid.is_multiple_of(5).then(|| api::Container {
                     engine: "docker".to_owned(),
                     id: format!("{random:016x}").repeat(4),
                 }),
@@ -164,7 +164,7 @@ impl Fake {
             memory: api::Memory {
                 rss: anonymous + (8 << 20),
                 anonymous,
-                swap: if pid % 6 == 0 { 1 << 20 } else { 0 },
+                swap: if pid.is_multiple_of(6) { 1 << 20 } else { 0 },
                 brk: Some(anonymous / 3),
                 major_faults: random % 1000,
                 tracked: is_traced.then_some(anonymous / 2),
@@ -266,7 +266,7 @@ fn frame(
         start_line: 5,
         ..FrameLine::default()
     };
-    let address = 0x40_0000 + level * 0x10_0000 + branch * 16 + u64::from(stack % 97 == 0);
+    let address = 0x40_0000 + level * 0x10_0000 + branch * 16 + u64::from(stack.is_multiple_of(97));
     builder.location(Some(mapping), address, &[frame])
 }
 
@@ -355,7 +355,7 @@ impl Backend for Fake {
                 wait_reason: Some("chan receive".to_owned()),
                 longest_wait: Some(group * 60_000_000_000),
                 stack_bytes: 8192 * (group + 1),
-                channel: (group % 2 == 0).then_some(0xc000_0000 + group * 96),
+                channel: group.is_multiple_of(2).then_some(0xc000_0000 + group * 96),
                 stack: (0..12)
                     .map(|depth| api::Frame {
                         function: if depth == 3 && group < 8 {
