@@ -81,9 +81,10 @@ impl PrivateApt {
             .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
             .concat();
         fs::write(apt.folder.join("etc/sources.list"), lines)?;
-        // A release that left the mirror fails the whole, and leaves the lists of the others to use.
+        // One release of Debian may not be to be had (a mirror that has stood still is refused after a while): the others are,
+        // and what is missing then shows when it is downloaded.
         if let Err(error) = command::run(apt.apt_get().args(["update", "-q"])) {
-            eprintln!("setup: {error:#}");
+            eprintln!("setup: going on without some package lists: {error:#}");
         }
         Ok(apt)
     }

@@ -19,8 +19,9 @@ use crate::{
     symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
 };
 
-/// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them.
-const DROP_FRAMES: &str = "(operator new(\\[\\])?\\(.*|__rust_(alloc|alloc_zeroed|realloc)|__rdl_(alloc|alloc_zeroed|realloc)|\
+/// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them. Readers match names
+/// without their argument lists.
+const DROP_FRAMES: &str = "(operator new(\\[\\])?(\\(.*)?|__rust_(alloc|alloc_zeroed|realloc)|__rdl_(alloc|alloc_zeroed|realloc)|\
                            __rust_alloc_error_handler.*|alloc::alloc::(alloc|alloc_zeroed|realloc|Global::.*)|\
                            <alloc::alloc::Global as .*)";
 
@@ -561,4 +562,45 @@ fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<S
         }
     }
     comments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::prune::prune;
+
+    fn leaf_without(allocation_function: &str) -> String {
+        let mut builder = ProfileBuilder::heap();
+        let mut place = |address, function| {
+            let line = FrameLine {
+                function,
+                ..FrameLine::default()
+            };
+            builder.location(None, address, &[line])
+        };
+        let stack = vec![place(1, allocation_function), place(2, "leak(int)"), place(3, "main")];
+        builder.sample(stack, &[1, 1, 1, 1], Vec::new(), Vec::new());
+        let mut profile = builder.finish();
+        profile.drop_frames = DROP_FRAMES.to_owned();
+        prune(&mut profile).expect("a regular expression");
+        let leaf = profile
+            .stack(&profile.samples[0])
+            .next()
+            .expect("stacks are never empty");
+        profile.names(leaf).next().expect("it has a name").into_owned()
+    }
+
+    #[test]
+    fn allocation_functions_are_left_out_by_readers() {
+        for name in [
+            "operator new(unsigned long)",
+            "operator new[](unsigned long, std::nothrow_t const&)",
+            "__rust_alloc",
+            "alloc::alloc::alloc_zeroed",
+            "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
+        ] {
+            assert_eq!(leaf_without(name), "leak(int)", "{name}");
+        }
+        assert_eq!(leaf_without("operator new_id(int)"), "operator new_id(int)");
+    }
 }
