@@ -5,6 +5,7 @@
 //! and reads its files. Invariant: no wait is without a limit, and no process outlives its test.
 
 pub mod breakpoints;
+pub mod daemon;
 pub mod golang;
 pub mod machine;
 pub mod pprof;

@@ -310,6 +310,11 @@ impl Process {
         self.stdout.rest(PATIENCE)
     }
 
+    /// What it wrote to standard error until now.
+    pub fn errors_so_far(&mut self) -> String {
+        self.stderr.rest(Duration::ZERO)
+    }
+
     /// All of its standard error, once it has ended.
     pub fn errors(&mut self) -> String {
         self.stderr.rest(PATIENCE)

@@ -50,6 +50,7 @@ macro_rules! cpp {
 /// Every program, by name.
 const RECIPES: &[(&str, Recipe)] = &[
     ("planted_leak", c!["planted_leak.c"]),
+    ("leaky_service", c!["c/leaky_service.c"]),
     ("malloc_family", c!["c/malloc_family.c"]),
     ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
     ("realloc_moves", c!["c/realloc_moves.c"]),

@@ -32,6 +32,8 @@ pub const TEST: &[&str] = &[
     "binutils",
     "xz-utils",
     "util-linux",
+    "chromium",
+    "chromium-driver",
 ];
 
 /// Programs that `bench` measures leaktrace against, beside those of [`TEST`].

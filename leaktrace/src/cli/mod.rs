@@ -14,7 +14,7 @@ pub mod store;
 pub mod terminal;
 mod top;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -74,6 +74,7 @@ pub fn main() -> ExitCode {
     let filter = std::env::var("LEAKTRACE_LOG").unwrap_or_else(|_| quiet.to_owned());
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let result = match cli.command {

@@ -20,7 +20,7 @@ use super::{
     pump::{self, Captured, Notice, NoticeReceiver, Pump},
     recording::RecordError,
     survey::{Survey, Surveyor},
-    tracer::{self, Settings, TraceError, Tracer},
+    tracer::{Settings, TraceError, Tracer},
 };
 use crate::{
     bpf::{
@@ -34,10 +34,12 @@ use crate::{
     symbolize::Symbolizer,
 };
 
-/// Room for the code of many programs: rows are 8 bytes, blocks take 8.
-const ROWS: u32 = 8 << 20;
-const BLOCKS: u32 = 2 << 20;
-const MAPPINGS: u32 = 64 << 10;
+/// Room for the code of many programs, at 8 bytes a row and 8 a block. The kernel counts these arrays as memory of who
+/// maps them, so there is no more than what some hundred programs with their libraries need; a process whose code does
+/// not fit is refused, with the array's name.
+const ROWS: u32 = 3 << 20;
+const BLOCKS: u32 = 1 << 20;
+const MAPPINGS: u32 = 16 << 10;
 /// Changes of the interval that a profile tells at most; the last ones.
 const MAX_REMARKS: usize = 32;
 
@@ -80,12 +82,11 @@ impl Live {
     /// # Errors
     /// When this kernel, or the privileges, do not allow it.
     pub fn start(ring_bytes: u32) -> Result<Self, RecordError> {
-        let room = tracer::sizes(&[], ring_bytes);
         let parts = Kernel::load(Sizes {
-            rows: room.rows.max(ROWS),
-            blocks: room.blocks.max(BLOCKS),
-            mappings: room.mappings.max(MAPPINGS),
-            ..room
+            ring_bytes,
+            rows: ROWS,
+            blocks: BLOCKS,
+            mappings: MAPPINGS,
         })?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;

@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-/// Bytes of the ring buffer: half a second of half a million records.
-const RING_BYTES: u32 = 16 << 20;
+/// Bytes of the ring buffer: in sampled mode, a second of a hundred thousand records.
+const RING_BYTES: u32 = 4 << 20;
 /// How long runs are counted for one measurement.
 const MEASURE: Duration = Duration::from_millis(250);
 /// How long the kernel side stays when nothing is traced.

@@ -190,7 +190,7 @@ fn the_worker_answers_the_latest_question_and_ends() {
     worker.ask(Request::Trace { pid: 1, on: true });
     worker.ask(Request::Fetch(1, Scene::Goroutines(4242)));
     let patience = Duration::from_secs(10);
-    let mut next = || answers.recv_timeout(patience).expect("an answer in time");
+    let next = || answers.recv_timeout(patience).expect("an answer in time");
     assert!(matches!(next(), Answer::Traced { pid: 1, result: Err(_) }));
     let mut parts = 0;
     loop {

@@ -189,7 +189,7 @@ fn said_by_message(message: &ExportProfilesServiceRequest) -> Vec<Seen> {
 
 /// Entry 0 of each table is its zero value, and no entry is there twice.
 fn check_tables(dictionary: &ProfilesDictionary) {
-    fn check<T: Message + Default + PartialEq>(table: &[T]) {
+    fn check<T: Message + Default + PartialEq + std::fmt::Debug>(table: &[T]) {
         assert_eq!(table.first(), Some(&T::default()));
         let distinct: HashSet<_> = table.iter().map(Message::encode_to_vec).collect();
         assert_eq!(distinct.len(), table.len(), "an entry is there twice");
