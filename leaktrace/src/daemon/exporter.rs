@@ -18,7 +18,7 @@ use crate::{export::pprof, model::ProcessKey, report::profile::Profile, session:
 const TICK: Duration = Duration::from_secs(1);
 /// Between two looks at the store's limits.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
-/// Goroutines are counted in processes with a stack memory that can be read quickly.
+/// Processes that are remembered between two exports.
 const MAX_IDENTITIES: usize = 4096;
 
 /// Something to do.
@@ -60,8 +60,9 @@ impl Exporter {
 
     /// Exports until told to finish.
     pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+        let mut due = Instant::now() + TICK;
         loop {
-            match jobs.recv_timeout(TICK) {
+            match jobs.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Job::Last(key, moment)) => self.export_moment(key, *moment),
                 Ok(Job::Gone(key)) => {
                     self.last.remove(&key);
@@ -70,7 +71,10 @@ impl Exporter {
                     self.finish(deadline);
                     return;
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => self.turn(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.turn();
+                    due = Instant::now() + TICK;
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }

@@ -154,7 +154,8 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
             }
             () = tick(&mut watchdog) => {
                 // Alive means that the watching thread still publishes.
-                if moment::wall().saturating_sub(service.snapshot().time) < 120 * 1_000_000_000 {
+                let allowed = service.config().watch.interval * 2 + Duration::from_secs(120);
+                if moment::wall().saturating_sub(service.snapshot().time) < allowed.as_nanos() as u64 {
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
             }

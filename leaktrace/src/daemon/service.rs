@@ -1,7 +1,7 @@
 //! What the parts of the daemon share: the table of processes, the policy, the engine, the store, the push targets.
 //!
-//! Locks are held for moments and never while a process is attached to or read; where two are needed, the table's is
-//! taken first. Answers to the HTTP side are in `answers`.
+//! Locks are held for moments, at most for a look at `/proc` or one read of a collector, and never while a process is
+//! attached to; where two are needed, the table's is taken first. Answers to the HTTP side are in `answers`.
 
 use std::{
     collections::HashMap,

@@ -13,7 +13,10 @@ use super::{
     own::Own,
     policy::Now,
     service::{Service, lock, policy_settings, seconds},
-    trace::governor::{self, Budget, Order, Target},
+    trace::{
+        engine::Readings,
+        governor::{self, Budget, Order, Target},
+    },
 };
 use crate::model::ProcessKey;
 
@@ -21,8 +24,6 @@ use crate::model::ProcessKey;
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at collectors.
 const COLLECTORS_EVERY: Duration = Duration::from_secs(5);
-/// Orders of the governor to one process that may follow each other before it is given time to show effect.
-const SETTLE: Duration = Duration::from_secs(4);
 
 /// Something that the loop is told.
 #[derive(Debug)]
@@ -39,7 +40,8 @@ pub struct Watcher {
     jobs: mpsc::Sender<Job>,
     own: Own,
     measured: Instant,
-    governed: Instant,
+    /// The measurement that was acted on last.
+    governed: u64,
     collected: Instant,
 }
 
@@ -52,7 +54,7 @@ impl Watcher {
             jobs,
             own: Own::default(),
             measured: begin,
-            governed: begin,
+            governed: 0,
             collected: begin,
         }
     }
@@ -160,17 +162,21 @@ impl Watcher {
         }
     }
 
+    /// Acts on each measurement once, and begins the next: what an order changed is in the one after it.
     fn govern(&mut self, config: &Config) {
+        let readings = self.service.engine.readings();
+        let is_new = readings.number != self.governed;
+        if is_new {
+            self.governed = readings.number;
+            self.act_on(config, &readings);
+        }
         if self.measured.elapsed() >= MEASURE_EVERY {
             self.measured = Instant::now();
             self.service.engine.measure();
-            return;
         }
-        if self.governed.elapsed() < SETTLE || self.measured.elapsed() < Duration::from_millis(500) {
-            return;
-        }
-        self.governed = Instant::now();
-        let readings = self.service.engine.readings();
+    }
+
+    fn act_on(&self, config: &Config, readings: &Readings) {
         let targets: Vec<Target> = {
             let policy = lock(&self.service.policy);
             readings

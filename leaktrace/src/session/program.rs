@@ -58,7 +58,10 @@ impl Program {
     pub fn read_names(&mut self) {
         let pid = self.key.pid;
         let map = files::below_root(pid, format!("/tmp/perf-{pid}.map").as_ref());
-        self.jit = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)).ok();
+        // What was read earlier is better than nothing when the process is gone.
+        if let Ok(names) = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)) {
+            self.jit = Some(names);
+        }
         let threads = identity::read_threads(pid).unwrap_or_default();
         // Threads that ended keep their names as long as there are few.
         if self.threads.len() > MAX_NAMES {

@@ -190,7 +190,7 @@ mod tests {
             .into_iter()
             .map(bytes)
             .collect();
-        insta::assert_snapshot!(shown.join(" "), @"");
+        insta::assert_snapshot!(shown.join(" "), @r###"0 1B 999B 0.98K 1.00K 9.99K 1.00M 4.66G 2.66P 8882P"###);
         assert_eq!(signed(-2048.0), "-2.00K");
         assert_eq!(share(1, 3), "33%");
         assert_eq!(share(1, 0), "0%");

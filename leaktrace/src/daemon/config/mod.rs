@@ -61,10 +61,6 @@ pub struct Watch {
     pub growth_time: Duration,
     /// How long it must not, until it is released.
     pub release_time: Duration,
-    /// Sample page faults.
-    pub faults: bool,
-    /// Mean pages between two samples.
-    pub fault_pages: u64,
 }
 
 /// `[trace]`
@@ -74,7 +70,7 @@ pub struct Trace {
     pub auto: bool,
     /// Most processes at once.
     pub max_processes: usize,
-    /// Mean bytes between two samples at the start; 0: each allocation.
+    /// Mean bytes between two samples at the start.
     pub sample_interval: u64,
     /// What is traced in any case, in the order of the file.
     pub rules: Vec<Rule>,
@@ -102,7 +98,7 @@ pub struct Export {
     pub interval: Duration,
     /// Between two of a watched Go process.
     pub go_interval: Duration,
-    /// Most profiles.
+    /// Most profiles of one process.
     pub keep_count: u64,
     /// Oldest profile.
     pub keep_age: Duration,

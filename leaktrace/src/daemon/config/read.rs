@@ -217,8 +217,6 @@ fn watch(filled: &mut Filled, problems: &mut Problems<'_>) -> Watch {
         growth_slope: filled.need("growth_slope"),
         growth_time: filled.need("growth_time"),
         release_time: filled.need("release_time"),
-        faults: filled.need("faults"),
-        fault_pages: filled.need("fault_pages"),
     };
     // A zero is a value that was found wrong already.
     let wrong = watch.interval.is_zero() || watch.growth_time.is_zero() || watch.history.is_zero();

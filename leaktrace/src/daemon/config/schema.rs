@@ -136,7 +136,7 @@ const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
 const SAMPLE_INTERVAL: Kind = Kind::Size {
-    least: 0,
+    least: 16,
     most: 1 << 30,
 };
 
@@ -180,29 +180,6 @@ pub(super) static SECTIONS: &[Section] = &[
                 r#""30m""#,
                 "Its probes are taken away once it has not been growing for this long.",
             ),
-            at_start(
-                "watch.faults",
-                |old, new| old.watch.faults != new.watch.faults,
-                key(
-                    "faults",
-                    Kind::Boolean,
-                    "true",
-                    "Sample page faults, `brk` and `mmap` of all processes with their stacks, through tracepoints.",
-                ),
-            ),
-            at_start(
-                "watch.fault_pages",
-                |old, new| old.watch.fault_pages != new.watch.fault_pages,
-                key(
-                    "fault_pages",
-                    Kind::Count {
-                        least: 1,
-                        most: 1 << 20,
-                    },
-                    "256",
-                    "Mean number of pages between two such samples.",
-                ),
-            ),
         ],
     },
     Section {
@@ -226,7 +203,7 @@ pub(super) static SECTIONS: &[Section] = &[
                 "sample_interval",
                 SAMPLE_INTERVAL,
                 r#""64KiB""#,
-                "Mean bytes of allocations between two samples at the start; the budget may raise it. `0`: each allocation.",
+                "Mean bytes of allocations between two samples at the start; the budget may raise it.",
             ),
         ],
     },
@@ -366,8 +343,8 @@ pub(super) static SECTIONS: &[Section] = &[
                     least: 1,
                     most: 10_000_000,
                 },
-                "20000",
-                "Most profiles that are kept, of all processes together.",
+                "120",
+                "Most profiles that are kept of each process.",
             ),
             key(
                 "keep_age",

@@ -23,7 +23,7 @@ fn defaults() {
     assert_eq!(config.watch.interval, Duration::from_secs(5));
     assert_eq!(config.watch.growth_slope, (10 << 20) as f64);
     assert_eq!(config.watch.growth_time, 10 * MINUTE);
-    assert!(config.watch.faults && config.trace.auto);
+    assert!(config.trace.auto);
     assert_eq!(config.trace.sample_interval, 64 << 10);
     assert_eq!((config.budget.target_cpu, config.budget.machine_cpu), (0.05, 0.02));
     assert_eq!(config.export.directory, Path::new("/var/lib/leaktrace/profiles"));
@@ -55,7 +55,6 @@ fn a_whole_file() {
         [watch]
         interval = 2
         growth_slope = "1MiB/m"
-        faults = false
 
         [trace]
         auto = false
@@ -92,7 +91,7 @@ fn a_whole_file() {
     .unwrap();
     assert_eq!(config.watch.interval, Duration::from_secs(2));
     assert_eq!(config.watch.growth_slope, (60 << 20) as f64);
-    assert!(!config.watch.faults && !config.trace.auto);
+    assert!(!config.trace.auto);
     assert_eq!(config.trace.sample_interval, 4096);
     let [shop, pid] = config.trace.rules.as_slice() else {
         panic!("two rules")
@@ -132,7 +131,7 @@ intervall = "5s"
 interval = 0
 growth_slope = "10MiB"
 growth_time = "1s"
-faults = "yes"
+release_time = "yes"
 listen = "127.0.0.1:1"
 
 [trace]
@@ -176,10 +175,10 @@ tls = true
     3:12: watch.interval: is 0s; from 100ms to 10m is possible
     4:16: watch.growth_slope: `10MiB` is no rate; write 10MiB/h
     5:15: watch.growth_time: is 1s; from 10s to 1d is possible
-    6:10: watch.faults: is of the wrong type (string); write true or false
+    6:16: watch.release_time: expected number at 0; write a duration such as "30s" or "10m"
     7:1: watch.listen: unknown key; it belongs under [http]
     10:17: trace.max_processes: is 0; from 1 to 1024 is possible
-    11:19: trace.sample_interval: is 2GiB; from 0B to 1GiB is possible
+    11:19: trace.sample_interval: is 2GiB; from 16B to 1GiB is possible
     15:8: trace.rule.comm: not a pattern: unclosed group
     18:8: trace.rule.name: `a` is the name of another [[trace.rule]]; choose one of its own
     19:8: trace.rule.user: is of the wrong type (boolean); write a pattern such as "nginx*"
@@ -339,8 +338,8 @@ fn files_that_are_not_there_or_are_something_else() {
 #[test]
 fn what_needs_a_restart() {
     let old = Config::default();
-    let new = Config::parse("[watch]\ninterval = \"1s\"\nfaults = false\n[http]\nlisten = \"\"\n").unwrap();
-    assert_eq!(old.restart_needed(&new), ["watch.faults", "http.listen"]);
+    let new = Config::parse("[watch]\ninterval = \"1s\"\n[http]\nlisten = \"\"\n").unwrap();
+    assert_eq!(old.restart_needed(&new), ["http.listen"]);
     assert_eq!(old.restart_needed(&old), Vec::<&str>::new());
 }
 
@@ -348,8 +347,6 @@ fn what_needs_a_restart() {
 #[test]
 fn each_restart_key_is_compared() {
     let changes = [
-        ("watch.faults", "[watch]\nfaults = false"),
-        ("watch.fault_pages", "[watch]\nfault_pages = 7"),
         ("export.directory", "[export]\ndirectory = \"/x\""),
         ("http.listen", "[http]\nlisten = \"127.0.0.1:1\""),
         ("http.socket", "[http]\nsocket = \"/x\""),

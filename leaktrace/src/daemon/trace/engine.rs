@@ -49,6 +49,8 @@ pub struct Reading {
 pub struct Readings {
     /// Traced processes.
     pub targets: HashMap<ProcessKey, Reading>,
+    /// Which measurement it was; 0 before the first.
+    pub number: u64,
     /// Losses since the kernel side was loaded.
     pub losses: Vec<(String, u64, String)>,
 }
@@ -333,6 +335,7 @@ impl Work {
         self.tell(|readings| {
             *readings = Readings {
                 targets,
+                number: readings.number + 1,
                 losses: losses
                     .iter()
                     .map(|loss| (loss.name.clone(), loss.count, loss.meaning.clone()))

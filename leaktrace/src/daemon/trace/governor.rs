@@ -58,55 +58,64 @@ fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
 }
 
+/// Why a process costs too much, in its numbers.
+fn reason(target: &Target, limit: f64, of: &str) -> String {
+    format!(
+        "{:.0} hits/s take {} of a CPU ({} of it in traps), the budget {of} is {}",
+        target.cost.hits,
+        percent(target.cost.total()),
+        percent(target.cost.traps),
+        percent(limit)
+    )
+}
+
 /// Orders that bring the costs within the budget, or closer to it; to be called again after the next measurement.
+///
+/// The cheapest stay: processes are kept, by what their traps take, as long as all of these together fit.
 pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
     let mut targets = targets.to_vec();
-    // The dearest first; equal ones in a fixed order.
-    targets.sort_by(|a, b| b.cost.total().total_cmp(&a.cost.total()).then(a.key.cmp(&b.key)));
-    let mut sum: f64 = targets.iter().map(|target| target.cost.total()).sum();
+    targets.sort_by(|a, b| a.cost.traps.total_cmp(&b.cost.traps).then(a.key.cmp(&b.key)));
     let mut orders = Vec::new();
-    for target in &targets {
-        let (total, allowed) = (target.cost.total(), budget.target);
-        let what = |limit: f64, of: &str| {
-            format!(
-                "{:.0} hits/s take {} of a CPU ({} of it in traps), the budget {of} is {}",
-                target.cost.hits,
-                percent(total),
-                percent(target.cost.traps),
-                percent(limit)
-            )
-        };
-        let (over, limit, of) = if total > allowed {
-            (true, allowed, "of a process")
+    let mut kept = Vec::new();
+    let mut traps = 0.0;
+    for target in targets {
+        let (limit, of) = if target.cost.traps > budget.target {
+            (budget.target, "of a process")
+        } else if traps + target.cost.traps > budget.machine {
+            (budget.machine, "of all together")
         } else {
-            // Who takes less than an equal share is not what is wrong.
-            let share = budget.machine / targets.len() as f64;
-            (sum > budget.machine && total > share, budget.machine, "of all together")
+            traps += target.cost.traps;
+            kept.push(target);
+            continue;
         };
-        if over {
-            let others = sum - total;
-            let room = if of == "of a process" {
-                allowed
-            } else {
-                (budget.machine - others).max(0.0)
-            };
-            if target.cost.traps < room && target.interval < MAX_INTERVAL {
+        orders.push(Order::Detach {
+            key: target.key,
+            reason: reason(&target, limit, of) + "; a longer distance between samples would not help",
+        });
+    }
+    let sum: f64 = kept.iter().map(|target| target.cost.total()).sum();
+    for target in &kept {
+        let total = target.cost.total();
+        let over = if total > budget.target {
+            Some((budget.target, "of a process"))
+        } else {
+            (sum > budget.machine).then_some((budget.machine, "of all together"))
+        };
+        if let Some((limit, of)) = over {
+            orders.push(if target.interval < MAX_INTERVAL {
                 // Programs take time in proportion to samples, roughly; twice the distance halves them.
-                let interval = (target.interval.max(16) * 2).min(MAX_INTERVAL);
-                orders.push(Order::Interval {
+                Order::Interval {
                     key: target.key,
-                    interval,
-                    reason: what(limit, of),
-                });
-                sum -= target.cost.programs / 2.0;
+                    interval: (target.interval.max(16) * 2).min(MAX_INTERVAL),
+                    reason: reason(target, limit, of),
+                }
             } else {
-                orders.push(Order::Detach {
+                Order::Detach {
                     key: target.key,
-                    reason: what(limit, of) + "; a longer distance between samples would not help",
-                });
-                sum -= total;
-            }
-        } else if total < allowed * RELAXED && sum < budget.machine * 0.5 && target.interval > target.wanted {
+                    reason: reason(target, limit, of) + "; the distance between samples is the longest",
+                }
+            });
+        } else if total < budget.target * RELAXED && sum < budget.machine * 0.5 && target.interval > target.wanted {
             orders.push(Order::Interval {
                 key: target.key,
                 interval: (target.interval / 2).max(target.wanted),

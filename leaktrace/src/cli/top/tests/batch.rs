@@ -54,7 +54,15 @@ fn table() {
         width,
     };
     let text = page(&mut Fixed, &options(120)).expect("a source that never fails");
-    insta::assert_snapshot!(text, @"");
+    insta::assert_snapshot!(text, @r###"
+    host\u{1b}]0;x\u{7}: 4 of 4 processes, 1 traced; leaktrace takes 0.4% of a CPU, its probes 1.2%, 38.0M of memory
+    ! \u{1b}[2J\u{7}a\u{a}b\u{202e}\u{9b}1m
+      PID USER         COMM                       RSS  ANON  SWAP GROWTH/h TRACKED GO HEAP STATE   TREND
+    31337 service      leaky                    96.0M 48.0M     0   +48.0M   40.0M       - traced  ▁▃▅█
+        1 service      systemd                  12.0M 6.00M     0        0       -       - watched ▁▃▅█
+     4242 service      gopher                   64.0M 32.0M     0    -977K       -   20.0M watched ▁▃▅█
+      666 \u{1b}[2J\u… \u{1b}[2J\u{7}a\u{a}b\u… 3.00G 1.50G 1.00G        -       -       - refused ▁▃▅█
+    "###);
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'));
 }
 
