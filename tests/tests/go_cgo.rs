@@ -470,7 +470,7 @@ fn what_may_be_garbage_is_told() -> Result<()> {
     };
     for toolchain in Toolchain::all()? {
         let program = toolchain.build("cgocache", Form::Stripped)?;
-        let mut program = ready(&mut Command::new(program).env("GOGC", "off"))?;
+        let mut program = ready(Command::new(program).env("GOGC", "off"))?;
         let since = |program: &mut Process| -> Result<i64> {
             let recording = Recording::attach(program.pid(), &[])?;
             tell(program, "make 200")?;

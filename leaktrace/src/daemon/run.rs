@@ -175,7 +175,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
         service
     });
     if let Ok(service) = ending.await {
-        service.pusher.flush((Instant::now() + LAST_PUSHES).into()).await;
+        service.pusher.flush(Instant::now() + LAST_PUSHES).await;
     }
     server.finished().await;
     Ok(())

@@ -65,11 +65,8 @@ fn excerpt(table: &[u8], first: usize, count: usize) -> Vec<u8> {
         let lists = int(table, from + 28) + usize::from(table[from + 43]);
         let mut record = table[from..from + RECORD_LEN + lists * 4].to_vec();
         set(&mut record, 0, entry(first + at) - entry(first));
-        set(
-            &mut record,
-            4,
-            put(&mut new_names, string(table, names + int(&record, 4))),
-        );
+        let name = put(&mut new_names, string(table, names + int(&record, 4)));
+        set(&mut record, 4, name);
         let tables = [16, 20, 24].into_iter();
         for field in tables.chain((0..int(&record, 28)).map(|list| RECORD_LEN + list * 4)) {
             let old = int(&record, field);

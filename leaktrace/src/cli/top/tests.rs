@@ -174,7 +174,7 @@ fn goroutines() -> api::Goroutines {
         wait_reason: Some(reason.to_owned()),
         longest_wait: Some(3_725_000_000_000),
         stack_bytes: count * 2048,
-        channel: Some(0xc000_0120_60),
+        channel: Some(0x00c0_0001_2060),
         stack: vec![frame("runtime.gopark"), frame(function)],
         created_by: Some(frame("main.main")),
         ids: vec![18, 19],
