@@ -132,6 +132,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("bench_many_libraries", c!["bench/many_libraries.c", "-ldl"]),
     ("bench_many_stacks", c!["bench/many_stacks.c"]),
     ("bench_outstanding", c!["bench/outstanding.c"]),
+    ("bench_paced", c!["bench/paced.c"]),
 ];
 
 /// Where a program needs another one beside it.

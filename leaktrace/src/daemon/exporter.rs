@@ -24,7 +24,7 @@ const MAX_IDENTITIES: usize = 4096;
 /// Something to do.
 pub enum Job {
     /// A last profile of a process that ended, or that is detached from.
-    Last(ProcessKey, Box<Moment>),
+    Last(ProcessKey, Arc<api::Identity>, Box<Moment>),
     /// A process ended.
     Gone(ProcessKey),
     /// Last profiles of everything, at once; then end, and say so.
@@ -44,8 +44,20 @@ pub struct Exporter {
 
 struct Last {
     at: Instant,
-    wall: u64,
+    /// The end of its last profile, in nanoseconds since 1970.
+    told: Option<u64>,
     identity: Arc<api::Identity>,
+}
+
+impl Last {
+    /// Of a process that was not exported yet.
+    fn new(identity: Arc<api::Identity>) -> Self {
+        Self {
+            at: Instant::now(),
+            told: None,
+            identity,
+        }
+    }
 }
 
 impl Exporter {
@@ -63,7 +75,10 @@ impl Exporter {
         let mut due = Instant::now() + TICK;
         loop {
             match jobs.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Job::Last(key, moment)) => self.export_moment(key, *moment),
+                Ok(Job::Last(key, identity, moment)) => {
+                    self.last.entry(key).or_insert_with(|| Last::new(identity));
+                    self.export_moment(key, *moment);
+                }
                 Ok(Job::Gone(key)) => {
                     self.last.remove(&key);
                 }
@@ -97,12 +112,7 @@ impl Exporter {
             };
             let Some(last) = self.last.get_mut(&key) else {
                 if self.last.len() < MAX_IDENTITIES {
-                    let last = Last {
-                        at: Instant::now(),
-                        wall: moment::wall(),
-                        identity: Arc::new(process.identity.clone()),
-                    };
-                    self.last.insert(key, last);
+                    self.last.insert(key, Last::new(Arc::new(process.identity.clone())));
                 }
                 continue;
             };
@@ -147,12 +157,13 @@ impl Exporter {
     fn export(&mut self, key: ProcessKey, heap: Heap, profile: Profile) {
         let end = moment::wall();
         let (identity, begin) = match self.last.get_mut(&key) {
-            Some(last) => (Arc::clone(&last.identity), std::mem::replace(&mut last.wall, end)),
+            Some(last) => (Arc::clone(&last.identity), last.told.replace(end)),
             None => match self.service.identity(key.pid).filter(|(known, _)| *known == key) {
-                Some((_, identity)) => (identity, u64::try_from(profile.time_nanos).unwrap_or(end)),
+                Some((_, identity)) => (identity, None),
                 None => return,
             },
         };
+        let begin = begin.unwrap_or_else(|| u64::try_from(profile.time_nanos).unwrap_or(end));
         let mut bytes = Vec::new();
         if let Err(error) = pprof::write(&profile, &mut bytes) {
             tracing::warn!("failed to encode the profile of pid {}: {error}", key.pid);

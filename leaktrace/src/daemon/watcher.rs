@@ -84,8 +84,8 @@ impl Watcher {
     pub fn turn(&mut self, config: &Config) {
         let now = self.service.clock.now();
         let changes = lock(&self.service.table).look(now.seconds);
-        for key in &changes.gone {
-            self.end(*key);
+        for (key, identity) in changes.gone {
+            self.end(key, identity);
         }
         for key in &changes.new {
             self.begin(*key);
@@ -117,13 +117,13 @@ impl Watcher {
         }
     }
 
-    fn end(&self, key: ProcessKey) {
+    fn end(&self, key: ProcessKey, identity: Arc<api::Identity>) {
         lock(&self.service.collectors).end(key);
         let traced = lock(&self.service.policy).gone(key);
         if traced {
             // What it held at its end is worth a profile.
             if let Some(moment) = self.service.moment(key) {
-                let _ = self.jobs.send(Job::Last(key, Box::new(moment)));
+                let _ = self.jobs.send(Job::Last(key, identity, Box::new(moment)));
             }
             self.service.engine.release(key);
         }
@@ -209,8 +209,11 @@ impl Watcher {
     }
 
     fn detach(&self, key: ProcessKey, reason: String) {
-        if let Some(moment) = self.service.moment(key) {
-            let _ = self.jobs.send(Job::Last(key, Box::new(moment)));
+        let identity = self.service.identity(key.pid).filter(|(known, _)| *known == key);
+        if let Some((_, identity)) = identity
+            && let Some(moment) = self.service.moment(key)
+        {
+            let _ = self.jobs.send(Job::Last(key, identity, Box::new(moment)));
         }
         self.service.engine.release(key);
         lock(&self.service.policy).detached(key, reason, self.service.clock.now());

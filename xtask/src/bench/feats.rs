@@ -11,8 +11,8 @@ use leaktrace_tests::recording::{self, Recording};
 use leaktrace_tests::{programs, scenario};
 use serde::Deserialize;
 
-use super::go;
 use super::outcome::Goal;
+use super::{daemon, go};
 use crate::workspace;
 
 /// Measures one thing; the argument asks for a quick pass.
@@ -28,6 +28,10 @@ pub const ALL: &[(&str, Feat)] = &[
     ("go-reads", go::reads),
     ("go-collector", go::collector),
     ("go-overhead", go::overhead),
+    ("daemon-watch", daemon::watch),
+    ("daemon-ten", daemon::ten),
+    ("daemon-http", daemon::http),
+    ("daemon-soak", daemon::soak),
 ];
 
 const LIBRARIES: usize = 100;

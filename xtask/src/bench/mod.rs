@@ -3,6 +3,7 @@
 //! Variants of one workload are measured in turn (A B C, A B C, …), so that what the machine does meanwhile hits all of
 //! them; medians are compared. A peer that does not run is reported as that, never as a number.
 
+mod daemon;
 mod feats;
 mod go;
 mod outcome;

@@ -84,8 +84,8 @@ pub struct Watched {
 pub struct Changes {
     /// Processes that were not there before, or run another program now.
     pub new: Vec<ProcessKey>,
-    /// Processes that ended.
-    pub gone: Vec<ProcessKey>,
+    /// Processes that ended, and who they were.
+    pub gone: Vec<(ProcessKey, Arc<api::Identity>)>,
 }
 
 /// Every process.
@@ -138,7 +138,7 @@ impl Table {
                         continue;
                     }
                     Look::Gone => {
-                        changes.gone.push(watched.key);
+                        changes.gone.push((watched.key, Arc::clone(&watched.identity)));
                         self.processes.remove(&pid);
                     }
                 }
@@ -156,7 +156,7 @@ impl Table {
         self.processes.retain(|_, watched| {
             let there = watched.seen == looks;
             if !there {
-                changes.gone.push(watched.key);
+                changes.gone.push((watched.key, Arc::clone(&watched.identity)));
             }
             there
         });
