@@ -34,6 +34,9 @@ pub struct Options {
     /// Only workloads and feats whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// Leave out workloads and feats whose name contains this (`soak` takes eleven minutes).
+    #[arg(long)]
+    skip: Option<String>,
     /// Leave the peers out.
     #[arg(long)]
     no_peers: bool,
@@ -53,7 +56,10 @@ pub fn run(options: &Options) -> Result<()> {
     build::run()?;
     let peers = if options.no_peers { Peers::none() } else { Peers::find() };
     let rounds = if options.smoke { 1 } else { options.rounds.max(1) };
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| name.contains(only));
+    let wanted = |name: &str| {
+        let named = |words: &Option<String>| words.as_deref().map(|word| name.contains(word));
+        named(&options.only).unwrap_or(true) && !named(&options.skip).unwrap_or(false)
+    };
 
     let tracers: Vec<Tracer> = Tracer::ALL
         .into_iter()
