@@ -46,9 +46,13 @@ fn fails(arguments: &[&str]) -> String {
 /// All readers as they are used, on each release in the forms that differ most.
 #[test]
 fn every_subcommand_on_every_release() {
-    let forms = [Form::Normal, Form::Stripped, Form::Pie, Form::CgoStripped, Form::Static];
+    // How a program is built decides where its parts are found, which is the same for all releases; where fields lie is not.
+    let forms = |minor: u32| match minor {
+        19 | 23 => &[Form::Normal, Form::Stripped, Form::Pie, Form::CgoStripped, Form::Static][..],
+        _ => &[Form::Stripped][..],
+    };
     let releases = MINORS.into_iter().filter(|&minor| goroot(minor).is_some());
-    for (minor, form) in releases.flat_map(|minor| forms.map(|form| (minor, form))) {
+    for (minor, form) in releases.flat_map(|minor| forms(minor).iter().map(move |form| (minor, *form))) {
         println!("Go 1.{minor} {form:?}");
         let truth = Truth::of(minor, form, "4096").unwrap();
         let pid = truth.program.pid().to_string();
