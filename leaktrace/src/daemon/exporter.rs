@@ -12,7 +12,7 @@ use super::{
     service::{Service, lock, profile_of},
     store::{Heap, NewEntry, StoreError},
 };
-use crate::{export::pprof, model::ProcessKey, report::profile::Profile, session::live::Moment};
+use crate::{export::pprof, model::ProcessKey, proc::memory, report::profile::Profile, session::live::Moment};
 
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub struct Exporter {
     /// When each process was last exported, and who it is: it may be gone when its last profile is made.
     last: HashMap<ProcessKey, Last>,
     tidied: Instant,
+    /// A profile was made since the last turn.
+    worked: bool,
 }
 
 struct Last {
@@ -67,6 +69,7 @@ impl Exporter {
             service,
             last: HashMap::new(),
             tidied: Instant::now(),
+            worked: false,
         }
     }
 
@@ -131,6 +134,10 @@ impl Exporter {
                 self.export_go(key);
             }
         }
+        if std::mem::take(&mut self.worked) {
+            // Naming addresses takes tens of megabytes for a moment.
+            memory::give_back();
+        }
         if self.tidied.elapsed() >= TIDY_EVERY {
             self.tidied = Instant::now();
             lock(&self.service.store).tidy(moment::wall());
@@ -155,6 +162,7 @@ impl Exporter {
     }
 
     fn export(&mut self, key: ProcessKey, heap: Heap, profile: Profile) {
+        self.worked = true;
         let end = moment::wall();
         let (identity, begin) = match self.last.get_mut(&key) {
             Some(last) => (Arc::clone(&last.identity), last.told.replace(end)),

@@ -13,6 +13,8 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::proc::memory;
+
 use super::{
     backend::Snapshot,
     config::{Config, ConfigError, Http, Push, PushKind},
@@ -75,6 +77,7 @@ pub struct Options {
 pub fn run(options: Options) -> Result<(), DaemonError> {
     let start = |what| move |source| DaemonError::Start { what, source };
     privileges::raise_file_limit();
+    memory::keep_few_arenas();
     let config = options.config.clone();
     let store = Store::open(store_settings(&config))?;
     // Before any thread is made: capabilities belong to threads.

@@ -18,12 +18,15 @@ use super::{
         governor::{self, Budget, Order, Target},
     },
 };
-use crate::model::ProcessKey;
+use crate::{model::ProcessKey, proc::memory};
 
 /// Between two measurements of what tracing costs.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at collectors.
 const COLLECTORS_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the daemon's own costs may be beyond their budget before a process is given up for it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Something that the loop is told.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub struct Watcher {
     /// The measurement that was acted on last.
     governed: u64,
     collected: Instant,
+    /// Since when the own costs are beyond their budget.
+    over_since: Option<Instant>,
 }
 
 impl Watcher {
@@ -56,6 +61,7 @@ impl Watcher {
             measured: begin,
             governed: 0,
             collected: begin,
+            over_since: None,
         }
     }
 
@@ -220,7 +226,7 @@ impl Watcher {
     }
 
     /// The daemon's own memory is mostly the ledgers': the largest goes first. Its own CPU time is mostly for records.
-    fn keep_own_budget(&self, config: &Config, rss: u64, cpu: f64) {
+    fn keep_own_budget(&mut self, config: &Config, rss: u64, cpu: f64) {
         let over_memory = rss > config.budget.own_memory;
         let over_cpu = cpu > config.budget.own_cpu;
         let what = match (over_memory, over_cpu) {
@@ -236,7 +242,14 @@ impl Watcher {
                 config.budget.own_cpu * 100.0
             )),
         };
-        if let Some(what) = &what {
+        if what.is_none() {
+            self.over_since = None;
+        } else {
+            memory::give_back();
+        }
+        // A profile that is being made is no reason to stop tracing.
+        let persists = what.is_some() && self.over_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
+        if let Some(what) = what.as_ref().filter(|_| persists) {
             let readings = self.service.engine.readings();
             let dearest = readings.targets.iter().max_by(|(_, a), (_, b)| {
                 let weight = |reading: &super::trace::engine::Reading| {

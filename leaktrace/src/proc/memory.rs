@@ -197,6 +197,24 @@ impl AuxVector {
     }
 }
 
+/// Makes this process's allocator keep little: few arenas. To be called before other threads allocate.
+pub fn keep_few_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number in the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives the kernel what this process's allocator has and does not need.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it gives back free pages and touches no block.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {

@@ -114,9 +114,16 @@ fn excerpt(table: &[u8], first: usize, count: usize) -> Vec<u8> {
 
 /// First function and how many, of the excerpts: assembly, small functions, large ones with inlining.
 fn choices(table: &PclnTable) -> Vec<(usize, usize)> {
-    let named =
-        |name: &str| (0..table.len()).find(|&index| table.function(index).is_some_and(|f| table.name(&f) == name));
-    ["runtime.goexit.abi0", "runtime.main", "runtime.mallocgc", "main.main"]
+    // Some releases say of assembly which calling convention it has.
+    let named = |name: &str| {
+        (0..table.len()).find(|&index| {
+            table.function(index).is_some_and(|function| {
+                let found = table.name(&function);
+                found.strip_suffix(".abi0").unwrap_or(&found) == name
+            })
+        })
+    };
+    ["runtime.goexit", "runtime.main", "runtime.mallocgc", "main.main"]
         .into_iter()
         .map(|name| (named(name).unwrap_or_else(|| panic!("no {name}")), 2))
         .chain([(0, 1), (3, 12)])
