@@ -110,7 +110,7 @@ pub fn ten(smoke: bool) -> Result<Vec<Goal>> {
             .flatten()
             .filter(|loss| loss["name"] != "return_missed")
             .map(|loss| number(&loss["count"]))
-            .sum();
+            .fold(0.0, |sum, count| sum + count);
         goals.push(
             Goal::at_most(
                 &format!("daemon, ten processes of 20,000 allocations/s, {name}: probes' share of it"),
