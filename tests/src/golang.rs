@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 
 use crate::machine;
+use crate::programs::run;
 
 /// Where `cargo xtask setup` unpacks toolchains; `1.NN/usr/lib/go-1.NN` below it is a GOROOT.
 pub const CACHE: &str = "/var/cache/leaktrace-tests/go";
@@ -137,16 +138,4 @@ fn strings_library() -> Result<PathBuf> {
         run(&mut command)?;
     }
     Ok(output)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("failed to start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

@@ -297,7 +297,8 @@ fn modified(path: &Path) -> Result<SystemTime> {
         .with_context(|| format!("failed to look at `{}`", path.display()))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a compiler to its end.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command
         .output()
         .with_context(|| format!("failed to start {command:?}"))?;

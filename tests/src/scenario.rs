@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::breakpoints;
+use crate::machine;
 use crate::process::{Process, Truth};
 use crate::profile::{Amount, Profile};
 use crate::programs;
@@ -98,4 +99,31 @@ pub fn assert_within(share: f64, measured: i64, stated: i64, what: &str) {
         "{what}: {measured} is not within {:.0} % of {stated}",
         share * 100.0
     );
+}
+
+/// A library that is loaded after attach, and allocates by a function of its own: exact through `leak_here`.
+///
+/// # Errors
+/// When anything fails, the target is harmed or a probe is left in it.
+pub fn late_library(library: &str, function: &str) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let library = programs::path(library)?;
+    let mut target = Process::ready(programs::command("dlopen_late")?.arg(library).arg(function))?;
+    let recording = Recording::attach(target.pid(), &[])?;
+    target.send("go")?;
+    target.expect("loaded")?;
+    thread::sleep(Duration::from_secs(1));
+    target.send("on")?;
+    let truth = target.finished()?;
+    let recorded = recording.stop()?;
+    assert_eq!(
+        recorded.profile.outstanding_through("leak_here"),
+        amount(truth.leaked_objects, truth.leaked_bytes),
+        "{}",
+        recorded.profile.shown()
+    );
+    unharmed(&mut target)?;
+    target.exit()
 }

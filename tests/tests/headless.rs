@@ -1,13 +1,8 @@
 //! Files without section headers: allocators are found by the dynamic table, stacks by the unwind table's own segment.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::Result;
-use leaktrace_tests::process::Process;
-use leaktrace_tests::recording::Recording;
-use leaktrace_tests::scenario::{amount, assert_exact_in_total, record_program, unharmed};
-use leaktrace_tests::{machine, programs};
+use leaktrace_tests::scenario::{assert_exact_in_total, record_program};
+use leaktrace_tests::{machine, programs, scenario};
 
 /// The program's own functions are not exported and have no names; its allocator is libc's.
 #[test]
@@ -29,26 +24,7 @@ fn a_program() -> Result<()> {
 /// A library with an allocator of its own, which only its dynamic table tells of.
 #[test]
 fn a_library_that_is_an_allocator() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let library = programs::path("libheadless_allocator.so")?;
-    let mut target = Process::ready(programs::command("dlopen_late")?.arg(library).arg("malloc"))?;
-    let recording = Recording::attach(target.pid(), &[])?;
-    target.send("go")?;
-    target.expect("loaded")?;
-    thread::sleep(Duration::from_secs(1));
-    target.send("on")?;
-    let truth = target.finished()?;
-    let recorded = recording.stop()?;
-    assert_eq!(
-        recorded.profile.outstanding_through("leak_here"),
-        amount(truth.leaked_objects, truth.leaked_bytes),
-        "{}",
-        recorded.profile.shown()
-    );
-    unharmed(&mut target)?;
-    target.exit()
+    scenario::late_library("libheadless_allocator.so", "malloc")
 }
 
 /// The whole process allocates by it.

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use leaktrace_tests::process::{PATIENCE, Process, Truth};
 use leaktrace_tests::recording::Recording;
 use leaktrace_tests::scenario::{amount, assert_exact, record_program, unharmed};
-use leaktrace_tests::{machine, programs};
+use leaktrace_tests::{machine, programs, scenario};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -58,37 +58,14 @@ fn exec_in_the_target() -> Result<()> {
     target.exit()
 }
 
-fn late_library(library: &str, function: &str) -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let library = programs::path(library)?;
-    let mut target = Process::ready(programs::command("dlopen_late")?.arg(library).arg(function))?;
-    let recording = Recording::attach(target.pid(), &[])?;
-    target.send("go")?;
-    target.expect("loaded")?;
-    thread::sleep(Duration::from_secs(1));
-    target.send("on")?;
-    let truth = target.finished()?;
-    let recorded = recording.stop()?;
-    assert_eq!(
-        recorded.profile.outstanding_through("leak_here"),
-        amount(truth.leaked_objects, truth.leaked_bytes),
-        "{}",
-        recorded.profile.shown()
-    );
-    unharmed(&mut target)?;
-    target.exit()
-}
-
 #[test]
 fn dlopen_of_a_library_after_attach() -> Result<()> {
-    late_library("libplugin.so", "plugin_leak")
+    scenario::late_library("libplugin.so", "plugin_leak")
 }
 
 #[test]
 fn dlopen_of_an_allocator_after_attach() -> Result<()> {
-    late_library("libplugin_allocator.so", "malloc")
+    scenario::late_library("libplugin_allocator.so", "malloc")
 }
 
 /// A profile is written all the same, of what was outstanding at the end.

@@ -24,10 +24,9 @@ impl Service {
     }
 
     /// The heap profile of a Go process, read from its runtime.
-    pub(super) fn go_profile(pid: u32) -> Result<Profile, GoError> {
-        let process = GoProcess::attach(pid)?;
+    pub(super) fn go_profile(process: &GoProcess) -> Result<Profile, GoError> {
         let heap = process.heap()?;
-        Ok(profile::heap_profile(&process, &heap, View::Now, moment::wall() as i64))
+        Ok(profile::heap_profile(process, &heap, View::Now, moment::wall() as i64))
     }
 
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
@@ -36,7 +35,8 @@ impl Service {
             return Ok(profile_of(moment));
         }
         if identity.runtime == api::Runtime::Go {
-            return Self::go_profile(pid).map_err(|error| Failure::Failed(error.to_string()));
+            let profile = GoProcess::attach(pid).and_then(|process| Self::go_profile(&process));
+            return profile.map_err(|error| Failure::Failed(error.to_string()));
         }
         let tracing = lock(&self.policy).tracing(key, identity.started);
         Err(Failure::Nothing(format!(
@@ -178,10 +178,10 @@ impl Backend for Service {
             losses: readings
                 .losses
                 .iter()
-                .map(|(name, count, meaning)| api::Loss {
-                    name: name.clone(),
-                    count: *count,
-                    meaning: meaning.clone(),
+                .map(|loss| api::Loss {
+                    name: loss.name.clone(),
+                    count: loss.count,
+                    meaning: loss.meaning.clone(),
                 })
                 .collect(),
             troubles,

@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    api, goroutines, moment,
+    api, moment,
     push::Export,
     service::{Service, lock, profile_of},
     store::{Heap, NewEntry, StoreError},
 };
-use crate::{export::pprof, model::ProcessKey, proc::memory, report::profile::Profile, session::live::Moment};
+use crate::{
+    export::pprof, model::ProcessKey, proc::memory, report::profile::Profile, runtime::go::GoProcess,
+    session::live::Moment,
+};
 
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -150,13 +153,21 @@ impl Exporter {
     }
 
     fn export_go(&mut self, key: ProcessKey) {
-        match Service::go_profile(key.pid) {
+        // Attaching reads the program's function table: once for both.
+        let process = match GoProcess::attach(key.pid) {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::debug!("no Go profile of pid {}: {error}", key.pid);
+                return;
+            }
+        };
+        match Service::go_profile(&process) {
             Ok(profile) => self.export(key, Heap::Go, profile),
             Err(error) => tracing::debug!("no Go profile of pid {}: {error}", key.pid),
         }
-        if let Ok(look) = goroutines::Look::at(key.pid) {
+        if let Ok(snapshot) = process.goroutines() {
             let now = self.service.clock.now();
-            let count = u32::try_from(look.count()).ok();
+            let count = u32::try_from(snapshot.goroutines.len()).ok();
             lock(&self.service.table).note(key, now.seconds, |inside| inside.goroutines = count);
         }
     }

@@ -62,11 +62,6 @@ impl Look {
         known
     }
 
-    /// How many there are.
-    pub fn count(&self) -> u64 {
-        self.snapshot.goroutines.len() as u64
-    }
-
     /// In groups.
     pub fn groups(&self, min_wait: Duration) -> api::Goroutines {
         let mut symbolizer = Symbolizer::new(self.process.table(), &self.process.version);

@@ -17,7 +17,7 @@ use super::{
     go::GoHeap,
     profile::{Context, Subject},
     program::Program,
-    pump::{self, Captured, Notice, NoticeReceiver, Pump},
+    pump::{self, Captured, NoticeReceiver, Pump},
     recording::RecordError,
     survey::{Survey, Surveyor},
     tracer::{Settings, TraceError, Tracer},
@@ -184,17 +184,7 @@ impl Live {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            let result = match notice {
-                Notice::CodeMapped(pid) => self.tracer.refresh(pid),
-                Notice::Exec(pid) => self.tracer.restart(pid),
-                Notice::Fork { pid, child } => {
-                    if let Some(program) = self.tracer.program_mut(pid) {
-                        program.note_task(child);
-                    }
-                    Ok(())
-                }
-            };
-            if let Err(error) = result {
+            if let Err(error) = self.tracer.act_on(notice) {
                 tracing::debug!("failed to follow {notice:?}: {error}");
             }
         }

@@ -222,25 +222,16 @@ impl Recording {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            let result = match notice {
-                Notice::CodeMapped(pid) => self.tracer.refresh(pid),
-                Notice::Exec(pid) => {
-                    if let Some(heap) = self.go.get_mut(&pid) {
-                        heap.note_exec();
-                    }
-                    let result = self.tracer.restart(pid);
-                    self.find_go(pid);
-                    result
-                }
-                Notice::Fork { pid, child } => {
-                    if let Some(program) = self.tracer.program_mut(pid) {
-                        program.note_task(child);
-                    }
-                    Ok(())
-                }
-            };
-            if let Err(error) = result {
+            if let Notice::Exec(pid) = notice
+                && let Some(heap) = self.go.get_mut(&pid)
+            {
+                heap.note_exec();
+            }
+            if let Err(error) = self.tracer.act_on(notice) {
                 tracing::debug!("failed to follow {notice:?}: {error}");
+            }
+            if let Notice::Exec(pid) = notice {
+                self.find_go(pid);
             }
         }
     }

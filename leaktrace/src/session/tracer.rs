@@ -19,6 +19,7 @@ use leaktrace_common::config::{
 use super::{
     address_space::{AddressSpace, CodeSpan},
     program::Program,
+    pump::Notice,
     survey::{CodeFile, Survey, Surveyor},
 };
 use crate::{
@@ -388,6 +389,20 @@ impl Tracer {
             }
             keep
         });
+    }
+
+    /// Acts on something that the kernel side noticed.
+    pub fn act_on(&mut self, notice: Notice) -> Result<(), TraceError> {
+        match notice {
+            Notice::CodeMapped(pid) => self.refresh(pid),
+            Notice::Exec(pid) => self.restart(pid),
+            Notice::Fork { pid, child } => {
+                if let Some(program) = self.program_mut(pid) {
+                    program.note_task(child);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// What is known of a process, to be brought up to date.

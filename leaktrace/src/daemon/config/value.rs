@@ -11,24 +11,13 @@ use toml::de::DeValue;
 
 use super::pattern::Pattern;
 use super::schema::{Kind, duration_text, size_text};
+use crate::daemon::push;
 use crate::model::quantity;
 
 /// Longest text that is accepted.
 const MAX_TEXT: usize = 4096;
 /// Most headers.
 const MAX_HEADERS: usize = 64;
-/// Headers that the sender makes itself.
-const RESERVED_HEADERS: [&str; 9] = [
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// A type that values of some kind have in the program.
 pub(super) trait FromValue: Sized {
@@ -264,7 +253,7 @@ fn headers(value: &DeValue<'_>) -> Result<Value, String> {
             return Err(format!("`{name}` is no header name"));
         }
         let lower = name.to_ascii_lowercase();
-        if RESERVED_HEADERS.contains(&lower.as_str()) || lower.starts_with("grpc-") {
+        if push::is_reserved_header(&lower) {
             return Err(format!("header `{name}` is made by the sender and cannot be set"));
         }
         if axum::http::HeaderValue::from_str(value).is_err() {

@@ -25,7 +25,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use pusher::Pusher;
-pub use settings::{Kind, SettingsError, TargetSettings};
+pub use settings::{Kind, SettingsError, TargetSettings, is_reserved_header};
 
 use crate::{daemon::api::Identity, report::profile::Profile};
 

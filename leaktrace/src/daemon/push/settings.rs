@@ -92,6 +92,11 @@ const RESERVED: [&str; 9] = [
     "upgrade",
 ];
 
+/// Whether a header, in lower case, is made by the sender and cannot be set.
+pub fn is_reserved_header(name: &str) -> bool {
+    RESERVED.contains(&name) || name.starts_with("grpc-")
+}
+
 /// Path of OTLP profiles over HTTP.
 const OTLP_PATH: &str = "/v1development/profiles";
 
@@ -145,7 +150,7 @@ impl TargetSettings {
         for (name, value) in &self.headers {
             let bad = || SettingsError::Header(name.clone());
             let key = HeaderName::try_from(name.as_str()).map_err(|_| bad())?;
-            if RESERVED.contains(&key.as_str()) || key.as_str().starts_with("grpc-") {
+            if is_reserved_header(key.as_str()) {
                 return Err(SettingsError::ReservedHeader(name.clone()));
             }
             // gRPC wants values of names that end so in base64, and panics are not an answer.

@@ -16,7 +16,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::cost::{Cost, Price};
 use crate::{
     bpf::usage::{Counting, Usage},
+    daemon::service::lock,
     model::ProcessKey,
+    report::loss::Losses,
     session::{
         live::{Live, Moment},
         profile,
@@ -52,7 +54,7 @@ pub struct Readings {
     /// Which measurement it was; 0 before the first.
     pub number: u64,
     /// Losses since the kernel side was loaded.
-    pub losses: Vec<(String, u64, String)>,
+    pub losses: Losses,
 }
 
 enum Command {
@@ -141,16 +143,13 @@ impl Engine {
 
     /// What was measured last.
     pub fn readings(&self) -> Readings {
-        self.readings
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .clone()
+        lock(&self.readings).clone()
     }
 
     /// Detaches everywhere and ends the thread.
     pub fn stop(&self) {
         let _ = self.commands.send(Command::Stop);
-        let thread = self.thread.lock().unwrap_or_else(|poison| poison.into_inner()).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -279,7 +278,7 @@ impl Work {
     }
 
     fn tell(&self, change: impl FnOnce(&mut Readings)) {
-        change(&mut self.readings.lock().unwrap_or_else(|poison| poison.into_inner()));
+        change(&mut lock(&self.readings));
     }
 
     fn usages(&self) -> HashMap<u32, Usage> {
@@ -336,10 +335,7 @@ impl Work {
             *readings = Readings {
                 targets,
                 number: readings.number + 1,
-                losses: losses
-                    .iter()
-                    .map(|loss| (loss.name.clone(), loss.count, loss.meaning.clone()))
-                    .collect(),
+                losses,
             }
         });
     }
