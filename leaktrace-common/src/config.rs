@@ -25,13 +25,15 @@ pub struct Process {
     pub sample_interval: u64,
     /// Allocations below this many bytes are not taken.
     pub min_size: u64,
+    /// Mean bytes of growth between two records of it; 0: growth is not told.
+    pub growth_interval: u64,
     /// Seed of its stack ids, so that no two programs share one.
     pub stack_seed: u64,
     /// Changes with each new set of mappings: remembered walks do not outlive it. Never 0.
     pub generation: u64,
 }
 
-const _: () = assert!(size_of::<Process>() == 48 && align_of::<Process>() == 8);
+const _: () = assert!(size_of::<Process>() == 56 && align_of::<Process>() == 8);
 
 /// The place of a traced process, which the cookies of its probes name.
 ///
@@ -46,7 +48,23 @@ pub struct ProcessSlot {
     pub versions: [Process; 2],
 }
 
-const _: () = assert!(size_of::<ProcessSlot>() == 104 && align_of::<ProcessSlot>() == 8);
+const _: () = assert!(size_of::<ProcessSlot>() == 120 && align_of::<ProcessSlot>() == 8);
+
+/// What is remembered of the process in a slot to see its growth. The kernel side writes it, userspace resets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GrowthState {
+    /// Process; 0: nothing is known yet.
+    pub pid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+    /// Its anonymous pages as last seen, about.
+    pub pages: u64,
+    /// End of the heap that `brk` moves; 0: not known yet.
+    pub program_break: u64,
+}
+
+const _: () = assert!(size_of::<GrowthState>() == 24);
 
 /// Most processes traced at once.
 pub const MAX_PROCESSES: u32 = 4096;
@@ -102,6 +120,8 @@ mod pod {
     unsafe impl aya::Pod for super::ProcessSlot {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CodeMapping {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::GrowthState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::BlockKey {}
     // SAFETY: as above.

@@ -45,6 +45,13 @@ pub const KIND_FORK: u8 = 11;
 /// [`Notice`]: a thread ended (its id in `subject`).
 pub const KIND_THREAD_EXIT: u8 = 12;
 
+/// [`Alloc`]: a process that is followed without probes asked for address space; its `address` is 0. With
+/// [`FLAG_RESIDENT`]: the page at `address` became resident, and `size` bytes with it.
+pub const KIND_GROWTH: u8 = 13;
+
+/// [`KIND_GROWTH`]: memory became resident.
+pub const FLAG_RESIDENT: u8 = 1;
+
 /// [`ReallocEnd`]: the begin record did not fit; the overflow set holds the old block.
 pub const FLAG_BEGIN_DEFERRED: u8 = 1;
 

@@ -32,11 +32,15 @@ pub enum Counter {
     MappingLost,
     /// A process or code-mapping notice that did not fit.
     NoticeLost,
+    /// A sample of a process's growth whose record, or stack, did not fit.
+    GrowthLost,
+    /// Bytes of those, before scaling.
+    GrowthBytesLost,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: usize = Self::NoticeLost as usize + 1;
+    pub const COUNT: usize = Self::GrowthBytesLost as usize + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -54,6 +58,8 @@ impl Counter {
         Self::ResultUnreadable,
         Self::MappingLost,
         Self::NoticeLost,
+        Self::GrowthLost,
+        Self::GrowthBytesLost,
     ];
 }
 

@@ -26,7 +26,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
 
-use crate::probes::{allocate, lifecycle, mapping, release};
+use crate::probes::{allocate, growth, lifecycle, mapping, release};
 
 /// Keep going: deliver the return to this program as well.
 const WANT_RETURN: u32 = 0;
@@ -110,6 +110,37 @@ pub extern "C" fn feed(ctx: *mut u64) -> u32 {
     // SAFETY: a raw tracepoint's context holds its arguments, of which the caller gives two.
     let (next, live) = unsafe { (*ctx, *ctx.add(1)) };
     probes::feed::feed(next, live);
+    0
+}
+
+/// Resident memory of a process changed (`kmem:rss_stat`).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn resident(ctx: *mut u64) -> u32 {
+    // SAFETY: a raw tracepoint's context holds its arguments, of which this one has two or three.
+    let (memory, kind) = unsafe { (*ctx, *ctx.add(1)) };
+    growth::resident(memory, kind as u32);
+    0
+}
+
+/// A page is missing (`exceptions:page_fault_user`, `page_fault_kernel`).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn fault(ctx: *mut u64) -> u32 {
+    // SAFETY: a raw tracepoint's context holds its arguments, of which this one has three.
+    growth::fault(unsafe { *ctx });
+    0
+}
+
+#[tracepoint]
+pub fn brk_leave(ctx: TracePointContext) -> u32 {
+    mapping::brk_leave(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn madvise_enter(ctx: TracePointContext) -> u32 {
+    mapping::madvise_enter(&ctx);
     0
 }
 

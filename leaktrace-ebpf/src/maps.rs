@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, MAX_PROCESSES, Process, ProcessSlot},
+    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, GrowthState, MAX_PROCESSES, Process, ProcessSlot},
     reason::Counter,
     unwind::Row,
 };
@@ -28,6 +28,10 @@ pub static PROCESSES: Array<ProcessSlot> = Array::with_max_entries(MAX_PROCESSES
 /// Slots by pid, for tracepoints, which carry no cookie. Userspace alone adds and removes.
 #[map]
 pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
+
+/// What is remembered of the process in each slot to see its growth.
+#[map]
+pub static GROWTH: Array<GrowthState> = Array::with_max_entries(MAX_PROCESSES, 0);
 
 /// Threads that made a hooked call: task-local storage, three times as fast to find as an entry of a hash map, zeroed
 /// when it is made and gone with the thread. No memory for it: the thread's calls are not seen, counted.
@@ -80,12 +84,17 @@ pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
     if process.pid == pid { Some(process) } else { None }
 }
 
+/// The slot of the process with this pid, if it is traced.
+#[inline(always)]
+pub fn slot_by_pid(pid: u32) -> Option<u32> {
+    // SAFETY: read-only access to a map value.
+    unsafe { SLOTS.get(pid) }.copied()
+}
+
 /// The process with this pid, if it is traced.
 #[inline(always)]
 pub fn process_by_pid(pid: u32) -> Option<&'static Process> {
-    // SAFETY: read-only access to a map value.
-    let slot = unsafe { SLOTS.get(pid) }?;
-    process(*slot, pid)
+    process(slot_by_pid(pid)?, pid)
 }
 
 /// Adds to a counter. Atomic, because a program can be preempted by another one on the same CPU; by instruction, because

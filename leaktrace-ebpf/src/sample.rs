@@ -9,13 +9,17 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, Process};
 
-use crate::{maps::EXPONENTIALS, thread::Thread};
+use crate::{
+    maps::EXPONENTIALS,
+    thread::{Stream, Thread},
+};
 
 /// How often a draw may land in the tail; the chance of reaching this is 2^-48.
 const MAX_TAIL_DRAWS: u32 = 4;
 
+/// An exponentially distributed distance with the mean `interval`.
 #[inline(never)]
-fn draw(interval: u64) -> u64 {
+pub fn draw(interval: u64) -> u64 {
     let mut sum = 0u64;
     for _ in 0..MAX_TAIL_DRAWS {
         // SAFETY: takes no argument and cannot fail.
@@ -36,19 +40,22 @@ pub fn takes(thread: &mut Thread, process: &Process, size: u64) -> bool {
         return false;
     }
     let interval = process.sample_interval;
-    if interval == 0 {
-        return true;
-    }
-    if thread.drawn_interval != interval {
-        thread.drawn_interval = interval;
-        thread.until_sample = draw(interval) as i64;
+    interval == 0 || passes(&mut thread.allocated, interval, size)
+}
+
+/// Whether a sampling point lies in the next `size` bytes of a stream.
+#[inline(always)]
+pub fn passes(stream: &mut Stream, interval: u64, size: u64) -> bool {
+    if stream.interval != interval {
+        stream.interval = interval;
+        stream.until = draw(interval) as i64;
     }
     let size = if size > i64::MAX as u64 { i64::MAX } else { size as i64 };
-    let left = thread.until_sample.wrapping_sub(size);
-    if left > 0 && left < thread.until_sample || size == 0 {
-        thread.until_sample = left;
+    let left = stream.until.wrapping_sub(size);
+    if left > 0 && left < stream.until || size == 0 {
+        stream.until = left;
         return false;
     }
-    thread.until_sample = draw(interval) as i64;
+    stream.until = draw(interval) as i64;
     true
 }

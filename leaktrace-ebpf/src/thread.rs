@@ -59,6 +59,16 @@ pub struct PendingMapping {
     pub length: u64,
 }
 
+/// A stream of bytes with sampling points on it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Stream {
+    /// Bytes until the next point.
+    pub until: i64,
+    /// Interval that `until` was drawn with; 0: not drawn.
+    pub interval: u64,
+}
+
 /// One step of a walk: the registers in a frame, and where the next frame's came from.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -138,10 +148,14 @@ pub struct Walk {
 pub struct Thread {
     pub pending: Pending,
     pub mapping: PendingMapping,
-    /// Bytes until the next sample.
-    pub until_sample: i64,
-    /// Interval that `until_sample` was drawn with; 0: not drawn.
-    pub drawn_interval: u64,
+    /// Where the next sample of allocated bytes is.
+    pub allocated: Stream,
+    /// Where the next sample of address space that was asked for is.
+    pub asked: Stream,
+    /// Where the next sample of memory that became resident is.
+    pub resident: Stream,
+    /// Address of the last page fault that has not made memory resident yet, or 0.
+    pub fault: u64,
     pub walk: Walk,
     /// Where a stack record is put together.
     pub record: Stack,

@@ -8,8 +8,9 @@
 //! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
 
 use aya_ebpf::{
+    bindings::pt_regs,
     cty::{c_long, c_void},
-    helpers::{bpf_loop, generated},
+    helpers::{bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs, generated},
 };
 use leaktrace_common::{
     config::{MAPPING_FRAME_POINTER, MAX_FRAMES, MAX_MAPPINGS, Process},
@@ -50,6 +51,20 @@ pub fn stack_id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u
         return None;
     }
     Some(id)
+}
+
+/// The same from the registers with which the thread entered the kernel. `behind` is 0 after a system call, whose
+/// instruction lies before the instruction pointer, and 1 in a fault, where it points to the instruction itself.
+#[inline(always)]
+pub fn entry_stack_id(thread: &mut Thread, process: &Process, pid: u32, behind: u64) -> Option<u64> {
+    // SAFETY: both helpers return trusted pointers for the current task.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+    if regs.is_null() {
+        return None;
+    }
+    let regs = arch::Registers::from_task(regs);
+    let ip = regs.ip().wrapping_add(behind);
+    stack_id(thread, process, pid, ip, regs.sp(), regs.frame_pointer())
 }
 
 #[inline(always)]
@@ -256,13 +271,12 @@ extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
         return STOP;
     }
     let at = (walk.depth & FRAME_MASK) as usize;
-    walk.fresh[at] = Frame {
-        ip: walk.ip,
-        sp: walk.sp,
-        bp: walk.bp,
-        bp_slot: 0,
-        hash: 0,
-    };
+    // The hash is `remember`'s to fill in; two zeros side by side would become a call of `memset`.
+    let frame = &mut walk.fresh[at];
+    frame.ip = walk.ip;
+    frame.sp = walk.sp;
+    frame.bp = walk.bp;
+    frame.bp_slot = 0;
     walk.depth += 1;
     match advance(walk, at) {
         None => CONTINUE,

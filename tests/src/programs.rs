@@ -51,6 +51,7 @@ macro_rules! cpp {
 const RECIPES: &[(&str, Recipe)] = &[
     ("planted_leak", c!["planted_leak.c"]),
     ("leaky_service", c!["c/leaky_service.c"]),
+    ("arena_service", c!["c/arena_service.c"]),
     ("malloc_family", c!["c/malloc_family.c"]),
     ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
     ("realloc_moves", c!["c/realloc_moves.c"]),

@@ -4,7 +4,7 @@ use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::debug;
 use leaktrace_common::event::{KIND_EXEC, KIND_FORK, KIND_THREAD_EXIT};
 
-use crate::{emit, maps, thread};
+use crate::{emit, maps, probes::growth, thread};
 
 /// Where `sched_process_fork` keeps the child's id: since 6.12 the names before it are 4-byte references, before that
 /// 16-byte arrays. Set by userspace from the tracepoint's format.
@@ -36,6 +36,7 @@ pub fn fork(ctx: &TracePointContext) {
 pub fn exec(ctx: &TracePointContext) {
     let (pid, _) = thread::current();
     if maps::process_by_pid(pid).is_some() {
+        growth::forget(pid);
         if let Some(thread) = thread::known() {
             thread.pending.sp = 0;
             thread.mapping.call = 0;

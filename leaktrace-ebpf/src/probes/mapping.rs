@@ -1,14 +1,11 @@
 //! The address space: anonymous memory mapped outside an allocator, and new code.
 //!
+//! Of a process that is followed without probes, what it asks for is told as growth.
+//!
 //! What an allocator maps for itself happens inside a pending call and is not told; giving such memory back is told and
 //! ignored by userspace, which does not know it.
 
-use aya_ebpf::{
-    EbpfContext,
-    bindings::pt_regs,
-    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
-    programs::TracePointContext,
-};
+use aya_ebpf::{EbpfContext, programs::TracePointContext};
 use leaktrace_common::{
     config::{PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process},
     event::{Alloc, KIND_CODE_MAPPED, KIND_MMAP, KIND_MREMAP, Remap},
@@ -16,9 +13,9 @@ use leaktrace_common::{
 };
 
 use crate::{
-    arch::Registers,
     emit,
     maps::{self, count},
+    probes::growth,
     thread::{self, PendingMapping, Thread},
     unwind,
 };
@@ -26,11 +23,15 @@ use crate::{
 const CALL_MMAP: u64 = 1;
 const CALL_MMAP_CODE: u64 = 2;
 const CALL_MREMAP: u64 = 3;
+const CALL_MMAP_GROWTH: u64 = 4;
 
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
 /// Stacks of threads are no heap.
 const MAP_STACK: u64 = 0x2_0000;
+/// Advice that gives pages back.
+const MADV_DONTNEED: u64 = 4;
+const MADV_FREE: u64 = 8;
 /// The kernel's greatest error number: results above `-MAX_ERRNO` are errors.
 const MAX_ERRNO: u64 = 4095;
 
@@ -66,8 +67,12 @@ pub fn mmap_enter(ctx: &TracePointContext) {
             return;
         }
         CALL_MMAP_CODE
-    } else if process.flags & PROCESS_TRACK_MMAP == 0 || protection == 0 || flags & MAP_STACK != 0 {
+    } else if protection == 0 || flags & MAP_STACK != 0 {
         // Address space that is only reserved holds no memory.
+        return;
+    } else if process.growth_interval != 0 {
+        CALL_MMAP_GROWTH
+    } else if process.flags & PROCESS_TRACK_MMAP == 0 {
         return;
     } else {
         CALL_MMAP
@@ -101,6 +106,10 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     }
     if call == CALL_MMAP_CODE {
         emit::notice(KIND_CODE_MAPPED, pid, 0);
+    } else if call == CALL_MMAP_GROWTH {
+        // Whatever was there before is gone.
+        emit::unmap(pid, address, length);
+        growth::asked(thread, process, pid, length);
     } else if call == CALL_MMAP {
         let mut alloc = Alloc {
             header: emit::header(KIND_MMAP, 0, pid),
@@ -116,31 +125,42 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     }
 }
 
-/// Walks the stack from the registers with which the thread entered the kernel.
 #[inline(always)]
 fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool {
-    // SAFETY: both helpers return trusted pointers for the current task.
-    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-    if regs.is_null() {
-        return false;
-    }
-    let regs = Registers::from_task(regs);
-    let id = unwind::stack_id(
-        thread,
-        process,
-        alloc.header.pid,
-        regs.ip(),
-        regs.sp(),
-        regs.frame_pointer(),
-    );
+    let id = unwind::entry_stack_id(thread, process, alloc.header.pid, 0);
     alloc.stack = id.unwrap_or(0);
     id.is_some()
+}
+
+pub fn brk_leave(ctx: &TracePointContext) {
+    let (pid, _) = thread::current();
+    let Some(slot) = maps::slot_by_pid(pid) else {
+        return;
+    };
+    if let Some(process) = maps::process(slot, pid)
+        && process.growth_interval != 0
+    {
+        growth::moved_break(slot, process, pid, field(ctx, 0));
+    }
+}
+
+pub fn madvise_enter(ctx: &TracePointContext) {
+    let Some((pid, _, process)) = begins() else {
+        return;
+    };
+    if process.growth_interval != 0 && matches!(field(ctx, 2), MADV_DONTNEED | MADV_FREE) {
+        emit::unmap(pid, field(ctx, 0), field(ctx, 1));
+    }
 }
 
 pub fn munmap_enter(ctx: &TracePointContext) {
     let Some((pid, _, process)) = begins() else {
         return;
     };
+    if process.growth_interval != 0 {
+        emit::unmap(pid, field(ctx, 0), field(ctx, 1));
+        return;
+    }
     if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| thread.pending.sp != 0) {
         return;
     }
@@ -151,7 +171,7 @@ pub fn mremap_enter(ctx: &TracePointContext) {
     let Some((_, _, process)) = begins() else {
         return;
     };
-    if process.flags & PROCESS_TRACK_MMAP == 0 {
+    if process.flags & PROCESS_TRACK_MMAP == 0 && process.growth_interval == 0 {
         return;
     }
     let Some(thread) = thread::get() else {
@@ -184,6 +204,11 @@ pub fn mremap_leave(ctx: &TracePointContext) {
     thread.mapping.call = 0;
     let address = field(ctx, 0);
     if call != CALL_MREMAP || address >= MAX_ERRNO.wrapping_neg() {
+        return;
+    }
+    if process.growth_interval != 0 {
+        emit::unmap(pid, old, old_length);
+        growth::asked(thread, process, pid, length.saturating_sub(old_length));
         return;
     }
     let mut new = Alloc {

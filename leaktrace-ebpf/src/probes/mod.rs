@@ -2,6 +2,7 @@
 
 pub mod allocate;
 pub mod feed;
+pub mod growth;
 pub mod lifecycle;
 pub mod mapping;
 pub mod release;

@@ -14,6 +14,7 @@ use leaktrace_common::{config::CodeMapping, unwind::Row};
 use nix::mount::{MsFlags, mount};
 
 use super::{
+    btf::Places,
     kernel::{Kernel, LoadError, Sizes, TRACEPOINTS, UprobeMechanism},
     syscall::{self, AttachType, ProgramImage},
 };
@@ -231,6 +232,7 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
         rows: 1,
         blocks: 1,
         mappings: 1,
+        places: Places::default(),
     };
     // All parts live to the end: programs refer to maps by descriptors that the parts hold.
     let mut parts = Kernel::load(smallest)?;

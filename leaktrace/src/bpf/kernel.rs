@@ -13,6 +13,7 @@ use aya::{
 use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES};
 
 use super::{
+    btf::Places,
     counters::Counters,
     deferred::DeferredFrees,
     features::{self, Trial},
@@ -25,6 +26,7 @@ use super::{
     tables::{MappedArray, UnwindArrays},
     usage::Usage,
 };
+use crate::proc::memory::page_size;
 
 /// The compiled kernel side.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -75,6 +77,9 @@ pub enum LoadError {
         /// Why.
         cause: ProgramError,
     },
+    /// The kernel does not tell where it keeps what is to be read.
+    #[error("this kernel's type information does not tell where it counts anonymous pages")]
+    Places,
     /// A tracepoint is missing or cannot be used.
     #[error("failed to attach to tracepoint `{category}:{name}`: {cause}")]
     Tracepoint {
@@ -95,7 +100,7 @@ fn last_lines(log: &str) -> String {
         .fold(String::new(), |text, line| text + "\n  " + line)
 }
 
-/// Sizes of maps that depend on what is to be traced.
+/// What depends on what is to be traced and on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Bytes of the ring buffer; a power of two and a multiple of the page size.
@@ -106,6 +111,8 @@ pub struct Sizes {
     pub blocks: u32,
     /// Executable mappings over all processes.
     pub mappings: u32,
+    /// Where the kernel keeps what growth is read from; with zeros growth cannot be followed.
+    pub places: Places,
 }
 
 /// How uprobes are attached here.
@@ -161,6 +168,7 @@ pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) source: ProgramSource,
     pub(super) programs: Programs,
+    pub(super) places: Places,
 }
 
 /// Tracepoints: program, group, name.
@@ -202,6 +210,9 @@ impl Kernel {
             // aya 0.14 has no type for task-local storage, which only the kernel side uses.
             .allow_unsupported_maps()
             .override_global("FORK_CHILD_OFFSET", &features::fork_child_offset().unwrap_or(20), true)
+            .override_global("ANON_PAGES_OFFSET", &sizes.places.anon_pages, true)
+            .override_global("TASK_MEMORY_OFFSET", &sizes.places.task_memory, true)
+            .override_global("PAGE_SHIFT", &page_size().ilog2(), true)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
@@ -209,14 +220,7 @@ impl Kernel {
             .load(OBJECT)?;
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let programs = Self::load_uprobes(&mut ebpf, &source)?;
-        let mut exponentials: Array<MapData, u64> = take(&mut ebpf, "EXPONENTIALS")?;
-        for (index, value) in exponential_table().into_iter().enumerate() {
-            let set = exponentials.set(index as u32, value, 0);
-            set.map_err(|cause| LoadError::Map {
-                name: "EXPONENTIALS",
-                cause,
-            })?;
-        }
+        fill_exponentials(&mut ebpf)?;
         Ok(Parts {
             ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
             deferred: {
@@ -233,9 +237,14 @@ impl Kernel {
             log: KernelLog::new(&mut ebpf),
             processes: {
                 let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
-                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?)
+                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?, take(&mut ebpf, "GROWTH")?)
             },
-            kernel: Self { ebpf, source, programs },
+            kernel: Self {
+                ebpf,
+                source,
+                programs,
+                places: sizes.places,
+            },
         })
     }
 
@@ -297,6 +306,21 @@ pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProb
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
+}
+
+/// Writes the table that distances between samples are drawn from. The map stays where programs that are loaded later
+/// find it.
+fn fill_exponentials(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    const NAME: &str = "EXPONENTIALS";
+    let map = ebpf
+        .map_mut(NAME)
+        .ok_or_else(|| LoadError::Object(format!("map `{NAME}` is not in the object")))?;
+    let failed = |cause| LoadError::Map { name: NAME, cause };
+    let mut table: Array<&mut MapData, u64> = Array::try_from(map).map_err(failed)?;
+    for (index, value) in exponential_table().into_iter().enumerate() {
+        table.set(index as u32, value, 0).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {

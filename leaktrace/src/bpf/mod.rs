@@ -2,10 +2,12 @@
 //!
 //! It knows records and map values as bytes and plain data, not what they mean.
 
+pub mod btf;
 pub mod counters;
 pub mod deferred;
 pub mod features;
 pub mod feed;
+pub mod growth;
 pub mod kernel;
 pub mod links;
 pub mod log;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData, MapError};
-use leaktrace_common::config::{MAX_PROCESSES, Process, ProcessSlot};
+use aya::maps::{Array, HashMap, MapData, MapError};
+use leaktrace_common::config::{GrowthState, MAX_PROCESSES, Process, ProcessSlot};
 
 use super::tables::{ArrayFull, MappedArray};
 
@@ -31,6 +31,8 @@ pub enum ProcessTableError {
 pub struct ProcessTable {
     slots: MappedArray<ProcessSlot>,
     by_pid: HashMap<MapData, u32, u32>,
+    /// What the kernel side remembers to see growth, by slot.
+    growth: Array<MapData, GrowthState>,
 }
 
 /// The place of one process; given back by [`ProcessTable::remove`].
@@ -51,8 +53,12 @@ impl Slot {
 }
 
 impl ProcessTable {
-    pub(super) fn new(slots: MappedArray<ProcessSlot>, by_pid: HashMap<MapData, u32, u32>) -> Self {
-        Self { slots, by_pid }
+    pub(super) fn new(
+        slots: MappedArray<ProcessSlot>,
+        by_pid: HashMap<MapData, u32, u32>,
+        growth: Array<MapData, GrowthState>,
+    ) -> Self {
+        Self { slots, by_pid, growth }
     }
 
     /// Makes a process known.
@@ -68,7 +74,8 @@ impl ProcessTable {
             current: 0,
             changed: Instant::now(),
         };
-        match self.by_pid.insert(process.pid, slot.index, 0) {
+        let known = self.growth.set(slot.index, GrowthState::default(), 0);
+        match known.and_then(|()| self.by_pid.insert(process.pid, slot.index, 0)) {
             Ok(()) => Ok(slot),
             Err(cause) => {
                 self.slots.release(run);

@@ -31,10 +31,11 @@ impl Service {
 
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
         let (key, identity) = self.known(pid)?;
-        if let Some(moment) = self.moment(key) {
-            return Ok(profile_of(moment));
-        }
-        if identity.runtime == api::Runtime::Go {
+        if identity.runtime != api::Runtime::Go || lock(&self.policy).is_traced(key) {
+            if let Some(moment) = self.moment(key) {
+                return Ok(profile_of(moment));
+            }
+        } else {
             let profile = GoProcess::attach(pid).and_then(|process| Self::go_profile(&process));
             return profile.map_err(|error| Failure::Failed(error.to_string()));
         }

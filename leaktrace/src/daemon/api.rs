@@ -107,6 +107,8 @@ pub struct Tracing {
     pub cost: Option<f64>,
     /// Probe hits a second, while traced.
     pub hits: Option<f64>,
+    /// Why its growth is followed by stack, without probes; while it is.
+    pub suspect: Option<String>,
 }
 
 /// How a process stands.
@@ -347,7 +349,7 @@ pub struct StoredProfile {
     pub begin: u64,
     /// And ends here.
     pub end: u64,
-    /// `native`, `go` or `both`.
+    /// `native`, `go`, `both`, or `growth` for growth that was followed without probes.
     pub heap: String,
     /// Bytes of the file.
     pub size: u64,

@@ -107,7 +107,8 @@ impl Exporter {
         for process in &snapshot.processes {
             let traced = process.tracing.state == api::TraceState::Traced;
             let is_go = process.identity.runtime == api::Runtime::Go;
-            let interval = match (traced, is_go) {
+            let followed = traced || process.tracing.suspect.is_some();
+            let interval = match (followed, is_go) {
                 (true, _) => config.export.interval,
                 (false, true) => config.export.go_interval,
                 (false, false) => continue,
@@ -129,7 +130,7 @@ impl Exporter {
             if last.identity.comm != process.identity.comm {
                 last.identity = Arc::new(process.identity.clone());
             }
-            if traced {
+            if followed {
                 if let Some(moment) = self.service.moment(key) {
                     self.export_moment(key, moment);
                 }
@@ -148,7 +149,11 @@ impl Exporter {
     }
 
     fn export_moment(&mut self, key: ProcessKey, moment: Moment) {
-        let heap = if moment.is_go() { Heap::Both } else { Heap::Native };
+        let heap = match (moment.is_growth(), moment.is_go()) {
+            (true, _) => Heap::Growth,
+            (false, true) => Heap::Both,
+            (false, false) => Heap::Native,
+        };
         self.export(key, heap, profile_of(moment));
     }
 

@@ -357,6 +357,7 @@ impl Policy {
             sample_interval: None,
             cost: None,
             hits: None,
+            suspect: None,
         }
     }
 

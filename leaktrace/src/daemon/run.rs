@@ -103,6 +103,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
             seconds(config.watch.growth_time),
         )),
         collectors: Mutex::new(Collectors::default()),
+        suspects: Mutex::default(),
         policy: Mutex::new(Policy::new(policy_settings(&config), std::process::id())),
         engine: Engine::start(Price::default()).map_err(start("the engine's thread"))?,
         store: Mutex::new(store),

@@ -18,7 +18,11 @@ use super::{
     push::Pusher,
     store::Store,
     trace::engine::{Engine, Readings},
-    watch::{collector::Collectors, table::Table},
+    watch::{
+        collector::Collectors,
+        suspects::{self, Change, Suspects},
+        table::Table,
+    },
 };
 use crate::{model::ProcessKey, report::profile::Profile, session::live::Moment, symbolize::Symbolizer};
 
@@ -29,6 +33,7 @@ pub struct Service {
     pub(super) table: Mutex<Table>,
     pub(super) collectors: Mutex<Collectors>,
     pub(super) policy: Mutex<Policy>,
+    pub(super) suspects: Mutex<Suspects>,
     pub(super) engine: Engine,
     pub(super) store: Mutex<Store>,
     pub(super) pusher: Pusher,
@@ -89,6 +94,7 @@ impl Service {
     /// How a process stands, with what it costs.
     pub(super) fn tracing(&self, policy: &Policy, key: ProcessKey, started: u64, readings: &Readings) -> api::Tracing {
         let mut tracing = policy.tracing(key, started);
+        tracing.suspect = lock(&self.suspects).reason(key).map(str::to_owned);
         if tracing.state == api::TraceState::Traced {
             let reading = readings.targets.get(&key).copied().unwrap_or_default();
             tracing.sample_interval = Some(reading.interval);
@@ -140,6 +146,43 @@ impl Service {
             })
             .collect();
         policy.look(&candidates, now)
+    }
+
+    /// Follows the growth of what begins to grow, and no longer that of what has stopped.
+    pub(super) fn follow_suspects(&self, config: &Config, now: policy::Now) {
+        let settings = suspects::Settings {
+            limit: config.watch.suspects,
+            slope: config.watch.growth_slope,
+            release_time: seconds(config.watch.release_time),
+        };
+        let candidates = self.suspect_candidates(seconds(config.watch.growth_time / 4));
+        let changes = lock(&self.suspects).look(&candidates, settings, now.seconds);
+        for change in changes {
+            match change {
+                Change::Leave(key) => self.engine.leave(key),
+                Change::Follow(key) => {
+                    if let Err(error) = self.engine.suspect(key, config.watch.suspect_interval) {
+                        tracing::info!("the growth of pid {} is not followed: {error}", key.pid);
+                        lock(&self.suspects).refused(key, now.seconds);
+                    }
+                }
+            }
+        }
+    }
+
+    fn suspect_candidates(&self, window: u32) -> Vec<suspects::Candidate> {
+        let table = lock(&self.table);
+        let policy = lock(&self.policy);
+        let own = std::process::id();
+        table
+            .iter()
+            .filter(|watched| watched.key.pid != own)
+            .map(|watched| suspects::Candidate {
+                key: watched.key,
+                growth: watched.growth_over(window),
+                better: watched.identity.runtime == api::Runtime::Go || policy.is_traced(watched.key),
+            })
+            .collect()
     }
 
     /// A profile of a traced process as of now.

@@ -104,6 +104,7 @@ impl Watcher {
         for wish in self.service.wishes(config, now) {
             self.service.fulfil(wish);
         }
+        self.service.follow_suspects(config, now);
         self.govern(config);
         let figures = self.own.look();
         *lock(&self.service.own) = figures;
@@ -126,7 +127,8 @@ impl Watcher {
     fn end(&self, key: ProcessKey, identity: Arc<api::Identity>) {
         lock(&self.service.collectors).end(key);
         let traced = lock(&self.service.policy).gone(key);
-        if traced {
+        let suspect = lock(&self.service.suspects).gone(key);
+        if traced || suspect {
             // What it held at its end is worth a profile.
             if let Some(moment) = self.service.moment(key) {
                 let _ = self.jobs.send(Job::Last(key, identity, Box::new(moment)));

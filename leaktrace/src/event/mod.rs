@@ -5,8 +5,8 @@
 
 use leaktrace_common::{
     event::{
-        FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_CODE_MAPPED, KIND_EXEC, KIND_FORK, KIND_FREE, KIND_MMAP, KIND_MREMAP,
-        KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
+        FLAG_BEGIN_DEFERRED, FLAG_RESIDENT, KIND_ALLOC, KIND_CODE_MAPPED, KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH,
+        KIND_MMAP, KIND_MREMAP, KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
     },
     reason::WalkEnd,
 };
@@ -82,6 +82,10 @@ pub enum Event<'a> {
         /// The mapping now.
         new: NewBlock,
     },
+    /// A process that is followed without probes asked for address space, at no address.
+    Asked(NewBlock),
+    /// Memory of such a process became resident: the page at the address, and what came with it.
+    Resident(NewBlock),
     /// Code was mapped.
     CodeMapped,
     /// Another program runs now.
@@ -167,6 +171,8 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
             old: ProcessAddress(u64_at(record, 40)?),
             old_length: u64_at(record, 48)?,
         },
+        KIND_GROWTH if flags & FLAG_RESIDENT != 0 => Event::Resident(new_block(record)?),
+        KIND_GROWTH => Event::Asked(new_block(record)?),
         KIND_CODE_MAPPED => Event::CodeMapped,
         KIND_EXEC => Event::Exec,
         KIND_FORK => Event::Fork {
@@ -200,6 +206,21 @@ mod tests {
             interval: 512 * 1024,
         };
         assert_eq!(decode(&bytes), Some((7, Event::Alloc(block))));
+    }
+
+    #[test]
+    fn growth_decodes_with_its_cause() {
+        let mut bytes = record(KIND_GROWTH, &[0x7000, 8192, 0xabc, 0]);
+        let block = NewBlock {
+            address: ProcessAddress(0x7000),
+            size: 8192,
+            stack: StackId(0xabc),
+            tid: 0,
+            interval: 0,
+        };
+        assert_eq!(decode(&bytes), Some((7, Event::Asked(block))));
+        bytes[1] = FLAG_RESIDENT;
+        assert_eq!(decode(&bytes), Some((7, Event::Resident(block))));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! a free was missed); each is counted.
 
 mod blocks;
+mod pages;
 mod regions;
 mod snapshot;
 mod stacks;
@@ -36,6 +37,8 @@ pub struct Notes {
     pub unknown_stacks: u64,
     /// Allocations whose stack is not complete.
     pub truncated_stacks: u64,
+    /// Samples of growth for which there was no room.
+    pub crowded_pages: u64,
     /// Programs that it ran before this one, whose memory was given up with them.
     pub execs: u64,
 }
@@ -51,6 +54,7 @@ struct InFlight {
 pub struct Ledger {
     blocks: BlockTable,
     regions: Regions,
+    pages: pages::Pages,
     stacks: StackTable,
     in_flight: HashMap<u32, InFlight>,
     /// Sampling intervals that blocks refer to by index; the first is 0: every allocation.
@@ -143,7 +147,13 @@ impl Ledger {
             }
             Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter()),
             Event::Mmap(new) => self.map(new, now),
-            Event::Munmap { address, length } => self.regions.unmap(address.0, address.0.saturating_add(length)),
+            Event::Asked(new) => self.ask(new),
+            Event::Resident(new) => self.settle(new),
+            Event::Munmap { address, length } => {
+                let end = address.0.saturating_add(length);
+                self.regions.unmap(address.0, end);
+                self.pages.unmap(address.0, end);
+            }
             Event::Mremap { old, old_length, new } => self.remap(old, old_length, new, now),
             Event::Exec => self.exec(),
             Event::ThreadExit(tid) => {
@@ -220,6 +230,44 @@ impl Ledger {
         self.regions.map(new.address.0, Region { end, stack, born: now });
     }
 
+    fn ask(&mut self, new: NewBlock) {
+        let interval = self.intervals.index(new.interval);
+        let amount = self.intervals.amount(new.size, interval);
+        let index = self.growing_stack(&new);
+        self.stacks.get_mut(index).asked.add(amount, 1.0);
+    }
+
+    fn settle(&mut self, new: NewBlock) {
+        let interval = self.intervals.index(new.interval);
+        let bytes = self.intervals.amount(new.size, interval).bytes;
+        let index = self.growing_stack(&new);
+        if !self.pages.settle(new.address, index, bytes) {
+            self.notes.crowded_pages += 1;
+        }
+    }
+
+    /// Index of the stack that caused growth.
+    fn growing_stack(&mut self, new: &NewBlock) -> u32 {
+        let index = self.stacks.find(new.stack);
+        if index == StackTable::OVERFLOW {
+            self.notes.unknown_stacks += 1;
+        }
+        if self.stacks.get_mut(index).end != leaktrace_common::reason::WalkEnd::Bottom {
+            self.notes.truncated_stacks += 1;
+        }
+        index
+    }
+
+    /// Pages that samples of growth were taken at, and that are held to be resident.
+    pub fn pages(&self) -> Vec<ProcessAddress> {
+        self.pages.addresses().collect()
+    }
+
+    /// Forgets pages that are not resident any more.
+    pub fn leave_pages(&mut self, gone: &[ProcessAddress]) {
+        gone.iter().for_each(|page| self.pages.leave(*page));
+    }
+
     /// A moved mapping stays with the stack that made it; only growth belongs to the stack that asked for it.
     fn remap(&mut self, old: ProcessAddress, old_length: u64, new: NewBlock, now: u32) {
         let Some(region) = self.regions.containing(old.0) else {
@@ -263,10 +311,11 @@ impl Ledger {
         self.blocks.len()
     }
 
-    /// Outstanding bytes over all stacks, and regions.
+    /// Outstanding bytes over all stacks, and regions; of a process that is followed without probes its growth.
     pub fn live_bytes(&self) -> f64 {
         let native: f64 = self.stacks.iter().map(|(_, stack)| stack.native.live.bytes).sum();
         native
+            + self.pages.bytes()
             + self
                 .regions
                 .iter()

@@ -17,6 +17,10 @@ pub enum Kind {
     Native,
     /// An anonymous mapping outside an allocator.
     Mapping,
+    /// What became resident in a process that is followed without probes: live only.
+    Resident,
+    /// Address space that such a process asked for: allocated only.
+    Asked,
 }
 
 /// Upper bounds of the age classes in seconds; a last class takes what is older.
@@ -148,6 +152,7 @@ impl Ledger {
                 .add(Amount { objects: 1.0, bytes }, 1.0);
             ages.entry((region.stack, Kind::Mapping)).or_default()[age_class(now.saturating_sub(region.born))] += bytes;
         }
+        let resident = self.pages.by_stack();
         let mut rows = Vec::new();
         for (index, stack) in self.stacks.iter() {
             let native = (Kind::Native, stack.native.allocated, stack.native.live);
@@ -156,7 +161,13 @@ impl Ledger {
                 stack.mapped,
                 mapped.get(&index).copied().unwrap_or_default(),
             );
-            for (kind, allocated, live) in [native, mapping] {
+            let resident = (
+                Kind::Resident,
+                Amount::default(),
+                resident.get(&index).copied().unwrap_or_default(),
+            );
+            let asked = (Kind::Asked, stack.asked, Amount::default());
+            for (kind, allocated, live) in [native, mapping, resident, asked] {
                 let growth = if kind == Kind::Native {
                     live.bytes - stack.marks[0]
                 } else {

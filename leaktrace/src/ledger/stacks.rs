@@ -97,6 +97,23 @@ pub struct Stack {
     pub marks: [f64; 2],
     /// Anonymous mappings: allocated only; what is live stands in the regions.
     pub mapped: Amount,
+    /// Address space that a process which is followed without probes asked for.
+    pub asked: Amount,
+}
+
+impl Stack {
+    /// Nothing happened through it yet.
+    fn new(frames: Arc<[ProcessAddress]>, end: WalkEnd) -> Self {
+        Self {
+            frames,
+            end,
+            thread: Threads::None,
+            native: Totals::default(),
+            marks: [0.0; 2],
+            mapped: Amount::default(),
+            asked: Amount::default(),
+        }
+    }
 }
 
 /// All stacks of a process, by index.
@@ -107,17 +124,9 @@ pub struct StackTable {
 
 impl Default for StackTable {
     fn default() -> Self {
-        let nothing = Stack {
-            frames: Arc::default(),
-            end: WalkEnd::Bottom,
-            thread: Threads::None,
-            native: Totals::default(),
-            marks: [0.0; 2],
-            mapped: Amount::default(),
-        };
         Self {
             index: HashMap::new(),
-            stacks: vec![nothing],
+            stacks: vec![Stack::new(Arc::default(), WalkEnd::Bottom)],
         }
     }
 }
@@ -131,16 +140,8 @@ impl StackTable {
         if self.stacks.len() >= MAX_STACKS || self.index.contains_key(&id) {
             return;
         }
-        let frames = frames.collect();
         self.index.insert(id, self.stacks.len() as u32);
-        self.stacks.push(Stack {
-            frames,
-            end,
-            thread: Threads::None,
-            native: Totals::default(),
-            marks: [0.0; 2],
-            mapped: Amount::default(),
-        });
+        self.stacks.push(Stack::new(frames.collect(), end));
     }
 
     /// Index of a stack, [`StackTable::OVERFLOW`] if it is not known.

@@ -28,6 +28,13 @@ pub enum MemoryError {
     Process(#[from] ProcError),
 }
 
+/// Bytes of a page on this machine.
+pub fn page_size() -> u64 {
+    // SAFETY: takes a number and returns one.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(4096)
+}
+
 /// One piece of memory to read.
 #[derive(Debug)]
 pub struct ReadRequest<'a> {

@@ -8,6 +8,7 @@ pub mod footprint;
 pub mod identity;
 pub mod maps;
 pub mod memory;
+pub mod pagemap;
 pub mod users;
 
 use std::io::{self, Read};

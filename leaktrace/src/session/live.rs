@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{
     go::GoHeap,
-    profile::{Context, Subject},
+    profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, NoticeReceiver, Pump},
     recording::RecordError,
@@ -24,12 +24,14 @@ use super::{
 };
 use crate::{
     bpf::{
+        btf::Places,
         kernel::{Kernel, Sizes},
         log::KernelLog,
         sampled::SampledBlocks,
         usage::Usage,
     },
     model::ProcessKey,
+    proc::pagemap,
     report::profile::Profile,
     symbolize::Symbolizer,
 };
@@ -49,6 +51,7 @@ type Losses = ([u64; Counter::COUNT], u64);
 /// One process that is traced.
 struct Attached {
     key: ProcessKey,
+    mode: Mode,
     is_go: bool,
     settings: Settings,
     started: Instant,
@@ -87,6 +90,7 @@ impl Live {
             rows: ROWS,
             blocks: BLOCKS,
             mappings: MAPPINGS,
+            places: Places::of_kernel().unwrap_or_default(),
         })?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;
@@ -106,34 +110,65 @@ impl Live {
     /// # Errors
     /// It is gone, it has no known allocator, or the kernel refuses.
     pub fn add(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        if self.attached.get(&key.pid).is_some_and(|known| known.key == key) {
+        if self.is_attached(key, Mode::Sampled) {
             return Ok(());
         }
-        self.remove(key.pid);
-        let survey = self.tracer.survey(key.pid)?;
-        if survey.key() != key {
-            return Err(RecordError::Gone(key.pid));
-        }
-        let is_go = survey.is_go();
+        let survey = self.survey(key)?;
         if let Err(cause) = survey.detection {
             return Err(RecordError::NoAllocator { pid: key.pid, cause });
         }
+        let is_go = survey.is_go();
         let settings = Settings::sampled(interval, 0);
         self.attach(survey, settings)?;
-        self.attached.insert(
-            key.pid,
-            Attached {
-                key,
-                is_go,
-                settings,
-                started: Instant::now(),
-                attached: SystemTime::now(),
-                before: self.losses(),
-                remarks: Vec::new(),
-            },
-        );
-        self.tracer.set_active(key.pid, true);
+        self.begin(key, Mode::Sampled, is_go, settings);
         Ok(())
+    }
+
+    /// Begins to follow the growth of a process, without any probe, with a mean of `interval` bytes between samples. One
+    /// whose growth is followed already goes on; one that is traced is not any more.
+    ///
+    /// # Errors
+    /// It is gone, or the kernel refuses.
+    pub fn add_growth(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        if self.is_attached(key, Mode::Growth) {
+            return Ok(());
+        }
+        let survey = self.survey(key)?;
+        self.tracer.add_growth(survey, interval)?;
+        // What Go's runtime tells of its heap would be the same memory once more.
+        self.begin(key, Mode::Growth, false, Settings::growth(interval));
+        Ok(())
+    }
+
+    fn is_attached(&self, key: ProcessKey, mode: Mode) -> bool {
+        let known = self.attached.get(&key.pid);
+        known.is_some_and(|known| known.key == key && known.mode == mode)
+    }
+
+    /// Looks at a process that is to be followed from now on, in another way than before if at all.
+    fn survey(&mut self, key: ProcessKey) -> Result<Survey, RecordError> {
+        self.remove(key.pid);
+        let survey = self.tracer.survey(key.pid)?;
+        if survey.key() == key {
+            Ok(survey)
+        } else {
+            Err(RecordError::Gone(key.pid))
+        }
+    }
+
+    fn begin(&mut self, key: ProcessKey, mode: Mode, is_go: bool, settings: Settings) {
+        let attached = Attached {
+            key,
+            mode,
+            is_go,
+            settings,
+            started: Instant::now(),
+            attached: SystemTime::now(),
+            before: self.losses(),
+            remarks: Vec::new(),
+        };
+        self.attached.insert(key.pid, attached);
+        self.tracer.set_active(key.pid, true);
     }
 
     fn attach(&mut self, survey: Survey, settings: Settings) -> Result<(), RecordError> {
@@ -224,8 +259,23 @@ impl Live {
         self.pump.counters().unwrap_or(([0; Counter::COUNT], 0))
     }
 
+    /// Looks which of the memory that became resident in a process still is. To be done from time to time: there is
+    /// room for so many samples only.
+    pub fn look_at_pages(&self, pid: u32) {
+        let Some(pages) = self.pump.pages(pid).filter(|pages| !pages.is_empty()) else {
+            return;
+        };
+        // Of a process that is gone, what was known last counts.
+        if let Ok(gone) = pagemap::gone(pid, &pages) {
+            self.pump.leave_pages(pid, gone);
+        }
+    }
+
     /// Copies what a profile of a process is made of.
     pub fn capture(&mut self, pid: u32) -> Option<Moment> {
+        if self.attached.get(&pid)?.mode == Mode::Growth {
+            self.look_at_pages(pid);
+        }
         let attached = self.attached.get(&pid)?;
         let program = self.tracer.program_mut(pid)?;
         program.read_names();
@@ -240,7 +290,8 @@ impl Live {
             program,
             captured,
             context: Context {
-                sample_interval: attached.settings.sample_interval,
+                mode: attached.mode,
+                sample_interval: attached.settings.sample_interval.max(attached.settings.growth_interval),
                 min_size: attached.settings.min_size,
                 attached: attached.attached,
                 duration: attached.started.elapsed(),
@@ -254,6 +305,11 @@ impl Live {
 }
 
 impl Moment {
+    /// Whether growth was followed, not allocations.
+    pub fn is_growth(&self) -> bool {
+        self.context.mode == Mode::Growth
+    }
+
     /// Whether the profile has samples of a Go heap.
     pub fn is_go(&self) -> bool {
         self.is_go

@@ -1,5 +1,7 @@
 //! From a ledger to a profile: addresses get names here, at the end, and not while events arrive.
 
+mod account;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, SystemTime},
@@ -7,13 +9,14 @@ use std::{
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
+pub use account::kernel_losses;
+
 use super::{go::GoHeap, program::Program};
 use crate::{
     ledger::{AGE_BOUNDS, Ages, Kind, Notes, Row, Snapshot},
     model::ProcessAddress,
     report::{
         builder::{FrameLine, ProfileBuilder},
-        loss::Losses,
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
     },
     symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
@@ -25,8 +28,31 @@ const DROP_FRAMES: &str = "(operator new(\\[\\])?(\\(.*)?|__rust_(alloc|alloc_ze
                            __rust_alloc_error_handler.*|alloc::alloc::(alloc|alloc_zeroed|realloc|Global::.*)|\
                            <alloc::alloc::Global as .*)";
 
+/// How memory was followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Every allocation, by probes.
+    Exact,
+    /// Allocations by samples, by probes.
+    Sampled,
+    /// Growth by samples, without probes.
+    Growth,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Sampled => "sampled",
+            Self::Growth => "growth",
+        }
+    }
+}
+
 /// What a recording knows besides its ledgers.
 pub struct Context {
+    /// How memory was followed.
+    pub mode: Mode,
     /// Mean bytes between samples; 0 in exact mode.
     pub sample_interval: u64,
     /// Smallest allocation taken.
@@ -67,7 +93,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
         runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated, &mut outline);
         add_notes(&mut notes, subject.notes);
     }
-    let mut losses = losses(context, &notes, &truncated);
+    let mut losses = account::losses(context, &notes, &truncated);
     for heap in subjects.iter().filter_map(|subject| subject.go) {
         heap.add_losses(&mut losses);
     }
@@ -81,7 +107,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     );
     profile.duration_nanos = nanos(context.duration);
     profile.drop_frames = DROP_FRAMES.to_owned();
-    profile.comments = comments(subjects, context, &notes);
+    profile.comments = account::comments(subjects, context, &notes);
     profile.comments.extend(outline.comments());
     profile.comments.extend(context.remarks.iter().cloned());
     profile.trends = Some(Trends {
@@ -99,12 +125,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
             .map(|subject| subject.program.comm.clone())
             .unwrap_or_default(),
         pid: subjects.first().map(|subject| subject.program.key.pid),
-        mode: if context.sample_interval == 0 {
-            "exact"
-        } else {
-            "sampled"
-        }
-        .to_owned(),
+        mode: context.mode.name().to_owned(),
         losses,
     };
     builder.finish()
@@ -120,6 +141,7 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.missed_frees += notes.missed_frees;
     sum.unknown_stacks += notes.unknown_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
+    sum.crowded_pages += notes.crowded_pages;
     sum.execs += notes.execs;
 }
 
@@ -197,7 +219,7 @@ fn add_process(
         }
         outline.add(row, snapshot.growth_since, snapshot.at);
         if row.end != WalkEnd::Bottom {
-            *truncated.entry(row.end).or_default() += row.allocated.objects;
+            *truncated.entry(row.end).or_default() += row.allocated.objects.max(row.live.objects);
         }
         let mut stack: Vec<LocationId> = row
             .frames
@@ -275,6 +297,8 @@ fn add_row(
     let heap = match row.kind {
         Kind::Native => "native",
         Kind::Mapping => "mmap",
+        Kind::Resident => "resident",
+        Kind::Asked => "asked",
     };
     let text = |key: &str, value: &str| TextLabel {
         key: key.to_owned(),
@@ -415,153 +439,6 @@ fn location(
         })
         .collect();
     Some(builder.location(mapping, address.0, &lines))
-}
-
-/// What the kernel side lost, by its counters.
-pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Losses {
-    let count = |counter: Counter| counters[counter as usize];
-    let mut losses = Losses::new();
-    let entries = [
-        (
-            "alloc_lost",
-            count(Counter::AllocLost),
-            "allocations missing from this profile: the ring buffer was full",
-        ),
-        (
-            "alloc_bytes_lost",
-            count(Counter::AllocBytesLost),
-            "requested bytes of those",
-        ),
-        (
-            "free_lost",
-            count(Counter::FreeLost),
-            "frees missed: as many blocks may be shown that are freed",
-        ),
-        (
-            "thread_table_full",
-            count(Counter::ThreadTableFull),
-            "calls not seen: no memory to remember their threads",
-        ),
-        (
-            "sampled_set_full",
-            count(Counter::SampledSetFull),
-            "samples not taken: too many outstanding",
-        ),
-        (
-            "return_missed",
-            count(Counter::ReturnMissed),
-            "calls that were entered and never returned",
-        ),
-        (
-            "result_unreadable",
-            count(Counter::ResultUnreadable),
-            "allocations whose address could not be read",
-        ),
-        (
-            "mapping_lost",
-            count(Counter::MappingLost),
-            "mmap, munmap or mremap calls missed",
-        ),
-        (
-            "notice_lost",
-            count(Counter::NoticeLost),
-            "notices of new code or processes missed",
-        ),
-        ("undecodable", undecodable, "records that could not be decoded"),
-    ];
-    add_losses(&mut losses, &entries);
-    losses
-}
-
-fn add_losses(losses: &mut Losses, entries: &[(&str, u64, &str)]) {
-    for (name, count, meaning) in entries {
-        if *count != 0 {
-            losses.add(name, *count, meaning);
-        }
-    }
-}
-
-fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
-    let mut losses = kernel_losses(&context.counters, context.undecodable);
-    add_losses(
-        &mut losses,
-        &[
-            (
-                "missed_free",
-                notes.missed_frees,
-                "blocks whose address was allocated again without a free; repaired",
-            ),
-            (
-                "unknown_stack",
-                notes.unknown_stacks,
-                "allocations whose stack is not known",
-            ),
-            (
-                "truncated_stack",
-                notes.truncated_stacks,
-                "allocations whose stack is incomplete",
-            ),
-        ],
-    );
-    for (end, objects) in truncated {
-        let (name, meaning) = match end {
-            WalkEnd::Bottom => continue,
-            WalkEnd::NoMapping => ("truncated_no_mapping", "stacks cut at an address outside known code"),
-            WalkEnd::NoRule => ("truncated_no_rule", "stacks cut at code without an unwind rule"),
-            WalkEnd::UnreadableStack => ("truncated_unreadable", "stacks cut at memory that could not be read"),
-            WalkEnd::TooDeep => ("truncated_too_deep", "stacks cut at 127 frames"),
-            WalkEnd::NotProgressing => ("truncated_not_progressing", "stacks cut at a frame that leads nowhere"),
-        };
-        losses.add(name, objects.round() as u64, meaning);
-    }
-    losses
-}
-
-fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
-    let mut comments = vec![match context.sample_interval {
-        0 => "mode: exact".to_owned(),
-        interval => format!(
-            "mode: sampled, one sample per {interval} bytes on average, scaled; memory mapped directly (mmap) is followed in \
-             exact mode only"
-        ),
-    }];
-    if context.min_size > 0 {
-        comments.push(format!("allocations below {} bytes are not included", context.min_size));
-    }
-    comments.push("memory allocated before tracing began is not included".to_owned());
-    let count = |counter: Counter| context.counters[counter as usize];
-    comments.push(format!(
-        "events: {}; frees of memory from before tracing began: {}; frees told late: {}; nested calls: {}; failed allocations: {}",
-        notes.events,
-        notes.unknown_frees,
-        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred),
-        count(Counter::Nested),
-        count(Counter::AllocFailed)
-    ));
-    if notes.execs > 0 {
-        comments.push(format!(
-            "programs that ran before this one in the same process, not included: {}",
-            notes.execs
-        ));
-    }
-    for subject in subjects {
-        if subject.program.children > 0 {
-            comments.push(format!(
-                "children of pid {}, not traced: at least {}",
-                subject.program.key.pid, subject.program.children
-            ));
-        }
-        comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
-        for refused in &subject.program.plan.refused {
-            comments.push(format!(
-                "not hooked: {} in {}: {}",
-                refused.symbol,
-                refused.path.display(),
-                refused.reason
-            ));
-        }
-    }
-    comments
 }
 
 #[cfg(test)]

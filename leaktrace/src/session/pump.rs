@@ -130,6 +130,10 @@ enum Request {
     Capture(u32, mpsc::Sender<Captured>),
     /// A process's ledger itself, which the thread gives up. Everything is read first that is on the ring.
     Take(u32, mpsc::Sender<Ledger>),
+    /// Pages of a process that samples of growth were taken at.
+    Pages(u32, mpsc::Sender<Vec<ProcessAddress>>),
+    /// Those of them that are not resident any more.
+    LeavePages(u32, Vec<ProcessAddress>, mpsc::Sender<()>),
     /// Counters, and records that could not be decoded.
     Counters(mpsc::Sender<([u64; Counter::COUNT], u64)>),
     /// Outstanding bytes of each process.
@@ -221,6 +225,16 @@ impl Pump {
     /// Gives up the ledger of a process. To be called when nothing is attached to it any more.
     pub fn take(&self, pid: u32) -> Option<Ledger> {
         self.ask(|reply| Request::Take(pid, reply))
+    }
+
+    /// Pages of a process that samples of growth were taken at, and that are held to be resident.
+    pub fn pages(&self, pid: u32) -> Option<Vec<ProcessAddress>> {
+        self.ask(|reply| Request::Pages(pid, reply))
+    }
+
+    /// Says which of them are not.
+    pub fn leave_pages(&self, pid: u32, gone: Vec<ProcessAddress>) {
+        self.ask(|reply| Request::LeavePages(pid, gone, reply));
     }
 
     /// The kernel side's counters and the records that could not be decoded, so far.
@@ -348,6 +362,15 @@ impl State {
                 Request::Take(pid, reply) => {
                     while self.turn() > 0 {}
                     let _ = reply.send(self.ledgers.remove(&pid).unwrap_or_default());
+                }
+                Request::Pages(pid, reply) => {
+                    let _ = reply.send(self.ledgers.get(&pid).map(Ledger::pages).unwrap_or_default());
+                }
+                Request::LeavePages(pid, gone, reply) => {
+                    if let Some(ledger) = self.ledgers.get_mut(&pid) {
+                        ledger.leave_pages(&gone);
+                    }
+                    let _ = reply.send(());
                 }
                 Request::Counters(reply) => {
                     let _ = reply.send((self.counters.read(), self.undecodable));

@@ -11,7 +11,7 @@ use std::{
 use super::{
     go::GoHeap,
     launch::{Held, LaunchError},
-    profile::{Context, Subject},
+    profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
     survey::{Survey, Surveyor},
@@ -284,6 +284,11 @@ impl Recording {
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();
         let context = Context {
+            mode: if self.settings.sample_interval == 0 {
+                Mode::Exact
+            } else {
+                Mode::Sampled
+            },
             sample_interval: self.settings.sample_interval,
             min_size: self.settings.min_size,
             attached: self.attached,

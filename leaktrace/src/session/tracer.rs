@@ -24,6 +24,8 @@ use super::{
 };
 use crate::{
     bpf::{
+        btf::Places,
+        growth::GrowthProbes,
         kernel::{Kernel, LoadError, ProgramSet, Sizes},
         links::{AttachError, Links, Probe, Role},
         processes::{ProcessTable, ProcessTableError, Slot},
@@ -51,6 +53,8 @@ pub struct Settings {
     pub min_size: u64,
     /// Follow anonymous mappings outside allocators.
     pub track_mmap: bool,
+    /// Mean bytes between samples of growth; 0: growth is not followed, allocations are. A multiple of 16.
+    pub growth_interval: u64,
 }
 
 impl Settings {
@@ -60,6 +64,17 @@ impl Settings {
             sample_interval: 0,
             min_size,
             track_mmap: true,
+            growth_interval: 0,
+        }
+    }
+
+    /// Growth alone, a sample every `interval` bytes on average: no probe is attached to the process.
+    pub fn growth(interval: u64) -> Self {
+        Self {
+            sample_interval: 0,
+            min_size: 0,
+            track_mmap: false,
+            growth_interval: interval.clamp(16, MAX_INTERVAL) & !15,
         }
     }
 
@@ -72,6 +87,7 @@ impl Settings {
             sample_interval: interval.clamp(16, MAX_INTERVAL) & !15,
             min_size,
             track_mmap: false,
+            growth_interval: 0,
         }
     }
 }
@@ -139,6 +155,8 @@ pub struct Tracer {
     places: HashMap<FileId, (Arc<CodeFile>, TablePlace)>,
     retired: Vec<(Instant, Retired)>,
     generation: u64,
+    /// There while some process's growth is followed.
+    growth_probes: Option<GrowthProbes>,
 }
 
 /// Sizes of the arrays for what was surveyed, with room for libraries that come later, and of the ring buffer.
@@ -153,6 +171,8 @@ pub fn sizes(surveys: &[Survey], ring_bytes: u32) -> Sizes {
         rows: with_room(rows, 4 << 20),
         blocks: with_room(blocks, 512 << 10),
         mappings: 4 * MAX_MAPPINGS,
+        // A recording follows allocations.
+        places: Places::default(),
     }
 }
 
@@ -174,7 +194,16 @@ impl Tracer {
             places: HashMap::new(),
             retired: Vec::new(),
             generation: 0,
+            growth_probes: None,
         })
+    }
+
+    /// Makes a process known whose growth is to be followed, without any probe.
+    pub fn add_growth(&mut self, survey: Survey, interval: u64) -> Result<(), TraceError> {
+        if self.growth_probes.is_none() {
+            self.growth_probes = Some(self.kernel.attach_growth()?);
+        }
+        self.add_with(survey, Settings::growth(interval), None)
     }
 
     /// Makes a process known and attaches to it. It is traced from [`set_active`](Self::set_active) on.
@@ -260,6 +289,7 @@ impl Tracer {
             mapping_count: run.end - run.start,
             sample_interval: traced.settings.sample_interval,
             min_size: traced.settings.min_size,
+            growth_interval: traced.settings.growth_interval,
             stack_seed: traced.seed,
             generation: self.generation,
         };
@@ -280,7 +310,7 @@ impl Tracer {
         let old = std::mem::replace(&mut traced.run, run);
         self.retired.push((Instant::now(), Retired::Mappings(old)));
         let probes = wanted(&survey, &traced.probed);
-        if !probes.is_empty() {
+        if !probes.is_empty() && traced.settings.growth_interval == 0 {
             let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
             let links = self.kernel.attach(&places, Some(pid), traced.programs.as_ref())?;
             traced.links.append(links);
@@ -431,6 +461,13 @@ impl Tracer {
         }
         self.retired
             .push((Instant::now(), Retired::Mappings(traced.run.clone())));
+        if self
+            .processes
+            .values()
+            .all(|traced| traced.settings.growth_interval == 0)
+        {
+            self.growth_probes = None;
+        }
         Some(traced.program)
     }
 

@@ -242,6 +242,7 @@ impl Watched {
             sample_interval: None,
             cost: None,
             hits: None,
+            suspect: None,
         };
         let mut watched = Self {
             key,
@@ -291,6 +292,7 @@ impl Watched {
             sample_interval: None,
             cost: None,
             hits: None,
+            suspect: None,
         };
         self.memory.tracked = None;
     }

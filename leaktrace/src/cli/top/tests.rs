@@ -49,6 +49,7 @@ fn process(pid: u32, comm: &str, rss: u64, growth: Option<f64>, state: api::Trac
             sample_interval: None,
             cost: None,
             hits: None,
+            suspect: None,
         },
         spark: vec![10 << 20, 20 << 20, 30 << 20, 40 << 20],
     }

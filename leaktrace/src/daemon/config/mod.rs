@@ -61,6 +61,10 @@ pub struct Watch {
     pub growth_time: Duration,
     /// How long it must not, until it is released.
     pub release_time: Duration,
+    /// Most processes whose growth is followed by stack without probes.
+    pub suspects: usize,
+    /// Mean bytes of growth between two samples of it.
+    pub suspect_interval: u64,
 }
 
 /// `[trace]`

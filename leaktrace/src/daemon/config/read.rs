@@ -217,6 +217,8 @@ fn watch(filled: &mut Filled, problems: &mut Problems<'_>) -> Watch {
         growth_slope: filled.need("growth_slope"),
         growth_time: filled.need("growth_time"),
         release_time: filled.need("release_time"),
+        suspects: usize::try_from(filled.need::<u64>("suspects")).unwrap_or(usize::MAX),
+        suspect_interval: filled.need("suspect_interval"),
     };
     // A zero is a value that was found wrong already.
     let wrong = watch.interval.is_zero() || watch.growth_time.is_zero() || watch.history.is_zero();

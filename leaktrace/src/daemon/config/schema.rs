@@ -180,6 +180,20 @@ pub(super) static SECTIONS: &[Section] = &[
                 r#""30m""#,
                 "Its probes are taken away once it has not been growing for this long.",
             ),
+            key(
+                "suspects",
+                Kind::Count { least: 0, most: 1024 },
+                "16",
+                "Most processes whose growth is followed by stack without probes: those that have been growing for a \
+                 quarter of `growth_time` and are neither traced nor Go. While there is one, a short BPF program runs at \
+                 each change of any process's resident memory; 0 switches this off.",
+            ),
+            key(
+                "suspect_interval",
+                SAMPLE_INTERVAL,
+                r#""256KiB""#,
+                "Mean bytes of growth between two samples of it.",
+            ),
         ],
     },
     Section {

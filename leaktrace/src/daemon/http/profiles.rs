@@ -45,6 +45,10 @@ pub(super) enum Heap {
     Go,
     /// Mappings outside of allocators.
     Mmap,
+    /// Growth that was followed without probes: memory that became resident.
+    Resident,
+    /// The same: address space that was asked for.
+    Asked,
 }
 
 impl Heap {
@@ -54,6 +58,8 @@ impl Heap {
             Self::Native => Some("native"),
             Self::Go => Some("go"),
             Self::Mmap => Some("mmap"),
+            Self::Resident => Some("resident"),
+            Self::Asked => Some("asked"),
         })
     }
 }

@@ -27,15 +27,18 @@ pub enum Heap {
     Go,
     /// Both in one profile.
     Both,
+    /// Growth that was followed without probes.
+    Growth,
 }
 
 impl Heap {
-    /// `native`, `go` or `both`.
+    /// `native`, `go`, `both` or `growth`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Go => "go",
             Self::Both => "both",
+            Self::Growth => "growth",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The thread that owns the kernel side: it attaches, follows, measures, copies ledgers and detaches, as it is told.
 //!
-//! The kernel side is loaded when the first process is to be traced and given up when none has been for a while, so a
-//! daemon that only watches has no BPF program anywhere. Invariant: when the thread has ended, no probe is left.
+//! The kernel side is loaded when the first process is to be traced, or its growth followed, and given up when none has
+//! been for a while, so a daemon that only watches has no BPF program anywhere. Invariant: when the thread has ended, no probe is left.
 
 use std::{
     collections::HashMap,
@@ -63,6 +63,12 @@ enum Command {
         interval: u64,
         reply: mpsc::Sender<Result<(), RecordError>>,
     },
+    Suspect {
+        key: ProcessKey,
+        interval: u64,
+        reply: mpsc::Sender<Result<(), RecordError>>,
+    },
+    Leave(ProcessKey),
     Release(ProcessKey, mpsc::Sender<()>),
     Interval(ProcessKey, u64, String),
     Capture(ProcessKey, mpsc::Sender<Option<Moment>>),
@@ -92,6 +98,7 @@ impl Engine {
                 live: None,
                 idle_since: Instant::now(),
                 keys: HashMap::new(),
+                suspects: HashMap::new(),
                 measuring: None,
                 readings: shared,
                 price,
@@ -117,7 +124,24 @@ impl Engine {
             .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))
     }
 
-    /// Ends tracing a process; waits until its probes are gone.
+    /// Begins to follow the growth of a process without probes. One that is traced goes on to be.
+    ///
+    /// # Errors
+    /// As [`Live::add_growth`]; also when the thread does not answer.
+    pub fn suspect(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.commands.send(Command::Suspect { key, interval, reply });
+        answer
+            .recv_timeout(ANSWER_LIMIT)
+            .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))
+    }
+
+    /// Ends following the growth of a process; one that is traced goes on to be.
+    pub fn leave(&self, key: ProcessKey) {
+        let _ = self.commands.send(Command::Leave(key));
+    }
+
+    /// Ends tracing a process, or following its growth; waits until its probes are gone.
     pub fn release(&self, key: ProcessKey) {
         let (reply, answer) = mpsc::channel();
         let _ = self.commands.send(Command::Release(key, reply));
@@ -129,7 +153,7 @@ impl Engine {
         let _ = self.commands.send(Command::Interval(key, interval, reason));
     }
 
-    /// Copies what a profile of a process is made of; `None` if it is not traced.
+    /// Copies what a profile of a process is made of; `None` if it is neither traced nor its growth followed.
     pub fn capture(&self, key: ProcessKey) -> Option<Moment> {
         let (reply, answer) = mpsc::channel();
         self.commands.send(Command::Capture(key, reply)).ok()?;
@@ -171,7 +195,10 @@ struct Measuring {
 struct Work {
     live: Option<Live>,
     idle_since: Instant,
+    /// Traced processes.
     keys: HashMap<u32, ProcessKey>,
+    /// Processes whose growth is followed without probes.
+    suspects: HashMap<u32, ProcessKey>,
     measuring: Option<Measuring>,
     readings: Arc<Mutex<Readings>>,
     price: Price,
@@ -182,7 +209,7 @@ impl Work {
         loop {
             let noticed = self.live.as_ref().map(Live::noticed);
             let measured = self.measuring.as_ref().map(|measuring| measuring.since + MEASURE);
-            let unused = (self.live.is_some() && self.keys.is_empty()).then_some(self.idle_since + LINGER);
+            let unused = (self.live.is_some() && self.is_idle()).then_some(self.idle_since + LINGER);
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
@@ -198,7 +225,8 @@ impl Work {
                 () = sleep_until(unused) => self.live = None,
             }
         }
-        for pid in std::mem::take(&mut self.keys).into_keys() {
+        let suspects = std::mem::take(&mut self.suspects);
+        for pid in std::mem::take(&mut self.keys).into_keys().chain(suspects.into_keys()) {
             if let Some(live) = &mut self.live {
                 live.remove(pid);
             }
@@ -210,6 +238,14 @@ impl Work {
         match command {
             Command::Trace { key, interval, reply } => {
                 let _ = reply.send(self.trace(key, interval));
+            }
+            Command::Suspect { key, interval, reply } => {
+                let _ = reply.send(self.suspect(key, interval));
+            }
+            Command::Leave(key) => {
+                if self.suspects.get(&key.pid) == Some(&key) {
+                    self.release(key);
+                }
             }
             Command::Release(key, reply) => {
                 self.release(key);
@@ -223,7 +259,7 @@ impl Work {
                 }
             }
             Command::Capture(key, reply) => {
-                let moment = if self.knows(key) {
+                let moment = if self.knows(key) || self.suspects.get(&key.pid) == Some(&key) {
                     self.live.as_mut().and_then(|live| live.capture(key.pid))
                 } else {
                     None
@@ -239,15 +275,35 @@ impl Work {
         self.keys.get(&key.pid) == Some(&key)
     }
 
-    fn trace(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        let live = match &mut self.live {
+    fn is_idle(&self) -> bool {
+        self.keys.is_empty() && self.suspects.is_empty()
+    }
+
+    /// The kernel side, loaded if it is not.
+    fn live(&mut self) -> Result<&mut Live, RecordError> {
+        let live = match self.live.take() {
             Some(live) => live,
             None => {
                 self.idle_since = Instant::now();
-                self.live.insert(Live::start(RING_BYTES)?)
+                Live::start(RING_BYTES)?
             }
         };
-        live.add(key, interval)?;
+        Ok(self.live.insert(live))
+    }
+
+    fn suspect(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        if self.knows(key) {
+            return Ok(());
+        }
+        self.live()?.add_growth(key, interval)?;
+        self.suspects.insert(key.pid, key);
+        Ok(())
+    }
+
+    fn trace(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        // One whose growth was followed is not any more, whatever comes of this.
+        self.suspects.remove(&key.pid);
+        self.live()?.add(key, interval)?;
         self.keys.insert(key.pid, key);
         self.tell(|readings| {
             readings.targets.insert(
@@ -262,14 +318,16 @@ impl Work {
     }
 
     fn release(&mut self, key: ProcessKey) {
-        if !self.knows(key) {
+        let suspected = self.suspects.get(&key.pid) == Some(&key);
+        if !self.knows(key) && !suspected {
             return;
         }
+        self.suspects.remove(&key.pid);
         self.keys.remove(&key.pid);
         if let Some(live) = &mut self.live {
             live.remove(key.pid);
         }
-        if self.keys.is_empty() {
+        if self.is_idle() {
             self.idle_since = Instant::now();
         }
         self.tell(|readings| {
@@ -292,6 +350,9 @@ impl Work {
     }
 
     fn begin_measuring(&mut self) {
+        if let Some(live) = &self.live {
+            self.suspects.keys().for_each(|pid| live.look_at_pages(*pid));
+        }
         if self.measuring.is_some() || self.keys.is_empty() {
             return;
         }

@@ -116,6 +116,7 @@ impl Fake {
             sample_interval: is_traced.then(|| by_hand.flatten().unwrap_or(512 << 10)),
             cost: is_traced.then_some(0.012),
             hits: is_traced.then_some(18_300.5),
+            suspect: None,
         }
     }
 

@@ -9,6 +9,8 @@ export const HEAPS = [
   ["native", "Native"],
   ["go", "Go"],
   ["mmap", "mmap"],
+  ["resident", "Resident"],
+  ["asked", "Asked for"],
 ];
 
 /** The heaps that a process can have. */

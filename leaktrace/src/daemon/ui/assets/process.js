@@ -156,8 +156,8 @@ export function process(root, opened, frame) {
    */
   function untraced(error) {
     if (error && error.status !== 404 && error.status !== 409) return null;
-    const { state, reason } = details.tracing;
-    if (state === "traced" || (!error && details.runtime === "go")) return null;
+    const { state, reason, suspect } = details.tracing;
+    if (state === "traced" || (!error && (details.runtime === "go" || suspect))) return null;
     if (state === "gone") return empty("This process has ended", "What it held is in its stored profiles.", h("button", { type: "button", class: "button", onclick: () => openTab("profiles", true) }, "Stored profiles"));
     const sentences = [error?.message, visible(reason, 400)].filter(Boolean).map((text) => (/[.!?]$/.test(text) ? text : `${text}.`));
     return empty("This process is not traced", [...sentences, "Tracing shows which code holds its memory, from then on."].join(" "), traceButton(true));
@@ -252,6 +252,7 @@ export function process(root, opened, frame) {
         h("p", {}, h("span", { class: `state ${visible(tracing.state)}` }, tracing.state), h("span", { class: "muted" }, ` since ${moment(tracing.since)}`)),
         h("p", { class: "why-text hostile" }, visible(tracing.reason, 1000) || STATE_WORDS[tracing.state]),
         words.length > 0 && h("p", { class: "why-text muted" }, `${words.join(", ")}.`),
+        tracing.suspect && h("p", { class: "why-text hostile" }, `Its growth is followed by stack, without probes: ${visible(tracing.suspect, 1000)}.`),
       );
     }
   }

@@ -1,0 +1,76 @@
+//! The programs that tell growth: attached while some process is followed without probes, since they run at every change
+//! of every process's memory.
+
+use aya::programs::{RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink, trace_point::TracePointLink};
+
+use super::kernel::{Kernel, LoadError};
+
+/// The attached programs; dropping them detaches.
+pub struct GrowthProbes {
+    _resident: RawTracePointLink,
+    /// Both in user and in kernel mode; none on architectures that do not tell.
+    _faults: Vec<RawTracePointLink>,
+    _calls: [TracePointLink; 2],
+}
+
+impl Kernel {
+    /// Attaches the programs that tell growth.
+    ///
+    /// # Errors
+    /// When the kernel does not tell what they need, or refuses them.
+    pub fn attach_growth(&mut self) -> Result<GrowthProbes, LoadError> {
+        if self.places.anon_pages == 0 {
+            return Err(LoadError::Places);
+        }
+        let mut faults = Vec::new();
+        for name in ["page_fault_user", "page_fault_kernel"] {
+            match self.attach_raw("fault", "exceptions", name) {
+                Ok(link) => faults.push(link),
+                // Then samples have no page, and cannot be seen to go.
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        Ok(GrowthProbes {
+            _resident: self.attach_raw("resident", "kmem", "rss_stat")?,
+            _faults: faults,
+            _calls: [
+                self.attach_call("brk_leave", "sys_exit_brk")?,
+                self.attach_call("madvise_enter", "sys_enter_madvise")?,
+            ],
+        })
+    }
+
+    fn attach_raw(
+        &mut self,
+        program: &'static str,
+        category: &'static str,
+        name: &'static str,
+    ) -> Result<RawTracePointLink, LoadError> {
+        let loaded: &mut RawTracePoint = self.part(program)?;
+        if loaded.fd().is_err() {
+            loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
+        }
+        let link = loaded.attach(name).and_then(|id| loaded.take_link(id));
+        link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
+    }
+
+    fn attach_call(&mut self, program: &'static str, name: &'static str) -> Result<TracePointLink, LoadError> {
+        let category = "syscalls";
+        let loaded: &mut TracePoint = self.part(program)?;
+        if loaded.fd().is_err() {
+            loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
+        }
+        let link = loaded.attach(category, name).and_then(|id| loaded.take_link(id));
+        link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
+    }
+
+    fn part<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+    {
+        self.ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
+    }
+}

@@ -1,0 +1,57 @@
+//! Which pages of a process are there.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+use super::memory::page_size;
+use crate::model::ProcessAddress;
+
+/// Bytes of an entry of `/proc/PID/pagemap`.
+const ENTRY: u64 = 8;
+/// The page is in memory, or in swap.
+const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+
+/// Those of `pages` that are neither in memory nor in swap.
+///
+/// # Errors
+/// When the process is gone or cannot be read.
+pub fn gone(pid: u32, pages: &[ProcessAddress]) -> io::Result<Vec<ProcessAddress>> {
+    let map = File::open(format!("/proc/{pid}/pagemap"))?;
+    let size = page_size();
+    let mut result = Vec::new();
+    for page in pages {
+        let mut entry = [0; ENTRY as usize];
+        let read = map.read_at(&mut entry, page.0 / size * ENTRY)?;
+        // Behind the end of the address space there is nothing to read.
+        if read < entry.len() || u64::from_ne_bytes(entry) & PRESENT_OR_SWAPPED == 0 {
+            result.push(*page);
+        }
+    }
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_there_once_it_was_touched() {
+        // So large that an allocator maps it by itself.
+        let mut memory: Vec<u8> = Vec::with_capacity(64 << 20);
+        let begin = (memory.as_ptr() as u64).next_multiple_of(page_size());
+        let first = ProcessAddress(begin + 16 * page_size());
+        // Farther away than a huge page reaches.
+        let second = ProcessAddress(first.0 + (8 << 20));
+        let offset = (first.0 - memory.as_ptr() as u64) as usize;
+        memory.spare_capacity_mut()[offset].write(1);
+        let beyond = ProcessAddress(u64::MAX / 2);
+        let own = std::process::id();
+        assert_eq!(gone(own, &[first, second, beyond]).expect("our own"), [second, beyond]);
+        drop(memory);
+        assert_eq!(gone(own, &[first]).expect("our own"), [first]);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error() {
+        assert!(gone(u32::MAX, &[]).is_err());
+    }
+}

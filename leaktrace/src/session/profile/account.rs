@@ -1,0 +1,181 @@
+//! What a profile says of itself: what was lost, by cause, and the comments.
+
+use std::collections::BTreeMap;
+
+use leaktrace_common::reason::{Counter, WalkEnd};
+
+use super::{Context, Mode, Subject};
+use crate::{ledger::Notes, report::loss::Losses};
+
+/// What the kernel side lost, by its counters.
+pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Losses {
+    let count = |counter: Counter| counters[counter as usize];
+    let mut losses = Losses::new();
+    let entries = [
+        (
+            "alloc_lost",
+            count(Counter::AllocLost),
+            "allocations missing from this profile: the ring buffer was full",
+        ),
+        (
+            "alloc_bytes_lost",
+            count(Counter::AllocBytesLost),
+            "requested bytes of those",
+        ),
+        (
+            "free_lost",
+            count(Counter::FreeLost),
+            "frees missed: as many blocks may be shown that are freed",
+        ),
+        (
+            "thread_table_full",
+            count(Counter::ThreadTableFull),
+            "calls not seen: no memory to remember their threads",
+        ),
+        (
+            "sampled_set_full",
+            count(Counter::SampledSetFull),
+            "samples not taken: too many outstanding",
+        ),
+        (
+            "return_missed",
+            count(Counter::ReturnMissed),
+            "calls that were entered and never returned",
+        ),
+        (
+            "result_unreadable",
+            count(Counter::ResultUnreadable),
+            "allocations whose address could not be read",
+        ),
+        (
+            "mapping_lost",
+            count(Counter::MappingLost),
+            "mmap, munmap or mremap calls missed",
+        ),
+        (
+            "notice_lost",
+            count(Counter::NoticeLost),
+            "notices of new code or processes missed",
+        ),
+        (
+            "growth_lost",
+            count(Counter::GrowthLost),
+            "samples of growth missing from this profile: the ring buffer was full",
+        ),
+        (
+            "growth_bytes_lost",
+            count(Counter::GrowthBytesLost),
+            "bytes of those, before scaling",
+        ),
+        ("undecodable", undecodable, "records that could not be decoded"),
+    ];
+    add_losses(&mut losses, &entries);
+    losses
+}
+
+fn add_losses(losses: &mut Losses, entries: &[(&str, u64, &str)]) {
+    for (name, count, meaning) in entries {
+        if *count != 0 {
+            losses.add(name, *count, meaning);
+        }
+    }
+}
+
+pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<WalkEnd, f64>) -> Losses {
+    let mut losses = kernel_losses(&context.counters, context.undecodable);
+    add_losses(
+        &mut losses,
+        &[
+            (
+                "missed_free",
+                notes.missed_frees,
+                "blocks whose address was allocated again without a free; repaired",
+            ),
+            (
+                "crowded_pages",
+                notes.crowded_pages,
+                "samples of growth missing from this profile: too many are resident",
+            ),
+            (
+                "unknown_stack",
+                notes.unknown_stacks,
+                "allocations whose stack is not known",
+            ),
+            (
+                "truncated_stack",
+                notes.truncated_stacks,
+                "allocations whose stack is incomplete",
+            ),
+        ],
+    );
+    for (end, objects) in truncated {
+        let (name, meaning) = match end {
+            WalkEnd::Bottom => continue,
+            WalkEnd::NoMapping => ("truncated_no_mapping", "stacks cut at an address outside known code"),
+            WalkEnd::NoRule => ("truncated_no_rule", "stacks cut at code without an unwind rule"),
+            WalkEnd::UnreadableStack => ("truncated_unreadable", "stacks cut at memory that could not be read"),
+            WalkEnd::TooDeep => ("truncated_too_deep", "stacks cut at 127 frames"),
+            WalkEnd::NotProgressing => ("truncated_not_progressing", "stacks cut at a frame that leads nowhere"),
+        };
+        losses.add(name, objects.round() as u64, meaning);
+    }
+    losses
+}
+
+pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
+    let mut comments = Vec::new();
+    match context.mode {
+        Mode::Exact => comments.push("mode: exact".to_owned()),
+        Mode::Sampled => comments.push(format!(
+            "mode: sampled, one sample per {} bytes on average, scaled; memory mapped directly (mmap) is followed in exact \
+             mode only",
+            context.sample_interval
+        )),
+        Mode::Growth => comments.push(format!(
+            "mode: growth without probes, one sample per {} bytes on average. In use (`heap` = `resident`): anonymous memory \
+             that became resident and still is, in pages, by the stack that touched it first. Allocated (`heap` = `asked`): \
+             address space asked for by brk, mmap and mremap",
+            context.sample_interval
+        )),
+    }
+    if context.min_size > 0 {
+        comments.push(format!("allocations below {} bytes are not included", context.min_size));
+    }
+    comments.push(match context.mode {
+        Mode::Growth => "memory from before it was followed is not included".to_owned(),
+        Mode::Exact | Mode::Sampled => "memory allocated before tracing began is not included".to_owned(),
+    });
+    let count = |counter: Counter| context.counters[counter as usize];
+    comments.push(format!(
+        "events: {}; frees of memory from before tracing began: {}; frees told late: {}; nested calls: {}; failed allocations: {}",
+        notes.events,
+        notes.unknown_frees,
+        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred),
+        count(Counter::Nested),
+        count(Counter::AllocFailed)
+    ));
+    if notes.execs > 0 {
+        comments.push(format!(
+            "programs that ran before this one in the same process, not included: {}",
+            notes.execs
+        ));
+    }
+    for subject in subjects {
+        if subject.program.children > 0 {
+            comments.push(format!(
+                "children of pid {}, not traced: at least {}",
+                subject.program.key.pid, subject.program.children
+            ));
+        }
+        comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
+        for refused in &subject.program.plan.refused {
+            comments.push(format!(
+                "not hooked: {} in {}: {}",
+                refused.symbol,
+                refused.path.display(),
+                refused.reason
+            ));
+        }
+    }
+    comments
+}

@@ -1,0 +1,103 @@
+//! Growth by stack without any probe: of a service whose allocator nobody knows.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use leaktrace_tests::daemon::{Daemon, Home};
+use leaktrace_tests::process::{PATIENCE, Process};
+use leaktrace_tests::recording::leaktrace;
+use leaktrace_tests::scenario::unharmed;
+use leaktrace_tests::{breakpoints, machine, programs};
+use serde_json::Value;
+
+/// A process is a suspect after a quarter of `growth_time`, half a minute at least; it is never traced here.
+const WATCH: &str =
+    "growth_slope = \"100MiB/h\"\ngrowth_time = \"2m\"\nsuspect_interval = \"64KiB\"\n\n[trace]\nauto = false";
+/// KiB a second of each of both ways to keep memory.
+const RATE: u32 = 1024;
+
+fn bytes_of(daemon: &Daemon<'_>, pid: u32, sample_type: &str, function: &str) -> Result<f64> {
+    let path = format!("/api/v1/processes/{pid}/top?sample_type={sample_type}&cum=true&limit=1000");
+    let top = daemon.get(&path)?;
+    let rows = top["rows"].as_array().with_context(|| format!("no rows: {top}"))?;
+    let row = rows.iter().find(|row| row["function"] == function);
+    Ok(row.and_then(|row| row["cum"].as_f64()).unwrap_or(0.0))
+}
+
+fn anonymous(daemon: &Daemon<'_>, pid: u32) -> Result<f64> {
+    let details = daemon.get(&format!("/api/v1/processes/{pid}"))?;
+    details["memory"]["anonymous"].as_f64().context("no anonymous memory")
+}
+
+fn suspect(daemon: &Daemon<'_>, pid: u32) -> Result<Option<String>> {
+    let details = daemon.get(&format!("/api/v1/processes/{pid}"))?;
+    Ok(details["tracing"]["suspect"].as_str().map(str::to_owned))
+}
+
+#[test]
+fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut innocent = Process::spawn(Command::new("sleep").arg("600"))?;
+    let mut service = Process::spawn(programs::command("arena_service")?.arg(RATE.to_string()))?;
+    service.expect("ready")?;
+    let pid = service.pid();
+    let home = Home::new(WATCH)?;
+    let mut daemon = home.start()?;
+    daemon.until("its growth is followed", Duration::from_secs(90), |daemon| {
+        Ok(daemon.state(pid)?.is_some() && suspect(daemon, pid)?.is_some())
+    })?;
+    let before = anonymous(&daemon, pid)?;
+    // At 64 KiB a sample, 48 MiB are 768 of them: 3.6 % is one standard deviation.
+    let grown = 48.0 * 1024.0 * 1024.0;
+    daemon.until("it grows", Duration::from_secs(120), |daemon| {
+        Ok(anonymous(daemon, pid)? - before > grown)
+    })?;
+    let resident = |function: &str| bytes_of(&daemon, pid, "inuse_space", function);
+    let (arena, session, all) = (
+        resident("keep_record")? + resident("keep_index")?,
+        resident("keep_session")?,
+        resident("main")?,
+    );
+    let grown = anonymous(&daemon, pid)? - before;
+    // Scratch comes and goes while others look: it is 2 MiB, and stands in one of both numbers or in none.
+    ensure!((all / grown - 1.0).abs() < 0.25, "{all} bytes told, {grown} grown");
+    ensure!(
+        (arena / session - 1.0).abs() < 0.35,
+        "{arena} against {session}: both keep the same"
+    );
+    ensure!(
+        resident("use_scratch")? < 0.1 * all,
+        "memory that was given back is told as held"
+    );
+
+    // Address space: the chunks, the heap that malloc grows by brk, and all of the scratch.
+    let asked = |function: &str| bytes_of(&daemon, pid, "alloc_space", function);
+    let (chunks, heap, scratch) = (asked("open_chunk")?, asked("keep_session")?, asked("use_scratch")?);
+    ensure!((chunks / heap - 1.0).abs() < 0.5, "{chunks} in chunks, {heap} from brk");
+    ensure!(scratch > 4.0 * chunks, "{scratch} in scratch, {chunks} in chunks");
+
+    ensure!(
+        suspect(&daemon, innocent.pid())?.is_none(),
+        "an innocent process is a suspect"
+    );
+    ensure!(daemon.state(pid)?.as_deref() == Some("watched"), "it is traced");
+    let profile = stored(&home, pid)?;
+    ensure!(profile.contains("growth without probes"), "{profile}");
+    ensure!(breakpoints::changed_code(pid)?.is_empty(), "a probe is in the service");
+    daemon.end()?;
+    unharmed(&mut service)?;
+    unharmed(&mut innocent)
+}
+
+/// What `leaktrace show` says of the newest profile in the store.
+fn stored(home: &Home, pid: u32) -> Result<String> {
+    let store = home.store().display().to_string();
+    let answer = leaktrace(&["list", "--store", &store, "-p", &pid.to_string(), "--json"], PATIENCE)?;
+    let list: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())?;
+    let id = list[0]["id"].as_str().or_else(|| list["profiles"][0]["id"].as_str());
+    let id = id.with_context(|| format!("no profile of pid {pid}: {list}"))?;
+    Ok(leaktrace(&["show", id, "--store", &store], PATIENCE)?.stdout)
+}
