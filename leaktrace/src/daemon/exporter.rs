@@ -8,12 +8,16 @@ use std::{
 
 use super::{
     api, moment,
-    push::Export,
+    push::{Export, Origin, Origins, Since},
     service::{Service, lock, profile_of},
     store::{Heap, NewEntry, StoreError},
 };
 use crate::{
-    export::pprof, model::ProcessKey, proc::memory, report::profile::Profile, runtime::go::GoProcess,
+    export::pprof,
+    model::ProcessKey,
+    proc::{identity, memory},
+    report::profile::Profile,
+    runtime::go::GoProcess,
     session::live::Moment,
 };
 
@@ -49,17 +53,32 @@ pub struct Exporter {
 
 struct Last {
     at: Instant,
-    /// The end of its last profile, in nanoseconds since 1970.
-    told: Option<u64>,
+    /// When its last profile was made.
+    told: Option<Instant>,
+    /// What was sent of it.
+    since: Since,
+    /// It was not traced at the last turn.
+    untraced: bool,
     identity: Arc<api::Identity>,
 }
 
 impl Last {
+    /// Notes whether it is traced; what was sent of native allocations is forgotten at the second turn without, since a
+    /// last profile that was on its way at the first one is made by then.
+    fn note(&mut self, traced: bool) {
+        if self.untraced && !traced {
+            self.since.forget_native();
+        }
+        self.untraced = !traced;
+    }
+
     /// Of a process that was not exported yet.
     fn new(identity: Arc<api::Identity>) -> Self {
         Self {
             at: Instant::now(),
             told: None,
+            since: Since::default(),
+            untraced: false,
             identity,
         }
     }
@@ -108,14 +127,17 @@ impl Exporter {
             let traced = process.tracing.state == api::TraceState::Traced;
             let is_go = process.identity.runtime == api::Runtime::Go;
             let followed = traced || process.tracing.suspect.is_some();
+            let key = ProcessKey {
+                pid: process.identity.pid,
+                start_time: process.identity.start_time,
+            };
+            if let Some(last) = self.last.get_mut(&key) {
+                last.note(followed);
+            }
             let interval = match (followed, is_go) {
                 (true, _) => config.export.interval,
                 (false, true) => config.export.go_interval,
                 (false, false) => continue,
-            };
-            let key = ProcessKey {
-                pid: process.identity.pid,
-                start_time: process.identity.start_time,
             };
             let Some(last) = self.last.get_mut(&key) else {
                 if self.last.len() < MAX_IDENTITIES {
@@ -149,12 +171,21 @@ impl Exporter {
     }
 
     fn export_moment(&mut self, key: ProcessKey, moment: Moment) {
-        let heap = match (moment.is_growth(), moment.is_go()) {
+        let is_go = moment.is_go();
+        let heap = match (moment.is_growth(), is_go) {
             (true, _) => Heap::Growth,
             (false, true) => Heap::Both,
             (false, false) => Heap::Native,
         };
-        self.export(key, heap, profile_of(moment));
+        let (attached, programs) = moment.origin();
+        let origins = Origins {
+            native: Some(Origin {
+                run: [moment::since_1970(attached), programs],
+                age: moment.age(),
+            }),
+            go: is_go.then(|| origin_of_go(key)).flatten(),
+        };
+        self.export(key, heap, profile_of(moment), origins);
     }
 
     fn export_go(&mut self, key: ProcessKey) {
@@ -166,8 +197,12 @@ impl Exporter {
                 return;
             }
         };
+        let origins = Origins {
+            native: None,
+            go: origin_of_go(key),
+        };
         match Service::go_profile(&process) {
-            Ok(profile) => self.export(key, Heap::Go, profile),
+            Ok(profile) => self.export(key, Heap::Go, profile, origins),
             Err(error) => tracing::debug!("no Go profile of pid {}: {error}", key.pid),
         }
         if let Ok(snapshot) = process.goroutines() {
@@ -177,39 +212,70 @@ impl Exporter {
         }
     }
 
-    fn export(&mut self, key: ProcessKey, heap: Heap, profile: Profile) {
+    fn export(&mut self, key: ProcessKey, heap: Heap, profile: Profile, origins: Origins) {
         self.worked = true;
         let end = moment::wall();
-        let (identity, begin) = match self.last.get_mut(&key) {
-            Some(last) => (Arc::clone(&last.identity), last.told.replace(end)),
-            None => match self.service.identity(key.pid).filter(|(known, _)| *known == key) {
-                Some((_, identity)) => (identity, None),
-                None => return,
-            },
-        };
-        let begin = begin.unwrap_or_else(|| u64::try_from(profile.time_nanos).unwrap_or(end));
-        let mut bytes = Vec::new();
-        if let Err(error) = pprof::write(&profile, &mut bytes) {
-            tracing::warn!("failed to encode the profile of pid {}: {error}", key.pid);
+        let Some((identity, told)) = self.note_export(key) else {
             return;
-        }
-        let in_use = profile
-            .sample_type(Some("inuse_space"))
-            .map(|column| profile.samples.iter().map(|sample| sample.values[column]).sum())
-            .unwrap_or(0);
-        let stored = lock(&self.service.store).put(&NewEntry {
+        };
+        // By the clock that never jumps: a profile does not begin behind its end.
+        let length = told.map_or_else(
+            || Duration::from_nanos(u64::try_from(profile.duration_nanos).unwrap_or(0)),
+            |told| told.elapsed(),
+        );
+        let Some(bytes) = encode(&profile, key) else { return };
+        self.store(&NewEntry {
             identity: &identity,
-            begin,
+            begin: moment::before(end, length),
             end,
             heap,
-            in_use,
+            in_use: in_use(&profile),
             bytes: &bytes,
         });
+        self.push(key, identity, profile, origins, end);
+    }
+
+    /// Who a process is, and when its profile before was made; this one is made now.
+    fn note_export(&mut self, key: ProcessKey) -> Option<(Arc<api::Identity>, Option<Instant>)> {
+        if let Some(last) = self.last.get_mut(&key) {
+            return Some((Arc::clone(&last.identity), last.told.replace(Instant::now())));
+        }
+        let (_, identity) = self.service.identity(key.pid).filter(|(known, _)| *known == key)?;
+        Some((identity, None))
+    }
+
+    fn store(&self, entry: &NewEntry<'_>) {
+        let stored = lock(&self.service.store).put(entry);
         match stored {
             // A pause is told by the store itself.
             Ok(_) | Err(StoreError::Paused { .. }) => self.service.trouble("store", None),
             Err(error) => self.service.trouble("store", Some(error.to_string())),
         }
+    }
+
+    /// Hands a profile to the push targets, with allocations since the one before in the place of all.
+    fn push(
+        &mut self,
+        key: ProcessKey,
+        identity: Arc<api::Identity>,
+        mut profile: Profile,
+        origins: Origins,
+        end: u64,
+    ) {
+        let mut first = Since::default();
+        let since = self.last.get_mut(&key).map_or(&mut first, |last| &mut last.since);
+        if self.service.pusher.is_empty() {
+            *since = Since::default();
+            return;
+        }
+        let length = since.tell(&mut profile, origins, Instant::now());
+        let begin = moment::before(end, length);
+        profile.time_nanos = i64::try_from(begin).unwrap_or(0);
+        profile.duration_nanos = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
+        profile
+            .comments
+            .push("allocations are those since the profile that was made before this one".to_owned());
+        let Some(bytes) = encode(&profile, key) else { return };
         self.service.pusher.offer(Export {
             identity,
             begin,
@@ -235,4 +301,30 @@ impl Exporter {
             self.export_moment(key, moment);
         }
     }
+}
+
+/// Where the counts of a Go heap began: with the program that the process runs now. `None` if it ended.
+fn origin_of_go(key: ProcessKey) -> Option<Origin> {
+    let stat = identity::read_stat(key.pid).ok().filter(|stat| stat.key == key)?;
+    Some(Origin {
+        run: [stat.stack_start, 0],
+        age: moment::age(key.start_time),
+    })
+}
+
+/// A profile as compressed pprof.
+fn encode(profile: &Profile, key: ProcessKey) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match pprof::write(profile, &mut bytes) {
+        Ok(()) => Some(bytes),
+        Err(error) => {
+            tracing::warn!("failed to encode the profile of pid {}: {error}", key.pid);
+            None
+        }
+    }
+}
+
+/// Outstanding bytes that a profile tells.
+fn in_use(profile: &Profile) -> i64 {
+    profile.totals().get("inuse_space").unwrap_or(0)
 }

@@ -38,6 +38,9 @@ pub struct Stat {
     pub parent: u32,
     /// A thread of the kernel.
     pub kernel_thread: bool,
+    /// Address where the stack of its main thread begins: each program that a process runs has another, by chance; 0
+    /// for callers who may not read the process, and where addresses are not random.
+    pub stack_start: u64,
 }
 
 /// A process and what is worth showing about it.
@@ -76,6 +79,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         state: field(3)?.chars().next()?,
         parent: field(4)?.parse().ok()?,
         kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
+        stack_start: field(28).and_then(|field| field.parse().ok()).unwrap_or(0),
     })
 }
 
@@ -218,6 +222,13 @@ mod tests {
             }
         );
         assert_eq!((stat.state, stat.parent, stat.kernel_thread), ('S', 7, false));
+        assert_eq!(stat.stack_start, 0);
+        let more = [
+            text.trim_ascii_end(),
+            b" 18446744073709551615 4096 8192 140722001122 0\n",
+        ]
+        .concat();
+        assert_eq!(parse_stat(&more).unwrap().stack_start, 140_722_001_122);
         assert!(parse_stat(b"42 (a").is_none());
         assert!(parse_stat(b")(").is_none());
     }
@@ -238,6 +249,7 @@ mod tests {
         assert_eq!(identity.exe, std::env::current_exe().ok());
         assert!(!identity.cmdline.is_empty());
         assert_eq!(identity.key, read_key(std::process::id()).unwrap());
+        assert_ne!(read_stat(std::process::id()).unwrap().stack_start, 0);
         assert!(read_threads(std::process::id()).unwrap().contains(&std::process::id()));
     }
 

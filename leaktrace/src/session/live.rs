@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use leaktrace_common::reason::Counter;
@@ -308,6 +308,17 @@ impl Moment {
     /// Whether growth was followed, not allocations.
     pub fn is_growth(&self) -> bool {
         self.context.mode == Mode::Growth
+    }
+
+    /// Where its allocations are counted from: when the process was attached to, and the number of programs that it ran
+    /// since before this one. Where either is another, counts have begun anew.
+    pub fn origin(&self) -> (SystemTime, u64) {
+        (self.context.attached, self.captured.notes.execs)
+    }
+
+    /// How long ago the process was attached to.
+    pub fn age(&self) -> Duration {
+        self.context.duration
     }
 
     /// Whether the profile has samples of a Go heap.

@@ -4,6 +4,9 @@
 //! and keeps none on disk. Invariant: every profile that was offered to a target is waiting there, or was counted as
 //! sent or as dropped.
 //!
+//! Receivers sum allocations over what they get, so a profile that is sent tells those since the one before (`since`).
+//! One that is dropped takes its allocations along: no later one tells them again.
+//!
 //! Delivery is at least once and in order: an answer that got lost makes a profile arrive twice, with the same id.
 
 mod backoff;
@@ -16,6 +19,7 @@ mod pyroscope;
 mod queue;
 mod resource;
 mod settings;
+mod since;
 mod target;
 mod token;
 
@@ -26,6 +30,7 @@ use std::sync::Arc;
 
 pub use pusher::Pusher;
 pub use settings::{Kind, SettingsError, TargetSettings, is_reserved_header};
+pub use since::{Origin, Origins, Since};
 
 use crate::{daemon::api::Identity, report::profile::Profile};
 
@@ -38,7 +43,7 @@ pub struct Export {
     pub begin: u64,
     /// And ends here.
     pub end: u64,
-    /// What it tells.
+    /// What it tells; allocations are those between both times.
     pub profile: Arc<Profile>,
     /// The same as pprof, compressed with gzip.
     pub pprof: Arc<[u8]>,

@@ -62,6 +62,11 @@ impl Pusher {
         pusher
     }
 
+    /// Whether there is no target.
+    pub fn is_empty(&self) -> bool {
+        self.targets().is_empty()
+    }
+
     /// Hands a profile to every target. Never waits: what does not fit into a queue pushes out the oldest there, and is
     /// counted.
     pub fn offer(&self, export: Export) {
