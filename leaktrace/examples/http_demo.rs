@@ -37,7 +37,7 @@ async fn main() -> anyhow::Result<()> {
     let server = http::serve(settings, Arc::new(fake), shutdown).await?;
     let token = std::fs::read_to_string(&token_file).context("failed to read the token")?;
     if let Some(address) = server.address() {
-        println!("http://{address}/login?token={}", token.trim());
+        println!("http://{address}/login#token={}", token.trim());
         println!(
             "go tool pprof http://leaktrace:{}@{address}/debug/pprof/heap?pid=100",
             token.trim()

@@ -118,7 +118,7 @@ fn the_page_names_it(home: &Home, pid: u32) -> Result<()> {
     }
     let token = fs::read_to_string(home.path("token"))?;
     let page = browser::Browser::start(1360, 900)?;
-    page.open(&format!("http://127.0.0.1:{}/login?token={}", home.port, token.trim()))?;
+    page.open(&format!("http://127.0.0.1:{}/login#token={}", home.port, token.trim()))?;
     page.wait("document.querySelector('.grid tbody.rows tr')", Duration::from_secs(20))?;
     page.open(&format!("http://127.0.0.1:{}/#/p/{pid}/top", home.port))?;
     page.wait(

@@ -58,7 +58,7 @@ impl Demo {
         };
         let address = address?;
         let (origin, token) = address
-            .split_once("/login?token=")
+            .split_once("/login#token=")
             .with_context(|| format!("`{address}` is no address with a token"))?;
         demo.origin = origin.to_owned();
         demo.token = token.to_owned();

@@ -87,7 +87,7 @@ impl Column {
         }
     }
 
-    /// The API's word for the figure. Where it has none the source sorts by growth, and `sort` does the rest.
+    /// The API's word for the figure. The trend has none: the source sorts by growth then.
     pub fn word(self) -> &'static str {
         match self {
             Self::Pid => "pid",
@@ -96,7 +96,10 @@ impl Column {
             Self::Anonymous => "anonymous",
             Self::Tracked => "tracked",
             Self::GoHeap => "go_heap",
-            Self::User | Self::Swap | Self::State | Self::Growth | Self::Trend => "growth",
+            Self::User => "user",
+            Self::Swap => "swap",
+            Self::State => "state",
+            Self::Growth | Self::Trend => "growth",
         }
     }
 

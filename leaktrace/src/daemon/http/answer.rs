@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
-use super::limits::{Bounded, Gate};
+use super::limits::{BODY_TIME, Bounded, Gate, MAX_BODY};
 use crate::daemon::api;
 use crate::daemon::backend::{Backend, Failure};
 
@@ -117,6 +117,19 @@ pub(super) async fn json<T: Serialize>(
 pub(super) fn typed(content_type: &'static str, body: impl Into<Body>) -> Response {
     let kind = (header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     ([kind], body.into()).into_response()
+}
+
+/// The body of a request, which is small and comes soon.
+pub(super) async fn body(body: Body) -> Result<Bytes, Problem> {
+    tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY))
+        .await
+        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?
+        .map_err(|_| {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body is cut off or larger than {} KiB", MAX_BODY >> 10),
+            )
+        })
 }
 
 /// The path exists, not with this method.

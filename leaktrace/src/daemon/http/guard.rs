@@ -74,11 +74,16 @@ impl Guard {
         if !method.is_safe() {
             let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
             let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
-            // A form on another site can send no such request without being asked for permission first.
-            if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
+            // A form on another site can send no such request without being asked for permission first. The login is a
+            // form, and worth nothing to one who does not know the token.
+            let wanted = match uri.path() {
+                page::LOGIN_PATH => "application/x-www-form-urlencoded",
+                _ => "application/json",
+            };
+            if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(wanted)) {
                 return Err(Problem::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    "requests that change something need `Content-Type: application/json`",
+                    format!("requests that change something need `Content-Type: {wanted}`"),
                 ));
             }
         }
@@ -240,12 +245,12 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
             }
             next.run(request).await
         }
-        Ok(Admission::Unknown) if path == "/login" || page::is_public(path) => next.run(request).await,
+        Ok(Admission::Unknown) if path == page::LOGIN_PATH || page::is_public(path) => next.run(request).await,
         Ok(Admission::Unknown) if matches!(path, "/" | "/index.html") => page::ask_for_token(),
         Ok(Admission::Unknown) => {
             let mut response = refuse(Problem::new(
                 StatusCode::UNAUTHORIZED,
-                "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`, or open /login?token=TOKEN",
+                "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`, or open /login",
             ));
             let challenge = HeaderValue::from_static("Bearer realm=\"leaktrace\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);

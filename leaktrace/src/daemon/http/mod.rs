@@ -180,7 +180,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/debug/pprof/allocs", get(profiles::allocs))
         .route("/debug/pprof/goroutine", get(profiles::goroutine))
         .route("/healthz", get(page::healthz))
-        .route("/login", get(page::login))
+        .route(page::LOGIN_PATH, get(page::login).post(page::take_token))
         .route("/metrics", get(metrics::page))
         .fallback(page::file)
         .method_not_allowed_fallback(answer::method_not_allowed)

@@ -5,18 +5,22 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
+use axum::extract::Query;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 
 use super::App;
-use super::answer::{Problem, Query, one_line, typed};
+use super::answer::{self, Problem, one_line, typed};
 use crate::daemon::ui;
 
-/// The file that asks for the token: its form sends `token` to `/login` with GET. It is shown in place of the page and
-/// after a wrong token.
+/// Where the token is sent to.
+pub(super) const LOGIN_PATH: &str = "/login";
+
+/// The file that asks for the token: its form sends `token` to `/login` with POST, so that it is in no address. It is
+/// shown in place of the page and after a wrong token.
 const LOGIN: &str = "login.html";
 /// The page.
 const INDEX: &str = "index.html";
@@ -32,38 +36,54 @@ pub(super) fn is_public(path: &str) -> bool {
     name != INDEX && ui::asset(name).is_some()
 }
 
-/// The static page that asks for the token.
+/// The static page that asks for the token, as a refusal.
 pub(super) fn ask_for_token() -> Response {
-    let Some(login) = ui::asset(LOGIN) else {
-        return Problem::new(StatusCode::UNAUTHORIZED, "open /login?token=TOKEN").into_response();
-    };
-    let challenge = HeaderValue::from_static("Bearer realm=\"leaktrace\"");
-    let mut response = typed(login.content_type, login.bytes);
+    let mut response = login_page();
     *response.status_mut() = StatusCode::UNAUTHORIZED;
+    let challenge = HeaderValue::from_static("Bearer realm=\"leaktrace\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }
 
-#[derive(Deserialize)]
-pub(super) struct Login {
-    token: Option<String>,
+/// The static page that asks for the token.
+pub(super) async fn login() -> Response {
+    login_page()
 }
 
-/// Takes the token out of the address and gives a cookie for it.
-pub(super) async fn login(State(app): State<Arc<App>>, Query(login): Query<Login>) -> Response {
-    let Some(token) = login.token else {
-        return ask_for_token();
+fn login_page() -> Response {
+    let Some(login) = ui::asset(LOGIN) else {
+        return Problem::internal("the page that asks for the token is missing").into_response();
     };
-    match app.guard.cookie(token.trim()) {
-        None => ask_for_token(),
-        Some(cookie) => {
-            let headers = [
-                (header::SET_COOKIE, cookie),
-                (header::LOCATION, HeaderValue::from_static("/")),
-            ];
-            (StatusCode::SEE_OTHER, headers).into_response()
-        }
-    }
+    // Without a referrer browsers send a form with `Origin: null`, as a foreign page may.
+    let referrer = (header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    ([referrer], typed(login.content_type, login.bytes)).into_response()
+}
+
+#[derive(Deserialize)]
+struct Login {
+    token: String,
+}
+
+/// Takes the token out of the form and gives a cookie for it.
+pub(super) async fn take_token(State(app): State<Arc<App>>, body: Body) -> Result<Response, Problem> {
+    let form = answer::body(body).await?;
+    let cookie = token(&form).and_then(|token| app.guard.cookie(token.trim()));
+    let Some(cookie) = cookie else {
+        return Ok(ask_for_token());
+    };
+    let headers = [
+        (header::SET_COOKIE, cookie),
+        (header::LOCATION, HeaderValue::from_static("/")),
+    ];
+    Ok((StatusCode::SEE_OTHER, headers).into_response())
+}
+
+/// The field `token` of a form, whose encoding is that of a query.
+fn token(form: &Bytes) -> Option<String> {
+    let form = std::str::from_utf8(form).ok()?;
+    let uri: Uri = format!("/?{form}").parse().ok()?;
+    let Query(login) = Query::<Login>::try_from_uri(&uri).ok()?;
+    Some(login.token)
 }
 
 /// A file of the page, or nothing.

@@ -3,20 +3,19 @@
 //! Sorts, filters and cuts; the figures are the backend's. Invariant: rows whose key is unknown come last in either
 //! order, and equal ones by pid, so that pages of the list neither repeat nor miss one.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::answer::{self, Path, Problem, Query, one_line};
-use super::limits::{BODY_TIME, MAX_BODY};
 use crate::daemon::api;
 use crate::daemon::backend::Failure;
 
@@ -36,6 +35,8 @@ pub(super) enum SortKey {
     Rss,
     /// Resident anonymous bytes.
     Anonymous,
+    /// Swapped bytes.
+    Swap,
     /// Live bytes of native allocations.
     Tracked,
     /// Live bytes of the Go heap.
@@ -44,6 +45,10 @@ pub(super) enum SortKey {
     Pid,
     /// Name.
     Comm,
+    /// Name of the user, or the number where there is none.
+    User,
+    /// How it stands: traced is the most, then detached, refused, watched, gone.
+    State,
 }
 
 /// Which comes first.
@@ -63,7 +68,7 @@ pub(super) struct ListQuery {
     /// What to sort by.
     #[param(inline)]
     sort: SortKey,
-    /// Largest first unless told otherwise, and names and pids smallest first.
+    /// Largest first unless told otherwise, and names, users and pids smallest first.
     #[param(inline)]
     order: Option<Order>,
     /// Rows with this text (in any case) in name, arguments, executable, user, unit, container or control group, or with
@@ -155,36 +160,68 @@ fn matches(identity: &api::Identity, needle: &str) -> bool {
     identity.pid.to_string() == needle || texts.any(|text| text.to_lowercase().contains(needle))
 }
 
-fn compare(a: &api::Process, b: &api::Process, sort: SortKey, order: Option<Order>) -> Ordering {
-    let number = |process: &api::Process| {
-        let memory = &process.memory;
+/// A value to sort by.
+#[derive(Debug, PartialEq, PartialOrd)]
+enum Figure<'p> {
+    Number(f64),
+    Text(Cow<'p, str>),
+}
+
+impl<'p> Figure<'p> {
+    /// What a process has; `None` where that is not known.
+    fn of(process: &'p api::Process, sort: SortKey) -> Option<Self> {
+        let api::Process {
+            identity,
+            memory,
+            tracing,
+            ..
+        } = process;
+        let bytes = |bytes: u64| Some(Self::Number(bytes as f64));
         match sort {
-            SortKey::Growth => memory.growth.filter(|growth| !growth.is_nan()),
-            SortKey::Rss => Some(memory.rss as f64),
-            SortKey::Anonymous => Some(memory.anonymous as f64),
-            SortKey::Tracked => memory.tracked.map(|bytes| bytes as f64),
-            SortKey::GoHeap => memory.go_heap.map(|bytes| bytes as f64),
-            SortKey::Pid => Some(f64::from(process.identity.pid)),
-            SortKey::Comm => None,
+            SortKey::Growth => memory.growth.filter(|growth| !growth.is_nan()).map(Self::Number),
+            SortKey::Rss => bytes(memory.rss),
+            SortKey::Anonymous => bytes(memory.anonymous),
+            SortKey::Swap => bytes(memory.swap),
+            SortKey::Tracked => memory.tracked.and_then(bytes),
+            SortKey::GoHeap => memory.go_heap.and_then(bytes),
+            SortKey::Pid => bytes(identity.pid.into()),
+            SortKey::Comm => Some(Self::Text(identity.comm.as_str().into())),
+            SortKey::User => Some(Self::Text(match &identity.user {
+                Some(user) => user.as_str().into(),
+                None => identity.uid.to_string().into(),
+            })),
+            SortKey::State => bytes(rank(tracing.state)),
         }
-    };
+    }
+}
+
+fn rank(state: api::TraceState) -> u64 {
+    match state {
+        api::TraceState::Gone => 0,
+        api::TraceState::Watched => 1,
+        api::TraceState::Refused => 2,
+        api::TraceState::Detached => 3,
+        api::TraceState::Traced => 4,
+    }
+}
+
+fn compare(a: &api::Process, b: &api::Process, sort: SortKey, order: Option<Order>) -> Ordering {
     let by_default = match sort {
-        SortKey::Pid | SortKey::Comm => Order::Asc,
+        SortKey::Pid | SortKey::Comm | SortKey::User => Order::Asc,
         _ => Order::Desc,
     };
-    let turn = |ordering: Ordering| match order.unwrap_or(by_default) {
-        Order::Asc => ordering,
-        Order::Desc => ordering.reverse(),
-    };
-    let by_key = if sort == SortKey::Comm {
-        turn(a.identity.comm.cmp(&b.identity.comm))
-    } else {
-        match (number(a), number(b)) {
-            (Some(a), Some(b)) => turn(a.total_cmp(&b)),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => Ordering::Equal,
+    let by_key = match (Figure::of(a, sort), Figure::of(b, sort)) {
+        (Some(a), Some(b)) => {
+            // Of one key all are numbers, or all are text, and none is NaN.
+            let ascending = a.partial_cmp(&b).unwrap_or(Ordering::Equal);
+            match order.unwrap_or(by_default) {
+                Order::Asc => ascending,
+                Order::Desc => ascending.reverse(),
+            }
         }
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => Ordering::Equal,
     };
     by_key.then_with(|| a.identity.pid.cmp(&b.identity.pid))
 }
@@ -293,15 +330,7 @@ pub(super) struct TraceRequest {
     (status = 409, body = api::Error, description = "It cannot be traced")))]
 /// Begins to trace a process.
 pub(super) async fn start_trace(State(app): State<Arc<App>>, Path(pid): Path<u32>, body: Body) -> Answer {
-    let bytes = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY))
-        .await
-        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))?
-        .map_err(|_| {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is cut off or larger than {} KiB", MAX_BODY >> 10),
-            )
-        })?;
+    let bytes = answer::body(body).await?;
     let request: TraceRequest = if bytes.iter().all(u8::is_ascii_whitespace) {
         TraceRequest::default()
     } else {
@@ -370,6 +399,8 @@ async fn stored_profiles(app: Arc<App>, pid: Option<u32>) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     #[test]

@@ -48,6 +48,7 @@ static FILES: &[(&str, Asset)] = files! {
     "licenses.txt": TEXT,
     "login.css": CSS,
     "login.html": HTML,
+    "login.js": SCRIPT,
     "main.js": SCRIPT,
     "panels.js": SCRIPT,
     "process.js": SCRIPT,

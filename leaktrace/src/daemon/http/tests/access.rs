@@ -57,8 +57,15 @@ async fn the_token_in_three_ways_and_the_cookie_is_not_the_token() {
         .await;
     assert_eq!(reply.status, 200);
 
-    assert_eq!(demo.bare("GET", "/login?token=wrong", "", "").await.status, 401);
-    let login = demo.bare("GET", &format!("/login?token={}", demo.token), "", "").await;
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    for wrong in ["token=wrong", "token=", "tokn=x", "", "%ff", "token=a&token=b"] {
+        let refused = demo.bare("POST", "/login", form, wrong).await;
+        assert_eq!((refused.status, refused.header("set-cookie")), (401, None), "{wrong}");
+    }
+    let right = format!("token={}", demo.token);
+    let json = "Content-Type: application/json\r\n";
+    assert_eq!(demo.bare("POST", "/login", json, &right).await.status, 415);
+    let login = demo.bare("POST", "/login", form, &format!("{right}+")).await;
     assert_eq!((login.status, login.header("location")), (303, Some("/")));
     let cookie = login.header("set-cookie").unwrap();
     assert!(
@@ -66,6 +73,13 @@ async fn the_token_in_three_ways_and_the_cookie_is_not_the_token() {
         "{cookie}"
     );
     assert!(!cookie.contains(&demo.token));
+    // In an address it would be kept by whoever keeps addresses: it is worth nothing there.
+    let asked = demo.bare("GET", &format!("/login?{right}"), "", "").await;
+    assert_eq!((asked.status, asked.header("set-cookie")), (200, None));
+    // Or else browsers send the form as a page of another site does.
+    assert_eq!(asked.header("referrer-policy"), Some("same-origin"));
+    let foreign = format!("{form}Origin: http://evil.example\r\n");
+    assert_eq!(demo.bare("POST", "/login", &foreign, &right).await.status, 403);
     let cookie = cookie.split(';').next().unwrap();
     let with = format!("Cookie: other=1; {cookie}\r\n");
     assert_eq!(demo.bare("GET", "/api/v1/status", &with, "").await.status, 200);

@@ -49,6 +49,12 @@ async fn tracing_begins_and_ends_with_json_alone() {
     assert_eq!(refused.status, 409);
 }
 
+/// A value of each row.
+fn column<'v>(list: &'v Value, pointer: &'v str) -> impl Iterator<Item = &'v Value> {
+    let rows = list["processes"].as_array().unwrap();
+    rows.iter().map(move |row| row.pointer(pointer).unwrap_or(&Value::Null))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_sort_filter_and_page() {
     let demo = demo().await;
@@ -77,9 +83,31 @@ async fn lists_sort_filter_and_page() {
         .await;
     assert_eq!(pids(&traced), [100, 107, 150, 157, 200, 207]);
     assert_eq!(pids(&demo.ok("/api/v1/processes?filter=PROGRAM-117").await), [117]);
-    for sort in ["rss", "anonymous", "tracked", "go_heap", "comm"] {
-        assert_eq!(demo.ok(&format!("/api/v1/processes?sort={sort}")).await["total"], 120);
+    for (sort, of) in [
+        ("rss", "/memory/rss"),
+        ("anonymous", "/memory/anonymous"),
+        ("swap", "/memory/swap"),
+        ("tracked", "/memory/tracked"),
+        ("go_heap", "/memory/go_heap"),
+    ] {
+        let sorted = demo.ok(&format!("/api/v1/processes?sort={sort}")).await;
+        let figures: Vec<Option<u64>> = column(&sorted, of).map(Value::as_u64).collect();
+        let known = figures.iter().filter(|figure| figure.is_some()).count();
+        assert!(known > 1 && figures[..known].is_sorted_by(|a, b| a >= b), "{sort}");
+        assert!(figures[0] > figures[known - 1], "{sort}: all are the same");
     }
+    for (sort, of) in [("comm", "/comm"), ("user", "/user")] {
+        let sorted = demo.ok(&format!("/api/v1/processes?sort={sort}")).await;
+        let names: Vec<&str> = column(&sorted, of).filter_map(Value::as_str).collect();
+        assert!(
+            names.len() == 120 && names.is_sorted() && names[0] < names[119],
+            "{sort}"
+        );
+    }
+    let states = demo.ok("/api/v1/processes?sort=state").await;
+    let mut groups: Vec<&str> = column(&states, "/tracing/state").filter_map(Value::as_str).collect();
+    groups.dedup();
+    assert_eq!(groups, ["traced", "detached", "refused", "watched", "gone"]);
     for bad in [
         "sort=size",
         "srot=pid",

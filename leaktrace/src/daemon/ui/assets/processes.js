@@ -14,15 +14,15 @@ const SPARE = 8;
 const EVERY = 4000;
 
 const COLUMNS = [
-  { id: null, label: "State", class: "state-cell", width: "col-state" },
+  { id: "state", label: "State", class: "state-cell", width: "col-state", first: "desc" },
   { id: "comm", label: "Process", class: "", width: "col-name", first: "asc" },
   { id: "pid", label: "PID", class: "number slim", width: "col-pid col-slim", first: "asc" },
-  { id: null, label: "User", class: "mid", width: "col-user col-mid" },
+  { id: "user", label: "User", class: "mid", width: "col-user col-mid", first: "asc" },
   { id: "growth", label: "Growth per h", class: "number", width: "col-growth", first: "desc" },
   { id: null, label: "Last hour", class: "slim", width: "col-spark col-slim" },
   { id: "anonymous", label: "Anonymous", class: "number", width: "col-number", first: "desc" },
   { id: "rss", label: "RSS", class: "number mid", width: "col-number col-mid", first: "desc" },
-  { id: null, label: "Swap", class: "number wide swap", width: "col-number col-wide col-swap" },
+  { id: "swap", label: "Swap", class: "number wide swap", width: "col-number col-wide col-swap", first: "desc" },
   { id: "tracked", label: "Tracked", class: "number mid", width: "col-number col-mid", first: "desc" },
   { id: "go_heap", label: "Go heap", class: "number wide", width: "col-number col-wide", first: "desc" },
   { id: null, label: "Why", class: "why", width: "col-why" },
