@@ -287,7 +287,7 @@ fn http_settings(http: &Http) -> http::Settings {
             .clone()
             .zip(http.tls_key.clone())
             .map(|(certificate, key)| http::TlsFiles { certificate, key }),
-        names: Vec::new(),
+        names: http.names.clone(),
         max_clients: http.max_clients,
     }
 }

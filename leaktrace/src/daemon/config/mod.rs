@@ -165,6 +165,8 @@ pub struct Http {
     pub tls_certificate: Option<PathBuf>,
     /// Its key, PEM.
     pub tls_key: Option<PathBuf>,
+    /// DNS names that callers may use, in lower case and without the dot at the end; there only with TLS.
+    pub names: Vec<String>,
     /// Most connections.
     pub max_clients: usize,
 }

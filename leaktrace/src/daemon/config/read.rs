@@ -147,7 +147,10 @@ impl Filled {
                 Ok(value) => {
                     filled.values.insert(key.name, value);
                 }
-                Err(message) => problems.add(value.span(), format!("{}.{text}", section.name), message),
+                Err(fault) => {
+                    let place = fault.place.unwrap_or_else(|| value.span());
+                    problems.add(place, format!("{}.{text}", section.name), fault.message);
+                }
             }
         }
         for key in section.keys.iter().filter(|key| !filled.places.contains_key(key.name)) {
@@ -370,6 +373,7 @@ fn http(filled: &mut Filled, problems: &mut Problems<'_>) -> Http {
         token_file: filled.need("token_file"),
         tls_certificate: filled.take("tls_certificate"),
         tls_key: filled.take("tls_key"),
+        names: filled.take("names").unwrap_or_default(),
         max_clients: usize::try_from(filled.need::<u64>("max_clients")).unwrap_or(usize::MAX),
     };
     let given = |key: &str| filled.places.contains_key(key);
@@ -377,6 +381,10 @@ fn http(filled: &mut Filled, problems: &mut Problems<'_>) -> Http {
         if given(one) && !given(other) {
             problems.add(filled.place(one), filled.full(one), format!("needs `{other}` as well"));
         }
+    }
+    if !http.names.is_empty() && !given("tls_certificate") && !given("tls_key") {
+        let message = "count with TLS alone; add tls_certificate and tls_key, or ask for 127.0.0.1 or localhost";
+        problems.add(filled.place("names"), filled.full("names"), message);
     }
     if let Some(listen) = http.listen
         && !listen.ip().is_loopback()

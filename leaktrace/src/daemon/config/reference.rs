@@ -126,5 +126,6 @@ fn value(kind: Kind) -> String {
         Kind::Url => "`http://` or `https://` URL".to_owned(),
         Kind::Headers => "table of names and values".to_owned(),
         Kind::Address => "IP address and port, or `\"\"`".to_owned(),
+        Kind::HostNames => "array of DNS names, at most 64".to_owned(),
     }
 }

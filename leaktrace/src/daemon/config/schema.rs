@@ -36,6 +36,8 @@ pub(super) enum Kind {
     Headers,
     /// Address and port; empty to switch off.
     Address,
+    /// An array of DNS names.
+    HostNames,
 }
 
 /// Whether two configurations differ in a key.
@@ -484,6 +486,17 @@ pub(super) static SECTIONS: &[Section] = &[
                     Kind::Path { empty: false },
                     r#""/etc/leaktrace/tls.key""#,
                     "Its private key, PEM.",
+                ),
+            ),
+            at_start(
+                "http.names",
+                |old, new| old.http.names != new.http.names,
+                optional(
+                    "names",
+                    Kind::HostNames,
+                    r#"["host-a.example"]"#,
+                    "DNS names by which the daemon is asked for over TLS, which the certificate has to be for as well. \
+                     Requests for any other name are refused; its addresses are known, and so is `localhost`.",
                 ),
             ),
             at_start(

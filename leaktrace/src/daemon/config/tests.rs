@@ -43,7 +43,7 @@ fn every_default_and_example_is_possible() {
             assert!(!key.required || key.default.is_none(), "{}", key.name);
             let shown = key.default.or(key.example).unwrap();
             let value = toml::de::DeValue::parse(shown).unwrap();
-            super::value::check(key.kind, value.get_ref()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
+            super::value::check(key.kind, value.get_ref()).unwrap_or_else(|fault| panic!("{}: {}", key.name, fault.message));
         }
     }
 }
@@ -195,7 +195,7 @@ tls = true
     36:7: push.url: `collector:4317` is no URL that can be sent to; write http://HOST:PORT or https://HOST:PORT
     37:11: push.headers: `a b` is no header name
     40:10: http.listen: 0.0.0.0 is not on loopback, and the daemon can read any process's memory; add tls_certificate and tls_key, or listen on 127.0.0.1
-    41:1: http.tls: unknown key; known are listen, socket, token_file, tls_certificate, tls_key, max_clients
+    41:1: http.tls: unknown key; known are listen, socket, token_file, tls_certificate, tls_key, names, max_clients
     43:2: exports: unknown section or key; did you mean [export]?
     "###);
 }
@@ -234,6 +234,50 @@ tls_key = "/k"
     "###);
     insta::assert_snapshot!(findings("[http]\nlisten = \"localhost:1\"\n"), @r###"
     2:10: http.listen: `localhost:1` is no address with a port; write "127.0.0.1:7373" or "[::1]:7373" (host names are not looked up)
+    "###);
+}
+
+#[test]
+fn names_of_the_machine() {
+    let tls = "[http]\ntls_certificate = \"/a\"\ntls_key = \"/b\"\n";
+    let names = |value: &str| Config::parse(&format!("{tls}names = {value}\n")).map(|config| config.http.names);
+    assert_eq!(
+        names(r#"["Host-A.example.", "localhost", "a_b", "xn--mnchen-3ya.example", "1.de"]"#).unwrap(),
+        ["host-a.example", "localhost", "a_b", "xn--mnchen-3ya.example", "1.de"]
+    );
+    assert_eq!(names("[]").unwrap(), Vec::<String>::new());
+    for wrong in [
+        r#""a.example""#,
+        "[1]",
+        r#"[""]"#,
+        r#"["."]"#,
+        r#"["a..b"]"#,
+        r#"["-a"]"#,
+        r#"["a:7373"]"#,
+        r#"["https://a"]"#,
+        r#"["*.example"]"#,
+        r#"["münchen.example"]"#,
+        r#"["10.0.0.7"]"#,
+        r#"["[::1]"]"#,
+        r#"["fe80::1"]"#,
+        r#"["a.example", "A.EXAMPLE."]"#,
+    ] {
+        assert_eq!(names(wrong).err().map(|problems| problems.len()), Some(1), "{wrong}");
+    }
+    let long = format!("[\"{}a\"]", "a.".repeat(127));
+    assert!(names(&long).is_err());
+    let text = r#"
+[http]
+names = [
+    "host-a.example",
+    "host b.example",
+]
+"#;
+    insta::assert_snapshot!(findings(text), @r###"
+    5:5: http.names: `host b.example` is no DNS name; write it without scheme and port, such as "host-a.example" (`xn--…` for one with other letters)
+    "###);
+    insta::assert_snapshot!(findings("[http]\nnames = [\"a.example\"]\n"), @r###"
+    2:9: http.names: count with TLS alone; add tls_certificate and tls_key, or ask for 127.0.0.1 or localhost
     "###);
 }
 
@@ -353,6 +397,7 @@ fn each_restart_key_is_compared() {
         ("http.token_file", "[http]\ntoken_file = \"/x\""),
         ("http.tls_certificate", ""),
         ("http.tls_key", ""),
+        ("http.names", ""),
         ("http.max_clients", "[http]\nmax_clients = 7"),
     ];
     let mut marked = Vec::new();
@@ -369,11 +414,14 @@ fn each_restart_key_is_compared() {
         let new = Config::parse(text).unwrap();
         assert_eq!(Config::default().restart_needed(&new), [name]);
     }
-    let tls = Config::parse("[http]\ntls_certificate = \"/a\"\ntls_key = \"/b\"").unwrap();
+    let tls = "[http]\ntls_certificate = \"/a\"\ntls_key = \"/b\"\n";
+    let named = Config::parse(&format!("{tls}names = [\"a.example\"]")).unwrap();
+    let tls = Config::parse(tls).unwrap();
     assert_eq!(
         Config::default().restart_needed(&tls),
         ["http.tls_certificate", "http.tls_key"]
     );
+    assert_eq!(tls.restart_needed(&named), ["http.names"]);
 }
 
 /// Compares with a committed file; with `LEAKTRACE_BLESS` set, writes it.

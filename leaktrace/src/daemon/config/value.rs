@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ use crate::model::quantity;
 const MAX_TEXT: usize = 4096;
 /// Most headers.
 const MAX_HEADERS: usize = 64;
+/// Most names.
+const MAX_NAMES: usize = 64;
+/// What an array of names looks like.
+const HOST_NAMES: &str = r#"an array such as ["host-a.example"]"#;
 
 /// A type that values of some kind have in the program.
 pub(super) trait FromValue: Sized {
@@ -59,13 +64,35 @@ values! {
     Pattern(Pattern),
     Headers(BTreeMap<String, String>),
     Address(SocketAddr),
+    /// In lower case, without the dot at the end.
+    Names(Vec<String>),
+}
+
+/// What is wrong with a value, and where in it if that is known.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub message: String,
+    pub place: Option<Range<usize>>,
+}
+
+impl From<String> for Fault {
+    fn from(message: String) -> Self {
+        Self { message, place: None }
+    }
 }
 
 /// Checks a value against what its key wants.
 ///
 /// # Errors
 /// What is wrong and what to write instead.
-pub(super) fn check(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
+pub(super) fn check(kind: Kind, value: &DeValue<'_>) -> Result<Value, Fault> {
+    match kind {
+        Kind::HostNames => host_names(value),
+        kind => Ok(check_whole(kind, value)?),
+    }
+}
+
+fn check_whole(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
     match kind {
         Kind::Boolean => value
             .as_bool()
@@ -139,6 +166,7 @@ pub(super) fn check(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
                 )),
             }
         }
+        Kind::HostNames => Err(wrong(value, HOST_NAMES)),
     }
 }
 
@@ -266,4 +294,50 @@ fn headers(value: &DeValue<'_>) -> Result<Value, String> {
         }
     }
     Ok(Value::Headers(headers))
+}
+
+fn host_names(value: &DeValue<'_>) -> Result<Value, Fault> {
+    let entries = value.as_array().ok_or_else(|| wrong(value, HOST_NAMES))?;
+    if entries.len() > MAX_NAMES {
+        return Err(format!("more than {MAX_NAMES} names").into());
+    }
+    let mut names: Vec<String> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let at = |message: String| Fault {
+            message,
+            place: Some(entry.span()),
+        };
+        let name = text(entry.get_ref(), HOST_NAMES).and_then(host_name).map_err(at)?;
+        if names.contains(&name) {
+            return Err(at(format!("`{name}` is there twice")));
+        }
+        names.push(name);
+    }
+    Ok(Value::Names(names))
+}
+
+/// A DNS name as it is compared: in lower case, without the dot at the end.
+fn host_name(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let is_address = name.parse::<std::net::IpAddr>().is_ok() || name.starts_with('[');
+    if is_address {
+        return Err(format!(
+            "`{text}` is an address; those that `listen` is reached at are known"
+        ));
+    }
+    let label = |label: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        (1..=63).contains(&label.len())
+            && label.bytes().all(allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.len() <= 253 && name.split('.').all(label) {
+        Ok(name)
+    } else {
+        Err(format!(
+            "`{text}` is no DNS name; write it without scheme and port, such as \"host-a.example\" (`xn--…` for one with \
+             other letters)"
+        ))
+    }
 }

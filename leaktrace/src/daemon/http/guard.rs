@@ -120,18 +120,7 @@ impl Guard {
 
     fn is_own(&self, local: IpAddr, host: &Authority) -> bool {
         let Some(address) = self.address else { return false };
-        // Nobody has a user name in a Host.
-        if host.as_str().contains('@') {
-            return false;
-        }
-        let standard = if self.tls { 443 } else { 80 };
-        let port = match host.port() {
-            Some(port) => port.as_u16(),
-            // "localhost:" has an empty port, which is none.
-            None if host.as_str().ends_with(':') => return false,
-            None => standard,
-        };
-        if port != address.port() {
+        if self.port(host) != Some(address.port()) {
             return false;
         }
         let name = host.host();
@@ -143,8 +132,39 @@ impl Guard {
             let ip = ip.to_canonical();
             return ip == address.ip().to_canonical() || ip == local || (ip.is_loopback() && local.is_loopback());
         }
-        (local.is_loopback() && name.eq_ignore_ascii_case("localhost"))
-            || (self.tls && self.names.iter().any(|own| own.eq_ignore_ascii_case(name)))
+        let is_listed = || {
+            let name = without_dot(name);
+            self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
+        };
+        (local.is_loopback() && name.eq_ignore_ascii_case("localhost")) || (self.tls && is_listed())
+    }
+
+    /// The port that an authority names; `None` for one that no browser sends.
+    fn port(&self, authority: &Authority) -> Option<u16> {
+        // Nobody has a user name in a Host.
+        if authority.as_str().contains('@') {
+            return None;
+        }
+        match authority.port() {
+            Some(port) => Some(port.as_u16()),
+            // "localhost:" has an empty port, which is none.
+            None if authority.as_str().ends_with(':') => None,
+            None => Some(if self.tls { 443 } else { 80 }),
+        }
+    }
+
+    /// Whether an Origin and a Host name one place.
+    fn is_same_place(&self, origin: &str, host: &str) -> bool {
+        let Some((scheme, origin)) = origin.split_once("://") else {
+            return false;
+        };
+        let place = |text: &str| {
+            let authority: Authority = text.parse().ok()?;
+            let port = self.port(&authority)?;
+            Some((without_dot(authority.host()).to_ascii_lowercase(), port))
+        };
+        let wanted = if self.tls { "https" } else { "http" };
+        scheme.eq_ignore_ascii_case(wanted) && place(origin).is_some_and(|origin| Some(origin) == place(host))
     }
 
     /// Requests that another site's page makes are refused, with or without a token.
@@ -155,9 +175,8 @@ impl Guard {
             Some(value) => value.to_str().map(Some).map_err(|_| foreign()),
         };
         if let Some(origin) = text(&header::ORIGIN)? {
-            let scheme = if self.tls { "https" } else { "http" };
             let host = text(&header::HOST)?.unwrap_or_default();
-            if !origin.eq_ignore_ascii_case(&format!("{scheme}://{host}")) {
+            if !self.is_same_place(origin, host) {
                 return Err(foreign());
             }
         }
@@ -215,6 +234,11 @@ impl Guard {
             .expect("the name is ours and the secret is hexadecimal digits")
         })
     }
+}
+
+/// A DNS name without the dot that may stand at its end.
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 /// Lets a request through or answers in the handler's stead.

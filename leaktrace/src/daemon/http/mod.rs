@@ -51,7 +51,8 @@ pub struct Settings {
     pub token_file: PathBuf,
     /// Certificate chain and key for TCP.
     pub tls: Option<TlsFiles>,
-    /// Names that callers may use for this machine, beside the addresses; they count with TLS only.
+    /// DNS names that callers may use for this machine, beside the addresses, without a dot at the end; they count with
+    /// TLS only.
     pub names: Vec<String>,
     /// Connections at a time, on TCP and on the socket each.
     pub max_clients: usize,

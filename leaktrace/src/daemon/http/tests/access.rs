@@ -224,7 +224,7 @@ async fn tls_serves_the_names_it_was_told() {
             certificate: file("cert.pem"),
             key: file("key.pem"),
         }),
-        names: vec!["trace.test".to_owned()],
+        names: vec!["trace.test".to_owned(), "other-name.test".to_owned()],
         max_clients: 8,
     };
     let server = serve(settings, Arc::new(Fake::new(10, 10)), std::future::pending())
@@ -232,9 +232,12 @@ async fn tls_serves_the_names_it_was_told() {
         .unwrap();
     let port = server.address().unwrap().port();
     let token = std::fs::read_to_string(file("token")).unwrap();
-    let curl = async |host: &str, with_token: bool| {
+    let curl_with = async |host: &str, with_token: bool, headers: &[String]| {
         let mut command = Command::new("curl");
         command.args(["-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "-k"]);
+        for header in headers {
+            command.arg("-H").arg(header);
+        }
         command.arg("--resolve").arg(format!("{host}:{port}:127.0.0.1"));
         if with_token {
             command.arg("-H").arg(format!("Authorization: Bearer {}", token.trim()));
@@ -245,7 +248,46 @@ async fn tls_serves_the_names_it_was_told() {
             .unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
+    let curl = async |host: &str, with_token: bool| curl_with(host, with_token, &[]).await;
     assert_eq!(curl("trace.test", true).await, "200");
+    assert_eq!(curl("other-name.test", true).await, "200");
+    let with = async |host: String, origin: String| {
+        let mut headers = vec![format!("Host: {host}")];
+        headers.extend((!origin.is_empty()).then(|| format!("Origin: {origin}")));
+        curl_with("trace.test", true, &headers).await
+    };
+    for host in ["TRACE.Test", "trace.test."] {
+        assert_eq!(with(format!("{host}:{port}"), String::new()).await, "200", "{host}");
+        let origin = format!("https://trace.test:{port}");
+        assert_eq!(with(format!("{host}:{port}"), origin).await, "200", "{host}");
+    }
+    for host in [
+        format!("trace.test:{}", port ^ 1),
+        "trace.test".to_owned(),
+        format!("trace.test..:{port}"),
+        format!(".trace.test:{port}"),
+        format!("sub.trace.test:{port}"),
+        format!("trace.test.evil.example:{port}"),
+        format!("eviltrace.test:{port}"),
+        format!("user@trace.test:{port}"),
+    ] {
+        assert_eq!(with(host.clone(), String::new()).await, "403", "{host}");
+    }
+    for origin in [
+        format!("http://trace.test:{port}"),
+        format!("https://trace.test:{}", port ^ 1),
+        "https://trace.test".to_owned(),
+        // An origin of its own, although the same daemon.
+        format!("https://other-name.test:{port}"),
+        format!("https://127.0.0.1:{port}"),
+        "null".to_owned(),
+    ] {
+        assert_eq!(
+            with(format!("trace.test:{port}"), origin.clone()).await,
+            "403",
+            "{origin}"
+        );
+    }
     assert_eq!(curl("trace.test", false).await, "401");
     assert_eq!(curl("127.0.0.1", true).await, "200");
     assert_eq!(curl("other.test", true).await, "403");
