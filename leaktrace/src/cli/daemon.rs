@@ -1,6 +1,6 @@
 //! `leaktrace daemon`: read and check the configuration, then run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -19,7 +19,7 @@ pub struct DaemonArgs {
     /// Configuration [default: /etc/leaktrace.toml, or the defaults where there is none]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration, with line and column of what is wrong, and end.
+    /// Check the configuration and the files that it names, with line and column of what is wrong, and end.
     #[arg(long)]
     check: bool,
     /// Print the reference of all configuration keys, and end.
@@ -33,15 +33,19 @@ pub fn run(arguments: &DaemonArgs) -> Result<()> {
         print!("{}", reference());
         return Ok(());
     }
+    if arguments.check {
+        match &arguments.config {
+            Some(path) => Config::check(path)?,
+            None => Config::check_default()?,
+        };
+        let path = arguments.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+        println!("{}: no errors", path.display());
+        return Ok(());
+    }
     let config = match &arguments.config {
         Some(path) => Config::load(path)?,
         None => Config::load_default()?,
     };
-    if arguments.check {
-        let path = arguments.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
-        println!("{}: no errors", path.display());
-        return Ok(());
-    }
     features::require()?;
     run::run(Options {
         config,

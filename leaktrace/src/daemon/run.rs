@@ -17,14 +17,14 @@ use crate::proc::memory;
 
 use super::{
     backend::Snapshot,
-    config::{Config, ConfigError, Http, Push, PushKind},
+    config::{Config, ConfigError, Http},
     exporter::{Exporter, Job},
     http::{self, HttpError},
     moment::{self, Clock},
     own,
     policy::Policy,
     privileges,
-    push::{self, Pusher},
+    push::Pusher,
     service::{Service, lock, policy_settings, seconds},
     store::{self, Store, StoreError},
     trace::{cost::Price, engine::Engine},
@@ -36,8 +36,6 @@ use super::{
 const LAST_PROFILES: Duration = Duration::from_millis(2500);
 /// How long push targets may take after that.
 const LAST_PUSHES: Duration = Duration::from_millis(1000);
-/// Bytes that wait for one push target at most.
-const QUEUE_BYTES: usize = 16 << 20;
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     let host = host();
     let pusher = {
         let _inside = runtime.enter();
-        Pusher::start(config.push.iter().map(target_settings).collect(), &host)
+        Pusher::start(config.push.clone(), &host)
     };
     let service = Arc::new(Service {
         clock: Clock::default(),
@@ -223,7 +221,7 @@ fn reload(service: &Service, options: &Options) -> bool {
         (!waiting.is_empty()).then(|| format!("a restart is needed for: {}", waiting.join(", "))),
     );
     lock(&service.store).configure(store_settings(&new));
-    service.pusher.reload(new.push.iter().map(target_settings).collect());
+    service.pusher.reload(new.push.clone());
     *service.config.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(new);
     tracing::info!("configuration read again");
     true
@@ -256,24 +254,6 @@ fn store_settings(config: &Config) -> store::Settings {
         keep_age: config.export.keep_age,
         keep_bytes: config.export.keep_bytes,
         ..store::Settings::default()
-    }
-}
-
-fn target_settings(push: &Push) -> push::TargetSettings {
-    push::TargetSettings {
-        name: push.name.clone(),
-        kind: match push.kind {
-            PushKind::OtlpGrpc => push::Kind::OtlpGrpc,
-            PushKind::OtlpHttp => push::Kind::OtlpHttp,
-            PushKind::Pyroscope => push::Kind::Pyroscope,
-        },
-        url: push.url.clone(),
-        headers: push.headers.clone().into_iter().collect(),
-        token_file: push.token_file.clone(),
-        timeout: push.timeout,
-        queue_profiles: push.queue,
-        queue_bytes: QUEUE_BYTES,
-        original_payload: false,
     }
 }
 

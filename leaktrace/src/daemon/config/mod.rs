@@ -1,8 +1,10 @@
 //! What the administrator wrote: `/etc/leaktrace.toml`, read, checked and documented.
 //!
-//! `schema` is the table of all keys; everything else follows it. Does not act on anything. Invariant: a [`Config`] that
+//! `schema` is the table of all keys; everything else follows it. Does not act on anything; only [`Config::check`] looks
+//! at other files than the configuration itself. Invariant: a [`Config`] that
 //! came from a file is possible as a whole: each value within its limits, and none against another.
 
+mod network;
 mod pattern;
 mod problem;
 mod read;
@@ -14,7 +16,6 @@ mod schema;
 mod tests;
 mod value;
 
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,10 @@ use std::time::Duration;
 
 pub use self::pattern::Pattern;
 pub use self::problem::{ConfigError, Problem};
+use self::read::Depth;
 pub use self::reference::{example, reference};
 pub use self::rule::Rule;
+use super::push::TargetSettings;
 use crate::proc::files::open_regular;
 
 /// Where the configuration is unless another file is named.
@@ -43,7 +46,7 @@ pub struct Config {
     /// Profiles on disk.
     pub export: Export,
     /// Systems that profiles are sent to.
-    pub push: Vec<Push>,
+    pub push: Vec<TargetSettings>,
     /// API and page.
     pub http: Http,
 }
@@ -110,48 +113,6 @@ pub struct Export {
     pub keep_bytes: u64,
 }
 
-/// `[[push]]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Push {
-    /// Its name.
-    pub name: String,
-    /// What it speaks.
-    pub kind: PushKind,
-    /// Where it is: `http` or `https`.
-    pub url: String,
-    /// Headers to send along, names in lower case, both checked for what HTTP allows.
-    pub headers: BTreeMap<String, String>,
-    /// File with a bearer token.
-    pub token_file: Option<PathBuf>,
-    /// Of one attempt.
-    pub timeout: Duration,
-    /// Most profiles waiting.
-    pub queue: usize,
-}
-
-/// What a push target speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum PushKind {
-    /// OpenTelemetry profiles over gRPC.
-    #[default]
-    OtlpGrpc,
-    /// OpenTelemetry profiles over HTTP.
-    OtlpHttp,
-    /// Pyroscope's `/ingest`.
-    Pyroscope,
-}
-
-impl PushKind {
-    /// By a name that the table allows.
-    fn of(name: &str) -> Self {
-        match name {
-            "otlp-http" => Self::OtlpHttp,
-            "pyroscope" => Self::Pyroscope,
-            _ => Self::OtlpGrpc,
-        }
-    }
-}
-
 /// `[http]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
@@ -183,8 +144,29 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Missing`], [`ConfigError::Unreadable`], or [`ConfigError::Invalid`] with all findings.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_to(path, Depth::Text)
+    }
+
+    /// Reads a file that was named, and tries out what it names on this machine: certificates and tokens. Some of that
+    /// may be put right while the daemon runs.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn check(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_to(path, Depth::Machine)
+    }
+
+    /// As [`check`](Self::check) with [`DEFAULT_PATH`]; defaults if there is no such file.
+    ///
+    /// # Errors
+    /// As [`load_default`](Self::load_default).
+    pub fn check_default() -> Result<Self, ConfigError> {
+        Self::or_default(Self::check(Path::new(DEFAULT_PATH)))
+    }
+
+    fn load_to(path: &Path, depth: Depth) -> Result<Self, ConfigError> {
         let text = read_text(path)?;
-        Self::parse(&text).map_err(|problems| ConfigError::Invalid {
+        read::read(&text, depth).map_err(|problems| ConfigError::Invalid {
             path: path.to_owned(),
             problems,
         })
@@ -199,7 +181,11 @@ impl Config {
     }
 
     fn load_or_default(path: &Path) -> Result<Self, ConfigError> {
-        match Self::load(path) {
+        Self::or_default(Self::load(path))
+    }
+
+    fn or_default(read: Result<Self, ConfigError>) -> Result<Self, ConfigError> {
+        match read {
             Err(ConfigError::Missing { .. }) => Ok(Self::default()),
             other => other,
         }
@@ -210,7 +196,7 @@ impl Config {
     /// # Errors
     /// All findings, in the order of the text.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
-        read::read(text)
+        read::read(text, Depth::Text)
     }
 
     /// Keys that `new` has otherwise and that are read at the start alone, such as `http.listen`. Everything else can

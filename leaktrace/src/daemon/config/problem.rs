@@ -93,6 +93,11 @@ impl<'t> Problems<'t> {
         ));
     }
 
+    /// How much was found so far.
+    pub fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// All, in the order of the text.
     pub fn finish(mut self) -> Vec<Problem> {
         self.found.sort();

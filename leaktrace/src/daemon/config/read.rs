@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::ops::Range;
-use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -15,7 +14,16 @@ use super::problem::{Problem, Problems, nearest};
 use super::rule::Rule;
 use super::schema::{SECTIONS, Section, duration_text, section};
 use super::value::{self, FromValue, Value};
-use super::{Budget, Config, Export, Http, Push, PushKind, Trace, Watch};
+use super::{Budget, Config, Export, Trace, Watch, network};
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// The text alone.
+    Text,
+    /// What it names on this machine as well.
+    Machine,
+}
 
 /// Most rules, and most push targets.
 const MAX_REPEATED: usize = 1000;
@@ -24,7 +32,7 @@ const MAX_REPEATED: usize = 1000;
 ///
 /// # Errors
 /// All findings, in the order of the text; at least one.
-pub(super) fn read(text: &str) -> Result<Config, Vec<Problem>> {
+pub(super) fn read(text: &str, depth: Depth) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -42,8 +50,8 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<Problem>> {
         trace: trace(document, &mut problems),
         budget: budget(&mut Filled::once(document, "budget", &mut problems)),
         export: export(&mut Filled::once(document, "export", &mut problems)),
-        push: pushes(document, &mut problems),
-        http: http(&mut Filled::once(document, "http", &mut problems), &mut problems),
+        push: network::pushes(document, depth, &mut problems),
+        http: network::http(&mut Filled::once(document, "http", &mut problems), depth, &mut problems),
     };
     let problems = problems.finish();
     if problems.is_empty() { Ok(config) } else { Err(problems) }
@@ -72,12 +80,14 @@ fn unknown_sections(document: &DeTable<'_>, problems: &mut Problems<'_>) {
 }
 
 /// A section's values, checked one by one.
-struct Filled {
+pub(super) struct Filled {
     values: BTreeMap<&'static str, Value>,
-    places: BTreeMap<&'static str, Range<usize>>,
+    pub places: BTreeMap<&'static str, Range<usize>>,
     /// Of the section itself.
     place: Range<usize>,
     name: &'static str,
+    /// Something is wrong with it.
+    pub flawed: bool,
 }
 
 impl Filled {
@@ -98,7 +108,7 @@ impl Filled {
     }
 
     /// All of a section that may be repeated.
-    fn each(value: Option<&Spanned<DeValue<'_>>>, name: &'static str, problems: &mut Problems<'_>) -> Vec<Self> {
+    pub fn each(value: Option<&Spanned<DeValue<'_>>>, name: &'static str, problems: &mut Problems<'_>) -> Vec<Self> {
         let section = section(name);
         let Some(value) = value else { return Vec::new() };
         let wrong = |other: &DeValue<'_>| format!("is of the wrong type ({}); write [[{name}]]", other.type_str());
@@ -131,7 +141,9 @@ impl Filled {
             places: BTreeMap::new(),
             place: place.clone(),
             name: section.name,
+            flawed: false,
         };
+        let before = problems.count();
         for (name, value) in table.into_iter().flatten() {
             let text: &str = name.get_ref();
             let Some(key) = section.key(text) else {
@@ -164,11 +176,12 @@ impl Filled {
                 filled.values.insert(key.name, value);
             }
         }
+        filled.flawed = problems.count() > before;
         filled
     }
 
     /// A value that may be missing.
-    fn take<T: FromValue>(&mut self, key: &str) -> Option<T> {
+    pub fn take<T: FromValue>(&mut self, key: &str) -> Option<T> {
         debug_assert!(
             section(self.name).key(key).is_some(),
             "{}.{key} is not in the table",
@@ -178,16 +191,16 @@ impl Filled {
     }
 
     /// A value that has a default in the table, or is required. Where it was wrong, the configuration is not used.
-    fn need<T: FromValue + Default>(&mut self, key: &str) -> T {
+    pub fn need<T: FromValue + Default>(&mut self, key: &str) -> T {
         self.take(key).unwrap_or_default()
     }
 
     /// Where a key's value is, or its section.
-    fn place(&self, key: &str) -> Range<usize> {
+    pub fn place(&self, key: &str) -> Range<usize> {
         self.places.get(key).unwrap_or(&self.place).clone()
     }
 
-    fn full(&self, key: &str) -> String {
+    pub fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.name)
     }
 }
@@ -291,7 +304,7 @@ fn trace(document: &DeTable<'_>, problems: &mut Problems<'_>) -> Trace {
 }
 
 /// Notes a name that another one of the section has already.
-fn unique(filled: &Filled, names: &mut Vec<String>, problems: &mut Problems<'_>) {
+pub(super) fn unique(filled: &Filled, names: &mut Vec<String>, problems: &mut Problems<'_>) {
     let Some(Value::Text(name)) = filled.values.get("name") else {
         return;
     };
@@ -324,82 +337,4 @@ fn export(filled: &mut Filled) -> Export {
         keep_age: filled.need("keep_age"),
         keep_bytes: filled.need("keep_bytes"),
     }
-}
-
-fn pushes(document: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<Push> {
-    let mut pushes = Vec::new();
-    let mut names = Vec::new();
-    for mut filled in Filled::each(document.get("push"), "push", problems) {
-        unique(&filled, &mut names, problems);
-        let headers: BTreeMap<String, String> = filled.take("headers").unwrap_or_default();
-        if headers.contains_key("authorization") && filled.places.contains_key("token_file") {
-            problems.add(
-                filled.place("token_file"),
-                filled.full("token_file"),
-                "`headers` holds `Authorization` as well; keep one of them",
-            );
-        }
-        let url_place = filled.place("url");
-        let kind = filled.take::<String>("kind").map(|kind| PushKind::of(&kind));
-        let url: String = filled.need("url");
-        if kind == Some(PushKind::OtlpGrpc) && has_path(&url) {
-            let message =
-                format!("`{url}` has a path or a query, which gRPC does not use; give scheme, host and port alone");
-            problems.add(url_place, filled.full("url"), message);
-        }
-        pushes.push(Push {
-            name: filled.need("name"),
-            kind: kind.unwrap_or_default(),
-            url,
-            headers,
-            token_file: filled.take("token_file"),
-            timeout: filled.need::<Duration>("timeout"),
-            queue: usize::try_from(filled.need::<u64>("queue")).unwrap_or(usize::MAX),
-        });
-    }
-    pushes
-}
-
-/// Whether a checked URL goes on behind host and port.
-fn has_path(url: &str) -> bool {
-    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-    rest.find(['/', '?']).is_some_and(|at| &rest[at..] != "/")
-}
-
-fn http(filled: &mut Filled, problems: &mut Problems<'_>) -> Http {
-    let http = Http {
-        listen: filled.take("listen"),
-        socket: filled.take("socket"),
-        token_file: filled.need("token_file"),
-        tls_certificate: filled.take("tls_certificate"),
-        tls_key: filled.take("tls_key"),
-        names: filled.take("names").unwrap_or_default(),
-        max_clients: usize::try_from(filled.need::<u64>("max_clients")).unwrap_or(usize::MAX),
-    };
-    let given = |key: &str| filled.places.contains_key(key);
-    for (one, other) in [("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")] {
-        if given(one) && !given(other) {
-            problems.add(filled.place(one), filled.full(one), format!("needs `{other}` as well"));
-        }
-    }
-    if !http.names.is_empty() && !given("tls_certificate") && !given("tls_key") {
-        let message = "count with TLS alone; add tls_certificate and tls_key, or ask for 127.0.0.1 or localhost";
-        problems.add(filled.place("names"), filled.full("names"), message);
-    }
-    if let Some(listen) = http.listen
-        && !listen.ip().is_loopback()
-        && !given("tls_certificate")
-        && !given("tls_key")
-    {
-        problems.add(
-            filled.place("listen"),
-            filled.full("listen"),
-            format!(
-                "{} is not on loopback, and the daemon can read any process's memory; \
-                 add tls_certificate and tls_key, or listen on 127.0.0.1",
-                listen.ip()
-            ),
-        );
-    }
-    http
 }

@@ -14,7 +14,8 @@ pub fn reference() -> String {
          <!-- Generated from leaktrace/src/daemon/config/schema.rs: edit there. -->\n\n\
          `leaktrace daemon` reads `{DEFAULT_PATH}`, or the file that `--config` names. Without a file at the default place \
          the defaults below hold. `leaktrace daemon --check` tells all that is wrong with a file, one line each with line \
-         and column, and ends; so does the daemon at its start. On `SIGHUP` the file is read again: what is wrong then \
+         and column, and ends; so does the daemon at its start. `--check` also tries the files that it names: certificate \
+         and key, tokens. On `SIGHUP` the file is read again: what is wrong then \
          leaves the old settings in force, and keys marked *restart* wait for the next start.\n\n\
          Kinds of values:\n\n\
          - *size*: `\"64KiB\"`, `\"1.5GiB\"`, or a number of bytes. Units are powers of 1024, with or without `i` and `B`.\n\

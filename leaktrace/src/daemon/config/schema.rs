@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::Config;
+use crate::daemon::push;
 
 /// What a value must be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,9 +142,6 @@ const SAMPLE_INTERVAL: Kind = Kind::Size {
     least: 16,
     most: 1 << 30,
 };
-
-/// Kinds of push targets, as they are written.
-pub(super) const PUSH_KINDS: &[&str] = &["otlp-grpc", "otlp-http", "pyroscope"];
 
 /// All sections, in the order of the reference.
 pub(super) static SECTIONS: &[Section] = &[
@@ -393,7 +391,7 @@ pub(super) static SECTIONS: &[Section] = &[
             ),
             required(
                 "kind",
-                Kind::Choice(PUSH_KINDS),
+                Kind::Choice(&push::Kind::NAMES),
                 r#""otlp-grpc""#,
                 "What it speaks. `otlp-grpc` and `otlp-http`: OpenTelemetry profiles. `pyroscope`: pprof to `/ingest`.",
             ),

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::schema::SECTIONS;
 use super::*;
 use crate::daemon::api::Identity;
+use crate::daemon::push::Kind;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -43,7 +44,8 @@ fn every_default_and_example_is_possible() {
             assert!(!key.required || key.default.is_none(), "{}", key.name);
             let shown = key.default.or(key.example).unwrap();
             let value = toml::de::DeValue::parse(shown).unwrap();
-            super::value::check(key.kind, value.get_ref()).unwrap_or_else(|fault| panic!("{}: {}", key.name, fault.message));
+            super::value::check(key.kind, value.get_ref())
+                .unwrap_or_else(|fault| panic!("{}: {}", key.name, fault.message));
         }
     }
 }
@@ -108,20 +110,23 @@ fn a_whole_file() {
     let [push] = config.push.as_slice() else {
         panic!("one target")
     };
-    assert_eq!(push.kind, PushKind::Pyroscope);
-    assert_eq!(push.headers["x-scope-orgid"], "ops");
-    assert_eq!((push.timeout, push.queue), (Duration::from_secs(3), 256));
+    assert_eq!(push.kind, Kind::Pyroscope);
+    assert_eq!(push.headers, [("x-scope-orgid".to_owned(), "ops".to_owned())]);
+    assert_eq!((push.timeout, push.queue_profiles), (Duration::from_secs(3), 256));
     assert_eq!(config.http.socket, None);
     assert_eq!(config.http.tls_key.as_deref(), Some(Path::new("/b")));
 }
 
 #[test]
 fn every_push_kind_is_its_own() {
-    let kinds: Vec<PushKind> = super::schema::PUSH_KINDS
-        .iter()
-        .map(|kind| PushKind::of(kind))
-        .collect();
-    assert_eq!(kinds, [PushKind::OtlpGrpc, PushKind::OtlpHttp, PushKind::Pyroscope]);
+    let kind = |name: &str| {
+        let text = format!("[[push]]\nname = \"a\"\nkind = \"{name}\"\nurl = \"http://host\"\n");
+        Config::parse(&text).map(|config| config.push[0].kind)
+    };
+    for (name, wanted) in Kind::ALL {
+        assert_eq!(kind(name), Ok(wanted));
+    }
+    assert_eq!(Kind::NAMES, ["otlp-grpc", "otlp-http", "pyroscope"]);
 }
 
 #[test]
@@ -226,7 +231,7 @@ tls_key = "/k"
     4:15: watch.growth_time: is 45s, and a slope takes two looks at least; make it 1m or more, or `interval` shorter
     10:7: push.url: holds a user name or password, which would be shown in messages; use `token_file` or `headers`
     12:8: push.name: `a` is the name of another [[push]]; choose one of its own
-    15:14: push.token_file: `headers` holds `Authorization` as well; keep one of them
+    15:14: push.token_file: `token_file` and a header `authorization` exclude each other
     19:11: http.tls_key: needs `tls_certificate` as well
     "###);
     insta::assert_snapshot!(findings("[watch]\nhistory = \"5m\"\n"), @r###"
@@ -290,6 +295,15 @@ fn push_targets_that_no_one_could_send_to() {
         ("pyroscope", r#"url = "http://host/#x""#, "behind `#`"),
         ("pyroscope", r#"url = "ftp://host""#, "no URL"),
         ("pyroscope", r#"url = "http://""#, "no URL"),
+        ("pyroscope", r#"url = "http://host:99999""#, "is not a URL"),
+        ("otlp-http", r#"url = "http://[::1""#, "no URL"),
+        ("otlp-http", r#"url = "http://a b""#, "no URL"),
+        ("otlp-http", r#"url = "http://1.2.3.4.5""#, "is not a URL"),
+        (
+            "otlp-grpc",
+            "url = \"http://host\"\nheaders = { x-bin = \"x\" }",
+            "is not the name of a header",
+        ),
         (
             "pyroscope",
             "url = \"http://host\"\nheaders = { Host = \"x\" }",
@@ -321,6 +335,68 @@ fn push_targets_that_no_one_could_send_to() {
         let config = Config::parse(&push(kind, &format!("url = \"{url}\""))).unwrap();
         assert_eq!(config.push[0].url, url);
     }
+}
+
+/// `--check` finds what starting would come upon, at its place; starting alone does not look.
+#[test]
+fn what_the_machine_has_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let path = folder.path().join("leaktrace.toml");
+    let push = |name: &str, url: &str, rest: &str| {
+        let kind = if url.starts_with("https") {
+            "otlp-grpc"
+        } else {
+            "pyroscope"
+        };
+        format!("[[push]]\nname = \"{name}\"\nkind = \"{kind}\"\nurl = \"{url}\"\n{rest}\n")
+    };
+    let text = [
+        push(
+            "a",
+            "http://127.0.0.1:1",
+            &format!("token_file = \"{}\"", file("missing")),
+        ),
+        push(
+            "b",
+            "https://host:1",
+            &format!("token_file = \"{}\"", file("two-words")),
+        ),
+        push("c", "https://host:1", &format!("token_file = \"{}\"", file("good"))),
+        format!(
+            "[http]\ntoken_file = \"{}\"\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
+            file("open"),
+            file("none.crt"),
+            file("none.key")
+        ),
+    ]
+    .concat();
+    std::fs::write(&path, &text).unwrap();
+    std::fs::write(folder.path().join("two-words"), "a b\n").unwrap();
+    std::fs::write(folder.path().join("good"), "token\n").unwrap();
+    std::fs::write(folder.path().join("open"), "k".repeat(40)).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(folder.path().join("open"), mode).unwrap();
+    Config::load(&path).unwrap();
+    let message = Config::check(&path).unwrap_err().to_string();
+    let told: Vec<String> = message
+        .lines()
+        .map(|line| line.replace(&folder.path().display().to_string(), "DIR"))
+        .collect();
+    insta::assert_snapshot!(told.join("\n"), @r###"
+    DIR/leaktrace.toml:5:14: push.token_file: failed to read the token file `DIR/missing`: No such file or directory (os error 2)
+    DIR/leaktrace.toml:10:14: push.token_file: failed to read the token file `DIR/two-words`: it is not one word of printable characters
+    DIR/leaktrace.toml:17:14: http.token_file: the token `DIR/open` is not safe: others may use it (mode 0644); delete the file, a new one is made at the next start
+    DIR/leaktrace.toml:18:19: http.tls_certificate: No such file or directory (os error 2)
+    "###);
+    // A token of its own is made at the start, and nothing else is wrong with this.
+    std::fs::write(
+        &path,
+        push("a", "http://host", "") + &format!("[http]\ntoken_file = \"{}\"", file("new")),
+    )
+    .unwrap();
+    Config::check(&path).unwrap();
+    assert!(!folder.path().join("new").exists());
 }
 
 #[test]

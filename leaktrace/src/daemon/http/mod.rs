@@ -24,7 +24,7 @@ mod tests;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -99,6 +99,26 @@ impl Server {
         // The task is never cancelled; should it panic there is nothing left to end.
         let _ = self.task.await;
     }
+}
+
+/// Whether certificate and key can be used.
+///
+/// # Errors
+/// The file that cannot, and why.
+pub fn check_tls(files: &TlsFiles) -> Result<(), (PathBuf, String)> {
+    match listen::tls(files) {
+        Ok(_) => Ok(()),
+        Err(HttpError::Tls { path, why }) => Err((path, why)),
+        Err(other) => Err((files.certificate.clone(), other.to_string())),
+    }
+}
+
+/// Whether the token can be used, where there is one yet. Makes none.
+///
+/// # Errors
+/// It cannot be read, or others could have.
+pub fn check_token(path: &Path) -> Result<(), TokenError> {
+    token::read(path).map(drop)
 }
 
 /// What all handlers share.

@@ -89,7 +89,8 @@ pub(super) fn load(path: &Path) -> Result<Token, TokenError> {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Token>, TokenError> {
+/// Reads the token; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Token>, TokenError> {
     let failed = |source| TokenError::Read {
         path: path.to_owned(),
         source,

@@ -29,8 +29,9 @@ mod tests;
 use std::sync::Arc;
 
 pub use pusher::Pusher;
-pub use settings::{Kind, SettingsError, TargetSettings, is_reserved_header};
+pub use settings::{Kind, QUEUE_BYTES, SettingsError, TargetSettings, is_reserved_header};
 pub use since::{Origin, Origins, Since};
+pub use target::try_out;
 
 use crate::{daemon::api::Identity, report::profile::Profile};
 

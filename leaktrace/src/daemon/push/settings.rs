@@ -1,7 +1,7 @@
 //! What the administrator says of a target, and whether it can be meant.
 //!
-//! Reads nothing but the settings themselves. Invariant: settings that pass [`TargetSettings::check`] can be made into
-//! a sender.
+//! Reads nothing but the settings themselves; `try_out` in `target` looks at this machine as well. Invariant: settings
+//! that pass [`TargetSettings::check`] can be made into a sender.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,6 +20,37 @@ pub enum Kind {
     /// Pyroscope's `/ingest`.
     Pyroscope,
 }
+
+impl Kind {
+    /// All of them, and how they are written in the configuration.
+    pub const ALL: [(&'static str, Self); 3] = [
+        ("otlp-grpc", Self::OtlpGrpc),
+        ("otlp-http", Self::OtlpHttp),
+        ("pyroscope", Self::Pyroscope),
+    ];
+
+    /// How they are written.
+    pub const NAMES: [&'static str; Self::ALL.len()] = {
+        let mut names = [""; Self::ALL.len()];
+        let mut index = 0;
+        while index < names.len() {
+            names[index] = Self::ALL[index].0;
+            index += 1;
+        }
+        names
+    };
+
+    /// By its name.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, kind)| *kind)
+    }
+}
+
+/// Bytes that wait for one target at most, unless told otherwise.
+pub const QUEUE_BYTES: usize = 16 << 20;
 
 /// A place that profiles are sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +108,30 @@ pub enum SettingsError {
     /// Nothing could ever be sent.
     #[error("`{0}` may not be 0")]
     Zero(&'static str),
+    /// The token cannot be sent.
+    #[error("failed to read the token file `{}`: {cause}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// This machine has not what sending takes, such as certificates.
+    #[error("nothing can be sent from this machine: {0}")]
+    Machine(String),
+}
+
+impl SettingsError {
+    /// The key of the configuration that it is about.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Url { .. } | Self::Scheme(_) | Self::UrlPart | Self::Path(_) | Self::Machine(_) => "url",
+            Self::Header(_) | Self::ReservedHeader(_) => "headers",
+            Self::TwoTokens | Self::Token { .. } => "token_file",
+            Self::Zero("timeout") => "timeout",
+            Self::Zero(_) => "queue",
+        }
+    }
 }
 
 /// Headers that belong to the transport.

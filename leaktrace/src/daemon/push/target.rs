@@ -21,7 +21,8 @@ use super::{
     http::Poster,
     otlp, pyroscope,
     queue::{Item, Queue},
-    settings::{Kind, TargetSettings},
+    settings::{Kind, SettingsError, TargetSettings},
+    token,
 };
 use crate::daemon::api::PushFigures;
 
@@ -334,6 +335,26 @@ impl Sender {
             Self::Pyroscope(poster) => pyroscope::post(poster, export, host).await,
         }
     }
+}
+
+/// Whether a target can be sent to, as far as this machine is concerned: makes what would send, and reads the token.
+/// Connects to nothing.
+///
+/// # Errors
+/// The first thing that cannot be meant, or that is not there.
+pub fn try_out(settings: &TargetSettings) -> Result<(), SettingsError> {
+    settings.check()?;
+    if let Some(path) = &settings.token_file {
+        token::read_value(path)?;
+    }
+    let machine = |error: String| SettingsError::Machine(error);
+    // A channel wants a runtime around it, although nothing runs.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| machine(error.to_string()))?;
+    let _inside = runtime.enter();
+    Sender::new(settings).map(drop).map_err(machine)
 }
 
 /// Does work that takes long on a thread that may take long.

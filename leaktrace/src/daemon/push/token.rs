@@ -11,7 +11,7 @@ use std::{
 
 use reqwest::header::HeaderValue;
 
-use super::failure::Failure;
+use super::{failure::Failure, settings::SettingsError};
 
 /// Largest token that is read.
 const MOST: u64 = 16 << 10;
@@ -19,11 +19,19 @@ const MOST: u64 = 16 << 10;
 /// The value of `Authorization` with the token in a file. A failure passes when the file is repaired.
 pub(super) async fn authorization(path: &Path) -> Result<HeaderValue, Failure> {
     let owned = path.to_owned();
-    let text = tokio::task::spawn_blocking(move || read(&owned)).await;
-    let failed = |cause: &dyn std::fmt::Display| {
-        Failure::Unreachable(format!("failed to read the token file `{}`: {cause}", path.display()))
+    tokio::task::spawn_blocking(move || read_value(&owned))
+        .await
+        .map_err(|error| Failure::Unreachable(format!("failed to read a token file: {error}")))?
+        .map_err(|error| Failure::Unreachable(error.to_string()))
+}
+
+/// As [`authorization`], on the thread that asks.
+pub(super) fn read_value(path: &Path) -> Result<HeaderValue, SettingsError> {
+    let failed = |cause: &dyn std::fmt::Display| SettingsError::Token {
+        path: path.to_owned(),
+        cause: cause.to_string(),
     };
-    let text = text.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    let text = read(path).map_err(|error| failed(&error))?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(failed(&"it is not one word of printable characters"));
