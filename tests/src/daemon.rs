@@ -88,7 +88,15 @@ impl Home {
     /// # Errors
     /// When it does not.
     pub fn start(&self) -> Result<Daemon<'_>> {
-        let mut process = Process::spawn(&mut self.command())?;
+        self.start_with(&mut self.command())
+    }
+
+    /// Starts it by a [`command`](Self::command) with more to it, and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_with(&self, command: &mut Command) -> Result<Daemon<'_>> {
+        let mut process = Process::spawn(command)?;
         process.wait_for_error("that it listens", |line| line.contains("profiles go to"), PATIENCE)?;
         Ok(Daemon { home: self, process })
     }

@@ -12,6 +12,7 @@ pub mod pprof;
 pub mod process;
 pub mod profile;
 pub mod programs;
+pub mod receiver;
 pub mod recording;
 pub mod redis;
 pub mod scenario;

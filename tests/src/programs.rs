@@ -52,6 +52,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("planted_leak", c!["planted_leak.c"]),
     ("leaky_service", c!["c/leaky_service.c"]),
     ("arena_service", c!["c/arena_service.c"]),
+    ("libclock_shift.so", c!["-shared", "-fPIC", "c/clock_shift.c"]),
     ("malloc_family", c!["c/malloc_family.c"]),
     ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
     ("realloc_moves", c!["c/realloc_moves.c"]),

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock, mpsc},
+    sync::{Arc, Mutex, RwLock, atomic::AtomicU32, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -107,6 +107,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         store: Mutex::new(store),
         pusher,
         snapshot: RwLock::new(Arc::new(Snapshot::default())),
+        published: AtomicU32::new(0),
         own: Mutex::new(own::Figures::default()),
         host,
         started: moment::wall(),
@@ -157,7 +158,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
             () = tick(&mut watchdog) => {
                 // Alive means that the watching thread still publishes.
                 let allowed = service.config().watch.interval * 2 + Duration::from_secs(120);
-                if moment::wall().saturating_sub(service.snapshot().time) < allowed.as_nanos() as u64 {
+                if service.since_published() < allowed {
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
             }

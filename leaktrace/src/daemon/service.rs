@@ -5,7 +5,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use super::{
@@ -38,6 +42,8 @@ pub struct Service {
     pub(super) store: Mutex<Store>,
     pub(super) pusher: Pusher,
     pub(super) snapshot: RwLock<Arc<Snapshot>>,
+    /// When the snapshot was published, by the own clock.
+    pub(super) published: AtomicU32,
     pub(super) own: Mutex<own::Figures>,
     pub(super) host: String,
     pub(super) started: u64,
@@ -63,6 +69,13 @@ impl Service {
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(snapshot);
+        self.published.store(self.clock.now().seconds, Ordering::Relaxed);
+    }
+
+    /// How long ago processes were published last; the wall's clock may jump meanwhile.
+    pub(super) fn since_published(&self) -> Duration {
+        let published = self.published.load(Ordering::Relaxed);
+        Duration::from_secs(self.clock.now().seconds.saturating_sub(published).into())
     }
 
     /// Says that something does not work, or that it works again.
@@ -198,7 +211,7 @@ pub(super) fn profile_of(moment: Moment) -> Profile {
 }
 
 /// Whole seconds of a duration, one at least.
-pub(super) fn seconds(duration: std::time::Duration) -> u32 {
+pub(super) fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
