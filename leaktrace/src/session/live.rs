@@ -347,3 +347,30 @@ impl Moment {
         super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::features;
+
+    fn pumps() -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("our own threads");
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name == "pump\n").count()
+    }
+
+    #[test]
+    fn giving_the_kernel_side_up_ends_its_thread() {
+        let missing = features::missing_capabilities(features::effective_capabilities());
+        if !missing.is_empty() {
+            eprintln!("skipped: loading the kernel side needs root");
+            return;
+        }
+        let live = Live::start(1 << 20).expect("the kernel side");
+        // Its answer shows that it runs.
+        live.losses();
+        assert_eq!(pumps(), 1);
+        drop(live);
+        assert_eq!(pumps(), 0);
+    }
+}

@@ -169,11 +169,12 @@ impl Outcome {
     }
 }
 
-/// The running thread.
+/// The running thread. Dropping it ends the thread.
 pub struct Pump {
     figures: Arc<Figures>,
     requests: mpsc::Sender<Request>,
-    thread: JoinHandle<Outcome>,
+    /// `None` once it was ended.
+    thread: Option<JoinHandle<Outcome>>,
 }
 
 impl Pump {
@@ -208,7 +209,7 @@ impl Pump {
         Ok(Self {
             figures,
             requests,
-            thread,
+            thread: Some(thread),
         })
     }
 
@@ -257,12 +258,26 @@ impl Pump {
     ///
     /// # Panics
     /// If the thread did.
-    pub fn stop(self) -> Outcome {
-        self.figures.stop.store(true, Ordering::Release);
-        match self.thread.join() {
+    pub fn stop(mut self) -> Outcome {
+        match self.end() {
             Ok(outcome) => outcome,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    fn end(&mut self) -> thread::Result<Outcome> {
+        self.figures.stop.store(true, Ordering::Release);
+        match self.thread.take() {
+            Some(thread) => thread.join(),
+            None => Err(Box::new("the pump was ended before")),
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        // It would go on to read a ring that nobody fills, and keep its maps.
+        let _ = self.end();
     }
 }
 
