@@ -8,7 +8,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, MapError},
-    programs::{ProgramError, TracePoint, UProbe},
+    programs::{ProgramError, TracePoint},
 };
 use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES};
 
@@ -19,12 +19,12 @@ use super::{
     features::{self, Trial},
     log::KernelLog,
     processes::ProcessTable,
-    program::{MultiProgram, ProgramSource},
+    program::ProgramSource,
+    program_set::ProgramSet,
     ring::Ring,
     sampled::SampledBlocks,
     syscall::AttachType,
     tables::{MappedArray, UnwindArrays},
-    usage::Usage,
 };
 use crate::proc::memory::page_size;
 
@@ -124,42 +124,15 @@ pub enum UprobeMechanism {
     PerfEvent,
 }
 
-pub(super) enum Programs {
-    Session(ProgramSet),
-    PerfEvent,
-}
-
-/// One instance of each uprobe program that is attached many places at once. A process that has its own can be told
-/// apart in what the kernel counts.
-pub struct ProgramSet {
-    pub(super) allocate: MultiProgram,
-    pub(super) enter_site: MultiProgram,
-    pub(super) return_site: MultiProgram,
-    pub(super) release: MultiProgram,
-}
-
-impl ProgramSet {
-    fn load(source: &ProgramSource) -> Result<Self, LoadError> {
-        let load =
-            |name, attach_type| Ok::<_, LoadError>(MultiProgram::new(source.load(name, attach_type)?, attach_type));
-        Ok(Self {
-            allocate: load("allocate_session", AttachType::Session)?,
-            enter_site: load("allocate_enter_site", AttachType::Multi)?,
-            return_site: load("allocate_return_site", AttachType::Multi)?,
-            release: load("release_enter", AttachType::Multi)?,
-        })
-    }
-
-    /// How often the programs ran and for how long, all together.
-    pub fn usage(&self) -> Usage {
-        let programs = [&self.allocate, &self.enter_site, &self.return_site, &self.release];
-        programs
-            .into_iter()
-            .map(Usage::of)
-            .fold(Usage::default(), |sum, usage| Usage {
-                runs: sum.runs + usage.runs,
-                time: sum.time + usage.time,
-            })
+impl UprobeMechanism {
+    /// What this kernel has, or `LEAKTRACE_UPROBES=perf` asks for.
+    fn of_this_kernel() -> Self {
+        let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
+        if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
+            Self::Session
+        } else {
+            Self::PerfEvent
+        }
     }
 }
 
@@ -167,7 +140,9 @@ impl ProgramSet {
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) source: ProgramSource,
-    pub(super) programs: Programs,
+    mechanism: UprobeMechanism,
+    /// For processes without programs of their own.
+    pub(super) shared: ProgramSet,
     pub(super) places: Places,
 }
 
@@ -219,7 +194,8 @@ impl Kernel {
             .map_max_entries("MAPPINGS", sizes.mappings.max(1))
             .load(OBJECT)?;
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
-        let programs = Self::load_uprobes(&mut ebpf, &source)?;
+        let mechanism = UprobeMechanism::of_this_kernel();
+        let shared = ProgramSet::load(&source, mechanism)?;
         fill_exponentials(&mut ebpf)?;
         Ok(Parts {
             ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
@@ -242,45 +218,21 @@ impl Kernel {
             kernel: Self {
                 ebpf,
                 source,
-                programs,
+                mechanism,
+                shared,
                 places: sizes.places,
             },
         })
     }
 
-    fn load_uprobes(ebpf: &mut Ebpf, source: &ProgramSource) -> Result<Programs, LoadError> {
-        let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
-        if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
-            return Ok(Programs::Session(ProgramSet::load(source)?));
-        }
-        for program in [
-            "allocate_enter",
-            "allocate_leave",
-            "allocate_enter_site",
-            "allocate_return_site",
-            "release_enter",
-        ] {
-            uprobe(ebpf, program)?
-                .load()
-                .map_err(|cause| LoadError::Program { program, cause })?;
-        }
-        Ok(Programs::PerfEvent)
-    }
-
     /// How uprobes are attached on this kernel.
     pub fn mechanism(&self) -> UprobeMechanism {
-        match self.programs {
-            Programs::Session(_) => UprobeMechanism::Session,
-            Programs::PerfEvent => UprobeMechanism::PerfEvent,
-        }
+        self.mechanism
     }
 
-    /// Another instance of the uprobe programs; `None` where these are attached one by one.
-    pub fn program_set(&self) -> Result<Option<ProgramSet>, LoadError> {
-        match self.programs {
-            Programs::Session(_) => ProgramSet::load(&self.source).map(Some),
-            Programs::PerfEvent => Ok(None),
-        }
+    /// Another instance of the uprobe programs.
+    pub fn program_set(&self) -> Result<ProgramSet, LoadError> {
+        ProgramSet::load(&self.source, self.mechanism)
     }
 
     /// Attaches the tracepoints; they act on traced processes only.
@@ -300,12 +252,6 @@ impl Kernel {
         }
         Ok(())
     }
-}
-
-pub(super) fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, LoadError> {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
 }
 
 /// Writes the table that distances between samples are drawn from. The map stays where programs that are loaded later

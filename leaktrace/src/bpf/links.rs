@@ -7,24 +7,16 @@ use std::{
     collections::BTreeMap,
     ffi::CString,
     io,
-    num::NonZeroU32,
-    os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStringExt,
-    },
-    path::PathBuf,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use aya::programs::{
-    ProgramError,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
-};
 use leaktrace_common::signature::{Op, Signature};
 
 use super::{
-    kernel::{Kernel, LoadError, ProgramSet, Programs, uprobe},
-    program::MultiProgram,
-    syscall::{self, AttachType},
+    kernel::{Kernel, LoadError},
+    program::UprobeProgram,
+    program_set::ProgramSet,
+    syscall::AttachType,
 };
 
 /// What a probe is for.
@@ -58,23 +50,13 @@ pub struct Probe<'a> {
 pub enum AttachError {
     /// The kernel refused.
     #[error("failed to attach {count} uprobes for {}: {cause}", scope(*pid))]
-    Multi {
-        /// How many in one link.
+    Refused {
+        /// How many at once.
         count: usize,
         /// Confined to.
         pid: Option<u32>,
         /// Why.
         cause: io::Error,
-    },
-    /// The kernel refused one.
-    #[error("failed to attach uprobe at file offset {offset:#x} for {}: {cause}", scope(*pid))]
-    Single {
-        /// Where.
-        offset: u64,
-        /// Confined to.
-        pid: Option<u32>,
-        /// Why.
-        cause: ProgramError,
     },
     /// A program is missing.
     #[error(transparent)]
@@ -84,7 +66,7 @@ pub enum AttachError {
 impl AttachError {
     /// The process ended while it was being attached to.
     pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Multi { cause, .. } if cause.raw_os_error() == Some(libc::ESRCH))
+        matches!(self, Self::Refused { cause, .. } if cause.raw_os_error() == Some(libc::ESRCH))
     }
 }
 
@@ -92,16 +74,11 @@ fn scope(pid: Option<u32>) -> String {
     pid.map_or_else(|| "all processes".to_owned(), |pid| format!("pid {pid}"))
 }
 
-enum Link {
-    Multi(#[expect(dead_code, reason = "dropping it detaches")] OwnedFd),
-    PerfEvent(#[expect(dead_code, reason = "dropping it detaches")] UProbeLink),
-}
-
 /// Attached probes. Dropping them detaches, allocations first.
 #[derive(Default)]
 pub struct Links {
     /// In the order of attaching.
-    links: Vec<Link>,
+    links: Vec<OwnedFd>,
 }
 
 impl Links {
@@ -148,7 +125,7 @@ impl Kernel {
     /// Attaches probes, confined to one process if `pid` is given. All or none.
     /// `own` are programs of the process's own; without it the shared ones serve.
     pub fn attach(
-        &mut self,
+        &self,
         probes: &[Probe<'_>],
         pid: Option<u32>,
         own: Option<&ProgramSet>,
@@ -160,102 +137,46 @@ impl Kernel {
                 .or_default()
                 .push(probe);
         }
+        let set = own.unwrap_or(&self.shared);
         let mut links = Links::new();
-        for ((_, role, file), group) in groups {
-            // A path through the descriptor names the very file that was inspected, even if its name is gone by now.
-            let path = PathBuf::from(format!("/proc/self/fd/{file}"));
-            match &self.programs {
-                Programs::Session(shared) => {
-                    let set = own.unwrap_or(shared);
-                    let program = match role {
-                        Role::Release => &set.release,
-                        Role::Call => &set.allocate,
-                        Role::Entry => &set.enter_site,
-                        Role::ReturnSite => &set.return_site,
-                    };
-                    links.links.push(Link::Multi(attach_multi(program, path, &group, pid)?));
-                }
-                Programs::PerfEvent => {
-                    for probe in group {
-                        let programs: &[&str] = match role {
-                            Role::Release => &["release_enter"],
-                            Role::Call => &["allocate_leave", "allocate_enter"],
-                            Role::Entry => &["allocate_enter_site"],
-                            Role::ReturnSite => &["allocate_return_site"],
-                        };
-                        for program in programs {
-                            links
-                                .links
-                                .push(Link::PerfEvent(self.attach_single(program, &path, probe, pid)?));
-                        }
-                    }
-                }
+        for ((_, role, _), group) in groups {
+            for program in set.serving(role) {
+                links.links.append(&mut attach(program, &group, pid)?);
             }
         }
         Ok(links)
     }
 
-    /// Attaches programs that do nothing to the same places: what the probes cost by themselves.
-    pub fn attach_bare(
-        &mut self,
-        probes: &[Probe<'_>],
-        pid: Option<u32>,
-        entry_only: bool,
-    ) -> Result<Links, AttachError> {
-        let load = |name, attach_type| {
-            Ok::<_, AttachError>(MultiProgram::new(self.source.load(name, attach_type)?, attach_type))
-        };
-        let call = load(if entry_only { "bare_entry" } else { "bare" }, AttachType::Session)?;
-        let entry = load("bare_entry", AttachType::Multi)?;
+    /// Attaches programs that do nothing to the same places, as sessions: what the probes cost by themselves.
+    pub fn attach_bare(&self, probes: &[Probe<'_>], pid: Option<u32>, entry_only: bool) -> Result<Links, AttachError> {
+        let call = if entry_only { "bare_entry" } else { "bare" };
+        let call = UprobeProgram::load(&self.source, call, AttachType::Session)?;
+        let entry = UprobeProgram::load(&self.source, "bare_entry", AttachType::Multi)?;
         let mut links = Links::new();
         for probe in probes {
-            let path = PathBuf::from(format!("/proc/self/fd/{}", probe.file.as_raw_fd()));
             let program = if probe.role == Role::Call { &call } else { &entry };
-            links
-                .links
-                .push(Link::Multi(attach_multi(program, path, &[probe], pid)?));
+            links.links.append(&mut attach(program, &[probe], pid)?);
         }
         Ok(links)
     }
-
-    fn attach_single(
-        &mut self,
-        program: &str,
-        path: &PathBuf,
-        probe: &Probe<'_>,
-        pid: Option<u32>,
-    ) -> Result<UProbeLink, AttachError> {
-        let program = uprobe(&mut self.ebpf, program)?;
-        let scope = pid
-            .and_then(NonZeroU32::new)
-            .map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(probe.offset),
-            cookie: Some(probe.signature.0),
-        };
-        let failed = |cause| AttachError::Single {
-            offset: probe.offset,
-            pid,
-            cause,
-        };
-        let id = program.attach(point, path, scope).map_err(failed)?;
-        program.take_link(id).map_err(failed)
-    }
 }
 
-fn attach_multi(
-    program: &MultiProgram,
-    path: PathBuf,
-    probes: &[&Probe<'_>],
-    pid: Option<u32>,
-) -> Result<OwnedFd, AttachError> {
-    let failed = |cause| AttachError::Multi {
-        count: probes.len(),
-        pid,
-        cause,
+/// Attaches a program to places of one file.
+fn attach(program: &UprobeProgram, probes: &[&Probe<'_>], pid: Option<u32>) -> Result<Vec<OwnedFd>, AttachError> {
+    let Some(first) = probes.first() else {
+        return Ok(Vec::new());
     };
-    let path = CString::new(path.into_os_string().into_vec()).map_err(|error| failed(error.into()))?;
-    let offsets: Vec<u64> = probes.iter().map(|probe| probe.offset).collect();
-    let cookies: Vec<u64> = probes.iter().map(|probe| probe.signature.0).collect();
-    syscall::attach_uprobes(program.fd(), program.attach_type(), &path, &offsets, &cookies, pid).map_err(failed)
+    let places: Vec<(u64, u64)> = probes.iter().map(|probe| (probe.offset, probe.signature.0)).collect();
+    program
+        .attach(&path_of(first.file), &places, pid)
+        .map_err(|cause| AttachError::Refused {
+            count: probes.len(),
+            pid,
+            cause,
+        })
+}
+
+/// A path through the descriptor, which names the very file that was inspected, even if its name is gone by now.
+pub(super) fn path_of(file: BorrowedFd<'_>) -> CString {
+    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("there is no NUL in it")
 }

@@ -12,10 +12,12 @@ pub mod kernel;
 pub mod links;
 pub mod log;
 pub mod processes;
+pub mod program_set;
 pub mod ring;
 pub mod sampled;
 pub mod syscall;
 pub mod tables;
 pub mod usage;
 
+mod perf_event;
 mod program;

@@ -1,15 +1,19 @@
-//! Uprobe programs that aya cannot load: relocated with aya-obj against the maps that aya made, loaded by
-//! [`super::syscall`].
+//! Uprobe programs, which aya cannot load as sessions, nor one of them several times: relocated with aya-obj against the
+//! maps that aya made, loaded and attached by [`super::syscall`] and [`super::perf_event`].
 
 use std::{
     collections::HashSet,
+    ffi::CStr,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use aya_obj::Object;
 
 use super::{
     kernel::LoadError,
+    perf_event,
     syscall::{self, AttachType, ProgramImage},
 };
 
@@ -84,22 +88,50 @@ impl ProgramSource {
     }
 }
 
-/// A loaded program and how it is attached.
-pub struct MultiProgram {
+/// A loaded uprobe program and how it is attached.
+pub struct UprobeProgram {
     fd: OwnedFd,
     attach_type: AttachType,
+    /// Of a perf event: whether it stands at the return.
+    at_return: bool,
 }
 
-impl MultiProgram {
-    pub fn new(fd: OwnedFd, attach_type: AttachType) -> Self {
-        Self { fd, attach_type }
+impl UprobeProgram {
+    /// Loads an instance.
+    pub fn load(source: &ProgramSource, name: &str, attach_type: AttachType) -> Result<Self, LoadError> {
+        Ok(Self {
+            fd: source.load(name, attach_type)?,
+            attach_type,
+            at_return: false,
+        })
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The same for returns alone, as perf events.
+    pub fn load_for_returns(source: &ProgramSource, name: &str) -> Result<Self, LoadError> {
+        Ok(Self {
+            at_return: true,
+            ..Self::load(source, name, AttachType::PerfEvent)?
+        })
     }
 
-    pub fn attach_type(&self) -> AttachType {
-        self.attach_type
+    /// How often it ran and for how many nanoseconds, while the kernel counts.
+    pub fn usage(&self) -> (u64, Duration) {
+        let (runs, nanos) = syscall::program_usage(self.fd.as_fd()).unwrap_or_default();
+        (runs, Duration::from_nanos(nanos))
+    }
+
+    /// Attaches it to places of a file, each with a cookie; `pid` confines the probes to one process.
+    pub fn attach(&self, path: &CStr, places: &[(u64, u64)], pid: Option<u32>) -> io::Result<Vec<OwnedFd>> {
+        if self.attach_type == AttachType::PerfEvent {
+            return places
+                .iter()
+                .map(|(offset, cookie)| {
+                    let event = perf_event::open_uprobe(path, *offset, self.at_return, pid)?;
+                    syscall::link_perf_event(self.fd.as_fd(), event.as_fd(), *cookie)
+                })
+                .collect();
+        }
+        let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
+        syscall::attach_uprobes(self.fd.as_fd(), self.attach_type, path, &offsets, &cookies, pid).map(|link| vec![link])
     }
 }

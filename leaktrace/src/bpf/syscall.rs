@@ -1,6 +1,6 @@
 //! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
-//! `uprobe_session`, the links that attach them, what the kernel counts of those programs, taking one entry out of a
-//! hash map, and running a program once.
+//! `uprobe_session`, several instances of a program, the links that attach them, what the kernel counts of those
+//! programs, taking one entry out of a hash map, and running a program once.
 //!
 //! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
 //! what follows is zero.
@@ -21,11 +21,15 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
+/// How a link says that its target is a perf event.
+const BPF_PERF_EVENT: u32 = 41;
 
 /// How a uprobe program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum AttachType {
+    /// A perf event and a link for each place (cookies: kernel 5.15).
+    PerfEvent = 0,
     /// One link for many places of a file (kernel 6.6).
     Multi = 48,
     /// The same, and one program for entry and return, which can skip the return (kernel 6.13).
@@ -86,6 +90,15 @@ struct LinkCreate {
 }
 
 #[repr(C)]
+struct PerfLinkCreate {
+    program: u32,
+    event: u32,
+    attach_type: u32,
+    flags: u32,
+    cookie: u64,
+}
+
+#[repr(C)]
 #[derive(Default)]
 struct TestRun {
     program: u32,
@@ -138,6 +151,7 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     }
 }
 
+/// Makes a link or loads something: what the kernel returns is a new descriptor.
 fn bpf_fd<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attributes)?;
     // SAFETY: the commands passed here return a new descriptor that no one else owns.
@@ -280,6 +294,20 @@ pub fn attach_uprobes(
             count: offsets.len() as u32,
             pid: pid.unwrap_or(0),
             ..Default::default()
+        },
+    )
+}
+
+/// Puts a program behind a perf event, with a cookie (kernel 5.15). The link holds the event.
+pub fn link_perf_event(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u64) -> io::Result<OwnedFd> {
+    bpf_fd(
+        BPF_LINK_CREATE,
+        &PerfLinkCreate {
+            program: program.as_raw_fd() as u32,
+            event: event.as_raw_fd() as u32,
+            attach_type: BPF_PERF_EVENT,
+            flags: 0,
+            cookie,
         },
     )
 }

@@ -6,31 +6,35 @@ use std::{io, os::fd::OwnedFd, time::Duration};
 
 use aya::sys::Stats;
 
-use super::{program::MultiProgram, syscall};
-
-/// How often programs ran, and for how long.
+/// How often the programs of a set ran, by what their probes are for, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Runs.
-    pub runs: u64,
+    /// At entries of calls that return a block. The returns that a session asked for are among them.
+    pub calls: u64,
+    /// At returns of such calls, where a program of its own serves them.
+    pub returns: u64,
+    /// At return instructions.
+    pub return_sites: u64,
+    /// At calls that give a block back.
+    pub releases: u64,
     /// Time in all of them.
     pub time: Duration,
 }
 
 impl Usage {
+    /// Runs of all programs.
+    pub fn runs(self) -> u64 {
+        self.calls + self.returns + self.return_sites + self.releases
+    }
+
     /// What came on top of an earlier usage.
     pub fn since(self, earlier: Self) -> Self {
         Self {
-            runs: self.runs.saturating_sub(earlier.runs),
+            calls: self.calls.saturating_sub(earlier.calls),
+            returns: self.returns.saturating_sub(earlier.returns),
+            return_sites: self.return_sites.saturating_sub(earlier.return_sites),
+            releases: self.releases.saturating_sub(earlier.releases),
             time: self.time.saturating_sub(earlier.time),
-        }
-    }
-
-    pub(super) fn of(program: &MultiProgram) -> Self {
-        let (runs, nanos) = syscall::program_usage(program.fd()).unwrap_or_default();
-        Self {
-            runs,
-            time: Duration::from_nanos(nanos),
         }
     }
 }

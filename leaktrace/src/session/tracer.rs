@@ -26,9 +26,10 @@ use crate::{
     bpf::{
         btf::Places,
         growth::GrowthProbes,
-        kernel::{Kernel, LoadError, ProgramSet, Sizes},
+        kernel::{Kernel, LoadError, Sizes},
         links::{AttachError, Links, Probe, Role},
         processes::{ProcessTable, ProcessTableError, Slot},
+        program_set::ProgramSet,
         tables::{ArrayFull, TablePlace, UnwindArrays},
         usage::Usage,
     },
@@ -211,10 +212,10 @@ impl Tracer {
         self.add_with(survey, settings, None)
     }
 
-    /// The same, with programs of its own where the kernel can, so that [`usage`](Self::usage) can tell its cost.
+    /// The same, with programs of its own, so that [`usage`](Self::usage) can tell its cost.
     pub fn add_measured(&mut self, survey: Survey, settings: Settings) -> Result<(), TraceError> {
         let programs = self.kernel.program_set()?;
-        self.add_with(survey, settings, programs)
+        self.add_with(survey, settings, Some(programs))
     }
 
     fn add_with(&mut self, survey: Survey, settings: Settings, programs: Option<ProgramSet>) -> Result<(), TraceError> {
@@ -518,8 +519,8 @@ impl Tracer {
     }
 
     /// The loaded kernel side.
-    pub fn kernel(&mut self) -> &mut Kernel {
-        &mut self.kernel
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 }
 

@@ -41,8 +41,8 @@ impl Cost {
         let seconds = elapsed.as_secs_f64().max(1e-3);
         let trap = if is_stepped { price.stepped } else { price.emulated };
         Self {
-            hits: usage.runs as f64 / seconds,
-            traps: usage.runs as f64 * trap.as_secs_f64() / seconds,
+            hits: usage.runs() as f64 / seconds,
+            traps: usage.runs() as f64 * trap.as_secs_f64() / seconds,
             programs: usage.time.as_secs_f64() / seconds,
         }
     }
@@ -60,8 +60,9 @@ mod tests {
     #[test]
     fn a_cost_is_hits_times_price_and_program_time() {
         let usage = Usage {
-            runs: 10_000,
+            calls: 10_000,
             time: Duration::from_millis(2),
+            ..Usage::default()
         };
         let cost = Cost::new(usage, Duration::from_millis(500), Price::default(), false);
         assert_eq!(cost.hits, 20_000.0);

@@ -89,7 +89,7 @@ impl Probes {
     /// Probe hits of a process so far.
     pub fn hits(&self, pid: u32) -> Option<u64> {
         self.counting.as_ref()?;
-        Some(self.live.as_ref()?.usage(pid)?.runs)
+        Some(self.live.as_ref()?.usage(pid)?.runs())
     }
 
     /// Losses over all processes.
