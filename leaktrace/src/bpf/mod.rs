@@ -17,6 +17,7 @@ pub mod ring;
 pub mod sampled;
 pub mod syscall;
 pub mod tables;
+pub mod trap;
 pub mod usage;
 
 mod perf_event;

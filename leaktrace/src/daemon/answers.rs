@@ -8,6 +8,7 @@ use super::{
     goroutines, moment,
     service::{Service, lock, profile_of},
     store::{Filter, StoreError},
+    trace::cost::Price,
 };
 use crate::{
     model::ProcessKey,
@@ -45,6 +46,16 @@ impl Service {
             identity.comm.escape_debug(),
             tracing.reason
         )))
+    }
+}
+
+fn traps(price: Price) -> api::Traps {
+    let nanos = |price: Duration| u64::try_from(price.as_nanos()).unwrap_or(u64::MAX);
+    api::Traps {
+        emulated: nanos(price.emulated),
+        stepped: nanos(price.stepped),
+        returned: nanos(price.returned),
+        measured: price.is_measured,
     }
 }
 
@@ -176,6 +187,7 @@ impl Backend for Service {
                     .fold(0.0, |sum, cost| sum + cost.total()),
                 probes_budget: config.budget.machine_cpu * super::cpus(),
             },
+            traps: readings.price.map(traps),
             losses: readings
                 .losses
                 .iter()

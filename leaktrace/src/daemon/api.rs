@@ -379,6 +379,8 @@ pub struct Status {
     pub traced: usize,
     /// What the daemon itself costs.
     pub own: Own,
+    /// What a hit of a probe costs before any program runs; `null` before something was traced.
+    pub traps: Option<Traps>,
     /// Losses since the start, by cause.
     pub losses: Vec<Loss>,
     /// Things that do not work and what to do about them, such as a full disk.
@@ -404,6 +406,19 @@ pub struct Own {
     pub probes: f64,
     /// Its budget.
     pub probes_budget: f64,
+}
+
+/// What a hit of a probe costs in the process that is traced, by where the probe stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traps {
+    /// Nanoseconds at an instruction that the kernel emulates.
+    pub emulated: u64,
+    /// Nanoseconds at one that it executes step by step.
+    pub stepped: u64,
+    /// Nanoseconds at a function's return.
+    pub returned: u64,
+    /// Measured on this machine; else what is usual stands in, and the log says why.
+    pub measured: bool,
 }
 
 /// A cause of loss.

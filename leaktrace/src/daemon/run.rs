@@ -27,7 +27,7 @@ use super::{
     push::Pusher,
     service::{Service, lock, policy_settings, seconds},
     store::{self, Store, StoreError},
-    trace::{cost::Price, engine::Engine},
+    trace::engine::Engine,
     watch::{collector::Collectors, table::Table},
     watcher::{Message, Watcher},
 };
@@ -103,7 +103,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         collectors: Mutex::new(Collectors::default()),
         suspects: Mutex::default(),
         policy: Mutex::new(Policy::new(policy_settings(&config), std::process::id())),
-        engine: Engine::start(Price::default()).map_err(start("the engine's thread"))?,
+        engine: Engine::start().map_err(start("the engine's thread"))?,
         store: Mutex::new(store),
         pusher,
         snapshot: RwLock::new(Arc::new(Snapshot::default())),

@@ -29,6 +29,8 @@ use crate::{
 pub struct Notes {
     /// Events applied.
     pub events: u64,
+    /// Calls whose return was told: allocations and reallocations.
+    pub returns: u64,
     /// Frees of blocks that were allocated before tracing began, or whose allocation was lost.
     pub unknown_frees: u64,
     /// Allocations at an address that was live: the free in between was not told.
@@ -116,6 +118,7 @@ impl Ledger {
     /// Applies one event that happened at `now`, in hundredths of a second since the ledger's beginning.
     pub fn apply(&mut self, event: Event<'_>, now: u32) {
         self.notes.events += 1;
+        self.notes.returns += u64::from(matches!(event, Event::Alloc(_) | Event::ReallocEnd { .. }));
         match event {
             Event::Alloc(new) => self.allocate(new, now),
             Event::Free(address) => self.free(address),

@@ -99,17 +99,14 @@ impl Plan {
             .flat_map(|file| file.probes.iter().map(move |probe| (file, probe)))
     }
 
-    /// Whether the calls that programs make most, one that allocates and one that frees, are probed at instructions that
-    /// the kernel executes step by step, which costs ten times as much a hit.
-    pub fn is_stepped(&self) -> bool {
-        let stepped = |op: Op| {
-            let mut probes = self
-                .probes()
-                .filter(|(_, probe)| probe.signature.op() == op as u8)
-                .peekable();
-            probes.peek().is_some() && probes.all(|(_, probe)| !probe.entry.emulated)
-        };
-        stepped(Op::Alloc) || stepped(Op::Free)
+    /// Whether all calls of an operation are probed at instructions that the kernel executes step by step, which costs ten
+    /// times as much a hit.
+    pub fn is_stepped(&self, op: Op) -> bool {
+        let mut probes = self
+            .probes()
+            .filter(|(_, probe)| probe.signature.op() == op as u8)
+            .peekable();
+        probes.peek().is_some() && probes.all(|(_, probe)| !probe.entry.emulated)
     }
 }
 

@@ -10,28 +10,29 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use leaktrace_common::reason::Counter;
+use leaktrace_common::{reason::Counter, signature::Op};
 use tokio::sync::Notify;
 
 use super::{
     go::GoHeap,
     profile::{Context, Mode, Subject},
     program::Program,
-    pump::{self, Captured, NoticeReceiver, Pump},
+    pump::{self, Captured, Held, NoticeReceiver, Pump},
     recording::RecordError,
-    survey::{Survey, Surveyor},
+    survey::{Survey, Surveyor, kernel_version, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer},
 };
 use crate::{
     bpf::{
         btf::Places,
-        kernel::{Kernel, Sizes},
+        kernel::{Kernel, Sizes, UprobeMechanism},
         log::KernelLog,
         sampled::SampledBlocks,
+        trap::{TrapError, Traps},
         usage::Usage,
     },
     model::ProcessKey,
-    proc::pagemap,
+    proc::{identity, pagemap},
     report::profile::Profile,
     symbolize::Symbolizer,
 };
@@ -242,16 +243,34 @@ impl Live {
         self.tracer.usage(pid)
     }
 
-    /// Whether some probe of a process is at an instruction that the kernel executes step by step, which costs much more.
-    pub fn is_stepped(&self, pid: u32) -> bool {
+    /// Whether a process's probes for an operation are at instructions that the kernel executes step by step, which costs
+    /// much more.
+    pub fn is_stepped(&self, pid: u32, op: Op) -> bool {
         self.tracer
             .program(pid)
-            .is_some_and(|program| program.plan.is_stepped())
+            .is_some_and(|program| program.plan.is_stepped(op))
     }
 
-    /// Outstanding bytes of each traced process.
-    pub fn live_bytes(&self) -> HashMap<u32, f64> {
-        self.pump.live_bytes().unwrap_or_default()
+    /// Whether only samples have their return seen: a session skips the return of a call that is not taken.
+    pub fn skips_returns(&self) -> bool {
+        self.tracer.kernel().mechanism() == UprobeMechanism::Session
+    }
+
+    /// Measures what traps cost on this machine.
+    ///
+    /// # Errors
+    /// As [`Kernel::measure_traps`]; also when that would end this program.
+    pub fn measure_traps(&self) -> Result<Traps, TrapError> {
+        let own = identity::read_identity(std::process::id())?;
+        if uretprobes_kill(own.seccomp, kernel_version()) {
+            return Err(TrapError::Deadly);
+        }
+        self.tracer.kernel().measure_traps()
+    }
+
+    /// What each traced process holds.
+    pub fn held(&self) -> HashMap<u32, Held> {
+        self.pump.held().unwrap_or_default()
     }
 
     /// What was lost so far, over all processes.

@@ -137,6 +137,7 @@ fn nanos(duration: Duration) -> i64 {
 
 fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.events += notes.events;
+    sum.returns += notes.returns;
     sum.unknown_frees += notes.unknown_frees;
     sum.missed_frees += notes.missed_frees;
     sum.unknown_stacks += notes.unknown_stacks;

@@ -124,6 +124,15 @@ pub struct Captured {
     pub notes: Notes,
 }
 
+/// What a process holds at one moment, in short.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Held {
+    /// Outstanding bytes.
+    pub bytes: f64,
+    /// Calls whose return was told so far.
+    pub returns: u64,
+}
+
 /// Something asked of the running thread.
 enum Request {
     /// The content of a process's ledger.
@@ -136,8 +145,8 @@ enum Request {
     LeavePages(u32, Vec<ProcessAddress>, mpsc::Sender<()>),
     /// Counters, and records that could not be decoded.
     Counters(mpsc::Sender<([u64; Counter::COUNT], u64)>),
-    /// Outstanding bytes of each process.
-    LiveBytes(mpsc::Sender<HashMap<u32, f64>>),
+    /// What each process holds.
+    Held(mpsc::Sender<HashMap<u32, Held>>),
 }
 
 /// How long an answer may take: the thread answers between two batches.
@@ -243,9 +252,9 @@ impl Pump {
         self.ask(Request::Counters)
     }
 
-    /// Outstanding bytes of each process.
-    pub fn live_bytes(&self) -> Option<HashMap<u32, f64>> {
-        self.ask(Request::LiveBytes)
+    /// What each process holds.
+    pub fn held(&self) -> Option<HashMap<u32, Held>> {
+        self.ask(Request::Held)
     }
 
     fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
@@ -390,9 +399,15 @@ impl State {
                 Request::Counters(reply) => {
                     let _ = reply.send((self.counters.read(), self.undecodable));
                 }
-                Request::LiveBytes(reply) => {
-                    let bytes = self.ledgers.iter().map(|(pid, ledger)| (*pid, ledger.live_bytes()));
-                    let _ = reply.send(bytes.collect());
+                Request::Held(reply) => {
+                    let held = self.ledgers.iter().map(|(pid, ledger)| {
+                        let held = Held {
+                            bytes: ledger.live_bytes(),
+                            returns: ledger.notes().returns,
+                        };
+                        (*pid, held)
+                    });
+                    let _ = reply.send(held.collect());
                 }
             }
         }

@@ -155,6 +155,25 @@ fn own(page: &mut Page, status: &api::Status, http: &Http) {
         own.probes,
     );
     page.gauge("probes_cpu_budget_ratio", "Budget of that.", own.probes_budget);
+    if let Some(prices) = status.traps {
+        let mut traps = page.family(
+            "trap_seconds",
+            Kind::Gauge,
+            "What a hit of a probe costs before any program runs, by where the probe stands.",
+        );
+        for (at, nanos) in [
+            ("emulated", prices.emulated),
+            ("stepped", prices.stepped),
+            ("return", prices.returned),
+        ] {
+            traps.value(&labels(&[("at", at)]), nanos as f64 / 1e9);
+        }
+        page.gauge(
+            "trap_measured",
+            "1 where these prices were measured on this machine, 0 where what is usual stands in.",
+            u8::from(prices.measured),
+        );
+    }
     let mut losses = page.family("losses_total", Kind::Counter, "What was not recorded, by cause.");
     for loss in &status.losses {
         losses.value(&labels(&[("cause", &loss.name)]), loss.count);

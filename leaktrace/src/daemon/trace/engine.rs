@@ -13,7 +13,9 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::cost::{Cost, Price};
+use leaktrace_common::signature::Op;
+
+use super::cost::{Activity, Cost, Price};
 use crate::{
     bpf::usage::{Counting, Usage},
     daemon::service::lock,
@@ -22,6 +24,7 @@ use crate::{
     session::{
         live::{Live, Moment},
         profile,
+        pump::Held,
         recording::RecordError,
     },
 };
@@ -55,6 +58,8 @@ pub struct Readings {
     pub number: u64,
     /// Losses since the kernel side was loaded.
     pub losses: Losses,
+    /// What traps are held to cost; `None` before something was traced.
+    pub price: Option<Price>,
 }
 
 enum Command {
@@ -88,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// When no thread can be made.
-    pub fn start(price: Price) -> io::Result<Self> {
+    pub fn start() -> io::Result<Self> {
         let (commands, receiver) = unbounded_channel();
         let readings = Arc::new(Mutex::new(Readings::default()));
         let shared = Arc::clone(&readings);
@@ -101,7 +106,7 @@ impl Engine {
                 suspects: HashMap::new(),
                 measuring: None,
                 readings: shared,
-                price,
+                price: Price::default(),
             };
             runtime.block_on(work.run(receiver));
         })?;
@@ -189,7 +194,7 @@ impl Drop for Engine {
 struct Measuring {
     counting: Option<Counting>,
     since: Instant,
-    before: HashMap<u32, Usage>,
+    before: HashMap<u32, (Usage, Held)>,
 }
 
 struct Work {
@@ -285,7 +290,10 @@ impl Work {
             Some(live) => live,
             None => {
                 self.idle_since = Instant::now();
-                Live::start(RING_BYTES)?
+                let live = Live::start(RING_BYTES)?;
+                self.price = price(&live, self.price);
+                self.tell(|readings| readings.price = Some(self.price));
+                live
             }
         };
         Ok(self.live.insert(live))
@@ -339,14 +347,13 @@ impl Work {
         change(&mut lock(&self.readings));
     }
 
-    fn usages(&self) -> HashMap<u32, Usage> {
+    fn usages(&self) -> HashMap<u32, (Usage, Held)> {
         let Some(live) = &self.live else {
             return HashMap::new();
         };
-        self.keys
-            .keys()
-            .filter_map(|pid| Some((*pid, live.usage(*pid)?)))
-            .collect()
+        let held = live.held();
+        let of = |pid: &u32| Some((*pid, (live.usage(*pid)?, held.get(pid).copied().unwrap_or_default())));
+        self.keys.keys().filter_map(of).collect()
     }
 
     fn begin_measuring(&mut self) {
@@ -373,20 +380,26 @@ impl Work {
         let elapsed = measuring.since.elapsed();
         let usages = self.usages();
         drop(measuring.counting);
-        let live_bytes = live.live_bytes();
         let mut targets = HashMap::new();
         for (pid, key) in &self.keys {
-            let cost = measuring
-                .before
-                .get(pid)
-                .zip(usages.get(pid))
-                .map(|(before, now)| Cost::new(now.since(*before), elapsed, self.price, live.is_stepped(*pid)));
+            let now = usages.get(pid);
+            let cost = measuring.before.get(pid).zip(now).map(|(before, now)| {
+                let returns = now.1.returns.saturating_sub(before.1.returns);
+                let activity = Activity {
+                    usage: now.0.since(before.0),
+                    sampled_returns: if live.skips_returns() { returns } else { 0 },
+                    calls_stepped: live.is_stepped(*pid, Op::Alloc),
+                    releases_stepped: live.is_stepped(*pid, Op::Free),
+                    elapsed,
+                };
+                Cost::new(&activity, self.price)
+            });
             targets.insert(
                 *key,
                 Reading {
                     cost,
                     interval: live.interval(*pid).unwrap_or(0),
-                    live_bytes: live_bytes.get(pid).copied().unwrap_or(0.0) as u64,
+                    live_bytes: now.map_or(0, |(_, held)| held.bytes as u64),
                 },
             );
         }
@@ -397,8 +410,32 @@ impl Work {
                 targets,
                 number: readings.number + 1,
                 losses,
+                price: readings.price,
             }
         });
+    }
+}
+
+/// What traps cost here: as it is known, else measured, else what holds for all machines.
+fn price(live: &Live, known: Price) -> Price {
+    if known.is_measured {
+        return known;
+    }
+    let measured = live.measure_traps().map_err(|error| error.to_string());
+    match measured.and_then(Price::of) {
+        Ok(price) => {
+            tracing::info!(
+                "a trap takes {:?} at an emulated instruction, {:?} at a single-stepped one, {:?} at a return",
+                price.emulated,
+                price.stepped,
+                price.returned
+            );
+            price
+        }
+        Err(why) => {
+            tracing::warn!("the price of a trap was not measured, what is usual stands in: {why}");
+            Price::default()
+        }
     }
 }
 

@@ -83,7 +83,8 @@ impl Probes {
 
     /// Outstanding bytes of each traced process.
     pub fn live_bytes(&self) -> HashMap<u32, f64> {
-        self.live.as_ref().map(Live::live_bytes).unwrap_or_default()
+        let held = self.live.as_ref().map(Live::held).unwrap_or_default();
+        held.into_iter().map(|(pid, held)| (pid, held.bytes)).collect()
     }
 
     /// Probe hits of a process so far.

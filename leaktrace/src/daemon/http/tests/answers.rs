@@ -198,6 +198,8 @@ async fn the_names_of_metrics_stay() {
     resident_budget_bytes gauge
     probes_cpu_ratio gauge
     probes_cpu_budget_ratio gauge
+    trap_seconds gauge
+    trap_measured gauge
     losses_total counter
     troubles gauge
     store_profiles gauge
@@ -240,6 +242,14 @@ async fn the_names_of_metrics_stay() {
         (100..120).contains(&series),
         "the top 100 and those that are traced: {series}"
     );
+    for line in [
+        r#"leaktrace_trap_seconds{at="emulated"} 0.00000064"#,
+        r#"leaktrace_trap_seconds{at="stepped"} 0.0000092"#,
+        r#"leaktrace_trap_seconds{at="return"} 0.00000048"#,
+        "leaktrace_trap_measured 1",
+    ] {
+        assert!(text.lines().any(|other| other == line), "no `{line}` in {text}");
+    }
     let fake = Fake::new(120, 1);
     let processes = crate::daemon::backend::Backend::processes(&fake);
     let hostile: Vec<_> = processes
@@ -253,6 +263,7 @@ async fn the_names_of_metrics_stay() {
         text.contains(r#"comm="quote\"back\\slas""#),
         "quotes are escaped: {text}"
     );
+    assert!(!text.contains("trap"), "a price that is not known: {text}");
 }
 
 #[test]
@@ -284,6 +295,10 @@ fn the_document_names_every_address_and_every_shape() {
         assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
     assert!(document.pointer("/components/securitySchemes/token").is_some());
+    for price in ["emulated", "stepped", "returned", "measured"] {
+        let pointer = format!("/components/schemas/Traps/properties/{price}");
+        assert!(document.pointer(&pointer).is_some(), "{pointer}");
+    }
 }
 
 /// Compressed answers are the same answers.

@@ -471,6 +471,12 @@ impl Backend for Fake {
                 probes: 0.013,
                 probes_budget: 0.02,
             },
+            traps: Some(api::Traps {
+                emulated: 640,
+                stepped: 9_200,
+                returned: 480,
+                measured: true,
+            }),
             losses: vec![api::Loss {
                 name: "ring_full".to_owned(),
                 count: 17,
