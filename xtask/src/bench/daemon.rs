@@ -1,4 +1,5 @@
-//! What the daemon costs: watching, tracing ten at once, a profile over HTTP, and ten minutes of coming and going.
+//! What the daemon costs: watching, a storm of processes, tracing ten at once, a profile over HTTP, and ten minutes of
+//! coming and going.
 
 use std::fs;
 use std::process::Command;
@@ -80,6 +81,36 @@ pub fn watch(smoke: bool) -> Result<Vec<Goal>> {
         daemon.end()?;
     }
     Ok(goals)
+}
+
+/// 500 short-lived processes a second beside 1,000 idle ones. The limit is the daemon's own default budget.
+pub fn storm(smoke: bool) -> Result<Vec<Goal>> {
+    const RATE: u64 = 500;
+    let seconds = if smoke { 10 } else { 60 };
+    let arguments = [1000, RATE, seconds].map(|number| number.to_string());
+    let mut storm = Process::ready(programs::command("storm")?.args(arguments))?;
+    let home = Home::new(DEFAULTS)?;
+    interval(&home, 5)?;
+    let daemon = home.start()?;
+    thread::sleep(SETTLE);
+    let pid = daemon.process.pid();
+    let before = cpu(pid)?;
+    storm.send("go")?;
+    let told: serde_json::Value = storm.json(Duration::from_secs(seconds * 10))?;
+    let taken = cpu(pid)? - before;
+    let made = told["made"].as_f64().context("no count")?;
+    let lasted = told["seconds"].as_f64().context("no time")?;
+    alive(&daemon)?;
+    daemon.end()?;
+    storm.exit()?;
+    Ok(vec![
+        Goal::at_most(
+            "daemon, 500 processes/s beside 1,000 idle ones: % of a CPU",
+            Some(taken / lasted * 100.0),
+            10.0,
+        )
+        .noting(format!("{:.0} processes/s", made / lasted)),
+    ])
 }
 
 /// Ten processes of 20,000 allocations a second.

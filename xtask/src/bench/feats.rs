@@ -29,6 +29,7 @@ pub const ALL: &[(&str, Feat)] = &[
     ("go-collector", go::collector),
     ("go-overhead", go::overhead),
     ("daemon-watch", daemon::watch),
+    ("daemon-storm", daemon::storm),
     ("daemon-ten", daemon::ten),
     ("daemon-http", daemon::http),
     ("daemon-soak", daemon::soak),
