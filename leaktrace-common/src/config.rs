@@ -44,11 +44,13 @@ const _: () = assert!(size_of::<Process>() == 56 && align_of::<Process>() == 8);
 pub struct ProcessSlot {
     /// Which version is current: 0 or 1.
     pub current: u64,
+    /// How often the process has run another program since it was entered here. The kernel side counts.
+    pub execs: u64,
     /// The versions.
     pub versions: [Process; 2],
 }
 
-const _: () = assert!(size_of::<ProcessSlot>() == 120 && align_of::<ProcessSlot>() == 8);
+const _: () = assert!(size_of::<ProcessSlot>() == 128 && align_of::<ProcessSlot>() == 8);
 
 /// What is remembered of the process in a slot to see its growth. The kernel side writes it, userspace resets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

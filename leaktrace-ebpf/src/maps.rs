@@ -43,7 +43,8 @@ pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
 #[map]
 pub static DEFERRED_FREES: HashMap<BlockKey, u64> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
-/// Blocks taken as samples: only their frees leave the kernel. Full: the sample is not taken, counted.
+/// Blocks taken as samples, with [`ProcessSlot::execs`] at that time: only their frees leave the kernel. Userspace takes
+/// out those of programs that are gone. Full: the sample is not taken, counted.
 #[map]
 pub static SAMPLED: HashMap<BlockKey, u32> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
@@ -89,6 +90,24 @@ pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
 pub fn slot_by_pid(pid: u32) -> Option<u32> {
     // SAFETY: read-only access to a map value.
     unsafe { SLOTS.get(pid) }.copied()
+}
+
+/// How many programs the process in a slot has run before.
+#[inline(always)]
+pub fn execs(slot: u32) -> u32 {
+    PROCESSES.get(slot).map_or(0, |slot| slot.execs as u32)
+}
+
+/// The process with this pid begins to run another program. No other thread of it is left by then, and none of the new
+/// program's instructions has run.
+#[inline(always)]
+pub fn note_exec(pid: u32) {
+    if let Some(slot) = slot_by_pid(pid)
+        && let Some(slot) = PROCESSES.get_ptr_mut(slot)
+    {
+        // SAFETY: the one writer adds to an aligned word of a map value.
+        unsafe { (*slot).execs += 1 };
+    }
 }
 
 /// The process with this pid, if it is traced.

@@ -60,6 +60,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
     ("threads8", c!["-pthread", "c/threads8.c"]),
     ("fork_exec", c!["c/fork_exec.c"]),
+    ("exec_hoard", c!["c/exec_hoard.c"]),
     ("storm", c!["c/storm.c"]),
     ("dlopen_late", c!["c/dlopen_late.c", "-ldl"]),
     ("libplugin.so", c!["-shared", "-fPIC", "c/plugin.c"]),

@@ -140,3 +140,52 @@ fn a_storm_of_processes_leaves_the_daemon_as_it_was() -> Result<()> {
     daemon.end()?;
     Ok(())
 }
+
+#[test]
+fn samples_of_a_program_that_is_gone_take_no_room() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    /// Two programs' samples fit into the kernel's set, three programs' do not.
+    const COUNT: usize = 400_000;
+    let home = Home::new(
+        "\n[trace]\nauto = false\n\n[budget]\nmachine_cpu = \"100%\"\ntarget_cpu = \"100%\"\nown_memory = \"1GiB\"\nown_cpu = \"100%\"",
+    )?;
+    let mut daemon = home.start()?;
+    let mut target = Process::ready(programs::command("exec_hoard")?.arg(COUNT.to_string()))?;
+    let pid = target.pid();
+    daemon.until("it is known", PATIENCE, |daemon| Ok(daemon.state(pid)?.is_some()))?;
+    // The shortest distance: of blocks of 64 bytes nearly all are taken.
+    daemon.trace(pid, 16)?;
+    let held = |daemon: &Daemon<'_>| -> Result<u64> {
+        let top = daemon.get(&format!(
+            "/api/v1/processes/{pid}/top?limit=1&sample_type=inuse_objects"
+        ))?;
+        top["total"].as_u64().with_context(|| top.to_string())
+    };
+    for round in 0..4 {
+        if round > 0 {
+            target.send("exec")?;
+            target.expect("ready")?;
+        }
+        target.send("go")?;
+        target.expect("held")?;
+        daemon.until("its blocks are told", PATIENCE, |daemon| {
+            Ok(held(daemon)? > COUNT as u64 * 9 / 10)
+        })?;
+    }
+    let status = daemon.get("/api/v1/status")?;
+    let losses = status["losses"].as_array().context("no losses")?;
+    ensure!(
+        !losses.iter().any(|loss| loss["name"] == "sampled_set_full"),
+        "samples of gone programs are kept: {status}"
+    );
+    // What the last program allocated before anybody had noticed it is freed with the rest: its samples were kept.
+    target.send("free")?;
+    target.expect("freed")?;
+    daemon.until("its frees are told", PATIENCE, |daemon| {
+        Ok(held(daemon)? < COUNT as u64 / 1000)
+    })?;
+    daemon.end()?;
+    unharmed(&mut target)
+}

@@ -190,7 +190,7 @@ pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
 
 #[inline(always)]
 fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
-    let Call { pid, tid, process, .. } = *call;
+    let Call { pid, tid, .. } = *call;
     if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
         return;
     }
@@ -226,16 +226,17 @@ fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
         if alloc.address == 0 {
             count(Counter::AllocFailed, 1);
         } else if thread.pending.skip_new == 0 {
-            allocated(thread, process, regs, alloc, ip, sp);
+            allocated(call, thread, regs, alloc, ip, sp);
         }
         return;
     }
-    reallocated(thread, process, regs, alloc, old, ip, sp);
+    reallocated(call, thread, regs, alloc, old, ip, sp);
 }
 
 /// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
 #[inline(always)]
-fn remember(process: &Process, alloc: &Alloc) -> bool {
+fn remember(call: &Call, alloc: &Alloc) -> bool {
+    let process = call.process;
     if process.sample_interval == 0 {
         return true;
     }
@@ -244,7 +245,8 @@ fn remember(process: &Process, alloc: &Alloc) -> bool {
         pid: alloc.header.pid,
         pad: 0,
     };
-    if SAMPLED.insert(key, alloc.interval, BPF_ANY.into()).is_ok() {
+    let execs = maps::execs(call.signature.process_slot().into());
+    if SAMPLED.insert(key, execs, BPF_ANY.into()).is_ok() {
         return true;
     }
     count(Counter::SampledSetFull, 1);
@@ -259,8 +261,9 @@ fn forget(process: &Process, pid: u32, address: u64) {
 }
 
 #[inline(always)]
-fn allocated(thread: &mut Thread, process: &Process, regs: &Registers, mut alloc: Alloc, ip: u64, sp: u64) {
-    if remember(process, &alloc) {
+fn allocated(call: &Call, thread: &mut Thread, regs: &Registers, mut alloc: Alloc, ip: u64, sp: u64) {
+    let process = call.process;
+    if remember(call, &alloc) {
         if let Some(stack) = unwind::stack_id(thread, process, alloc.header.pid, ip, sp, regs.frame_pointer()) {
             alloc.stack = stack;
             if emit::record(alloc) {
@@ -273,7 +276,8 @@ fn allocated(thread: &mut Thread, process: &Process, regs: &Registers, mut alloc
 }
 
 #[inline(always)]
-fn reallocated(thread: &mut Thread, process: &Process, regs: &Registers, mut alloc: Alloc, old: u64, ip: u64, sp: u64) {
+fn reallocated(call: &Call, thread: &mut Thread, regs: &Registers, mut alloc: Alloc, old: u64, ip: u64, sp: u64) {
+    let process = call.process;
     let pid = alloc.header.pid;
     alloc.header.kind = KIND_REALLOC_END;
     let failed = alloc.address == 0;
@@ -285,7 +289,7 @@ fn reallocated(thread: &mut Thread, process: &Process, regs: &Registers, mut all
     } else {
         forget(process, pid, old);
     }
-    let taken = !failed && thread.pending.skip_new == 0 && remember(process, &alloc);
+    let taken = !failed && thread.pending.skip_new == 0 && remember(call, &alloc);
     if taken {
         match unwind::stack_id(thread, process, pid, ip, sp, regs.frame_pointer()) {
             Some(stack) => alloc.stack = stack,

@@ -37,6 +37,7 @@ pub fn exec(ctx: &TracePointContext) {
     let (pid, _) = thread::current();
     if maps::process_by_pid(pid).is_some() {
         growth::forget(pid);
+        maps::note_exec(pid);
         if let Some(thread) = thread::known() {
             thread.pending.sp = 0;
             thread.mapping.call = 0;

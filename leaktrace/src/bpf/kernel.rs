@@ -166,8 +166,6 @@ pub struct Parts {
     pub ring: Ring,
     /// Frees that did not fit into the ring.
     pub deferred: DeferredFrees,
-    /// Blocks taken as samples.
-    pub sampled: SampledBlocks,
     /// Loss counters.
     pub counters: Counters,
     /// Unwind tables.
@@ -203,7 +201,6 @@ impl Kernel {
                 let fd = duplicate(&ebpf, "DEFERRED_FREES")?;
                 DeferredFrees::new(take(&mut ebpf, "DEFERRED_FREES")?, fd)
             },
-            sampled: SampledBlocks::new(take(&mut ebpf, "SAMPLED")?),
             counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
             arrays: UnwindArrays {
                 mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
@@ -213,7 +210,9 @@ impl Kernel {
             log: KernelLog::new(&mut ebpf),
             processes: {
                 let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
-                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?, take(&mut ebpf, "GROWTH")?)
+                let fd = duplicate(&ebpf, "SAMPLED")?;
+                let sampled = SampledBlocks::new(take(&mut ebpf, "SAMPLED")?, fd);
+                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?, take(&mut ebpf, "GROWTH")?, sampled)
             },
             kernel: Self {
                 ebpf,

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use leaktrace_common::config::{GrowthState, MAX_PROCESSES, Process, ProcessSlot};
 
-use super::tables::{ArrayFull, MappedArray};
+use super::{
+    sampled::SampledBlocks,
+    tables::{ArrayFull, MappedArray},
+};
 
 /// Least time between two changes of a slot: a program in the kernel that still reads the version before has finished by
 /// then.
@@ -33,6 +36,7 @@ pub struct ProcessTable {
     by_pid: HashMap<MapData, u32, u32>,
     /// What the kernel side remembers to see growth, by slot.
     growth: Array<MapData, GrowthState>,
+    sampled: SampledBlocks,
 }
 
 /// The place of one process; given back by [`ProcessTable::remove`].
@@ -42,6 +46,8 @@ pub struct Slot {
     pid: u32,
     current: u64,
     changed: Instant,
+    /// Its blocks are taken as samples.
+    is_sampled: bool,
 }
 
 impl Slot {
@@ -57,14 +63,21 @@ impl ProcessTable {
         slots: MappedArray<ProcessSlot>,
         by_pid: HashMap<MapData, u32, u32>,
         growth: Array<MapData, GrowthState>,
+        sampled: SampledBlocks,
     ) -> Self {
-        Self { slots, by_pid, growth }
+        Self {
+            slots,
+            by_pid,
+            growth,
+            sampled,
+        }
     }
 
     /// Makes a process known.
     pub fn add(&mut self, process: Process) -> Result<Slot, ProcessTableError> {
         let value = ProcessSlot {
             current: 0,
+            execs: 0,
             versions: [process, Process::default()],
         };
         let run = self.slots.store([value].into_iter())?;
@@ -73,6 +86,7 @@ impl ProcessTable {
             pid: process.pid,
             current: 0,
             changed: Instant::now(),
+            is_sampled: process.sample_interval != 0,
         };
         let known = self.growth.set(slot.index, GrowthState::default(), 0);
         match known.and_then(|()| self.by_pid.insert(process.pid, slot.index, 0)) {
@@ -102,7 +116,18 @@ impl ProcessTable {
         slot.changed = Instant::now();
     }
 
-    /// Forgets a process whose probes are detached.
+    /// Forgets the samples of the programs that a process ran before the one that it runs now.
+    pub fn forget_earlier(&mut self, slot: &Slot) {
+        if slot.is_sampled {
+            // SAFETY: `entry` points to a whole slot; the kernel side writes the word in one store.
+            let execs = self.slots.look(slot.index, |entry| unsafe {
+                (&raw const (*entry).execs).read_volatile()
+            });
+            self.sampled.forget(slot.pid, Some(execs as u32));
+        }
+    }
+
+    /// Forgets a process whose probes are detached, and its samples: nobody sees their frees any more.
     pub fn remove(&mut self, slot: Slot) {
         let _ = self.by_pid.remove(&slot.pid);
         self.slots.change(slot.index, |entry| {
@@ -113,5 +138,8 @@ impl ProcessTable {
             }
         });
         self.slots.release(slot.index..slot.index + 1);
+        if slot.is_sampled {
+            self.sampled.forget(slot.pid, None);
+        }
     }
 }

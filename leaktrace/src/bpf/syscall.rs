@@ -19,6 +19,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// How a link says that its target is a perf event.
@@ -140,10 +141,22 @@ struct MapElement {
     flags: u64,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: `attributes` is a live, zero-padded repr(C) prefix of `union bpf_attr`; the kernel reads `size` bytes of it
-    // and reads or writes the buffers that it points to, which the callers below keep alive.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+#[repr(C)]
+struct MapBatch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: `attributes` is a live, zero-padded repr(C) prefix of `union bpf_attr`; the kernel reads and writes `size`
+    // bytes of it, and the buffers that it points to, which the callers below keep alive.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -152,7 +165,7 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
 }
 
 /// Makes a link or loads something: what the kernel returns is a new descriptor.
-fn bpf_fd<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attributes)?;
     // SAFETY: the commands passed here return a new descriptor that no one else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -165,7 +178,7 @@ pub fn take_element<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<u64
     let mut value = 0u64;
     bpf(
         BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-        &MapElement {
+        &mut MapElement {
             map: map.as_raw_fd() as u32,
             pad: 0,
             key: std::ptr::from_ref(key) as u64,
@@ -176,11 +189,51 @@ pub fn take_element<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<u64
     Ok(value)
 }
 
+/// Entries of a hash map that are looked at in one call. A bucket with more of them would end the walk.
+const BATCH_ENTRIES: usize = 4096;
+
+/// Shows all entries of a hash map, some at a time (kernel 5.6). What is added or taken out meanwhile may be shown or not.
+///
+/// `K` and `V` must be the map's key and value types.
+pub fn each_batch<K: aya::Pod + Default, V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    mut show: impl FnMut(&[(K, V)]),
+) -> io::Result<()> {
+    let (mut keys, mut values) = (vec![K::default(); BATCH_ENTRIES], vec![V::default(); BATCH_ENTRIES]);
+    let mut place = 0u32;
+    let mut from = 0;
+    loop {
+        let mut batch = MapBatch {
+            from,
+            to: (&raw mut place) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH_ENTRIES as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        let looked = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
+        let count = (batch.count as usize).min(BATCH_ENTRIES);
+        match looked {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+            looked => {
+                let entries: Vec<(K, V)> = keys.iter().copied().zip(values.iter().copied()).take(count).collect();
+                show(&entries);
+                if looked.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        from = (&raw mut place) as u64;
+    }
+}
+
 /// Runs a raw tracepoint program once, on this CPU, with the given arguments.
 pub fn run_once(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
     bpf(
         BPF_PROG_TEST_RUN,
-        &TestRun {
+        &mut TestRun {
             program: program.as_raw_fd() as u32,
             context_in_size: size_of_val(arguments) as u32,
             context_in: arguments.as_ptr() as u64,
@@ -195,7 +248,7 @@ pub fn program_usage(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let mut info = [0u64; PROGRAM_INFO_WORDS];
     bpf(
         BPF_OBJ_GET_INFO_BY_FD,
-        &ObjectInfo {
+        &mut ObjectInfo {
             object: program.as_raw_fd() as u32,
             length: size_of_val(&info) as u32,
             info: info.as_mut_ptr() as u64,
@@ -208,7 +261,7 @@ pub fn program_usage(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     bpf_fd(
         BPF_BTF_LOAD,
-        &BtfLoad {
+        &mut BtfLoad {
             btf: btf.as_ptr() as u64,
             btf_size: btf.len() as u32,
             ..Default::default()
@@ -255,7 +308,7 @@ pub fn load_program(image: &ProgramImage<'_>, attach_type: AttachType) -> Result
         attributes.line_info_record_size = image.line_info.1 as u32;
         attributes.line_info_count = image.line_info.0.len().checked_div(image.line_info.1).unwrap_or(0) as u32;
     }
-    match bpf_fd(BPF_PROG_LOAD, &attributes) {
+    match bpf_fd(BPF_PROG_LOAD, &mut attributes) {
         Ok(fd) => Ok(fd),
         Err(error) => {
             // Once more, for the log.
@@ -263,7 +316,7 @@ pub fn load_program(image: &ProgramImage<'_>, attach_type: AttachType) -> Result
             attributes.log_level = 1;
             attributes.log = log.as_mut_ptr() as u64;
             attributes.log_size = log.len() as u32;
-            let _ = bpf_fd(BPF_PROG_LOAD, &attributes);
+            let _ = bpf_fd(BPF_PROG_LOAD, &mut attributes);
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
             Err((error, String::from_utf8_lossy(&log[..end]).into_owned()))
         }
@@ -285,7 +338,7 @@ pub fn attach_uprobes(
     assert_eq!(offsets.len(), cookies.len(), "one cookie for each offset");
     bpf_fd(
         BPF_LINK_CREATE,
-        &LinkCreate {
+        &mut LinkCreate {
             program: program.as_raw_fd() as u32,
             attach_type: attach_type as u32,
             path: path.as_ptr() as u64,
@@ -302,7 +355,7 @@ pub fn attach_uprobes(
 pub fn link_perf_event(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u64) -> io::Result<OwnedFd> {
     bpf_fd(
         BPF_LINK_CREATE,
-        &PerfLinkCreate {
+        &mut PerfLinkCreate {
             program: program.as_raw_fd() as u32,
             event: event.as_raw_fd() as u32,
             attach_type: BPF_PERF_EVENT,

@@ -79,6 +79,13 @@ impl<T: Pod> MappedArray<T> {
         change(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast());
     }
 
+    /// Looks at one entry of a run that was taken, which programs in the kernel may be changing: only single loads are whole.
+    pub(super) fn look<R>(&self, index: u32, look: impl FnOnce(*const T) -> R) -> R {
+        assert!(index < self.free.entries, "an entry of this array");
+        // SAFETY: the entry lies inside the mapping and is aligned to 8.
+        look(unsafe { self.memory.as_ptr().add(index as usize * Self::STRIDE) }.cast())
+    }
+
     /// Gives a run up. The caller makes sure that no traced process refers to it any more.
     pub fn release(&mut self, run: Range<u32>) {
         self.free.give(run);

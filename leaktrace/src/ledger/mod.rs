@@ -326,11 +326,6 @@ impl Ledger {
                 .sum::<f64>()
     }
 
-    /// Addresses of the outstanding blocks.
-    pub fn addresses(&self) -> impl Iterator<Item = u64> + '_ {
-        self.blocks.iter().map(|(address, _)| address)
-    }
-
     /// Bytes of memory that the outstanding blocks occupy in here.
     pub fn memory(&self) -> usize {
         self.blocks.memory()

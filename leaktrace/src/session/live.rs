@@ -27,7 +27,6 @@ use crate::{
         btf::Places,
         kernel::{Kernel, Sizes, UprobeMechanism},
         log::KernelLog,
-        sampled::SampledBlocks,
         trap::{TrapError, Traps},
         usage::Usage,
     },
@@ -68,7 +67,6 @@ pub struct Live {
     pump: Pump,
     notices: NoticeReceiver,
     logger: KernelLog,
-    sampled: SampledBlocks,
     attached: HashMap<u32, Attached>,
 }
 
@@ -101,7 +99,6 @@ impl Live {
             pump,
             notices,
             logger: parts.log,
-            sampled: parts.sampled,
             attached: HashMap::new(),
         })
     }
@@ -186,9 +183,7 @@ impl Live {
             return false;
         };
         self.tracer.remove(pid);
-        if let Some(ledger) = self.pump.take(pid) {
-            self.sampled.forget(pid, ledger.addresses());
-        }
+        self.pump.take(pid);
         self.tracer.drop_unused();
         true
     }

@@ -255,6 +255,9 @@ impl Tracer {
         let Some(traced) = self.processes.get_mut(&pid) else {
             return Ok(());
         };
+        if let Some(slot) = &traced.slot {
+            self.table.forget_earlier(slot);
+        }
         traced.program.space = AddressSpace::default();
         traced.program.files.clear();
         traced.seed = seed(traced.program.key, generation + 1);
