@@ -84,7 +84,7 @@ enum Command {
 /// The engine as others see it.
 pub struct Engine {
     commands: UnboundedSender<Command>,
-    readings: Arc<Mutex<Readings>>,
+    readings: Arc<Mutex<Arc<Readings>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -95,7 +95,7 @@ impl Engine {
     /// When no thread can be made.
     pub fn start() -> io::Result<Self> {
         let (commands, receiver) = unbounded_channel();
-        let readings = Arc::new(Mutex::new(Readings::default()));
+        let readings = Arc::new(Mutex::new(Arc::new(Readings::default())));
         let shared = Arc::clone(&readings);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
@@ -171,8 +171,8 @@ impl Engine {
     }
 
     /// What was measured last.
-    pub fn readings(&self) -> Readings {
-        lock(&self.readings).clone()
+    pub fn readings(&self) -> Arc<Readings> {
+        Arc::clone(&lock(&self.readings))
     }
 
     /// Detaches everywhere and ends the thread.
@@ -205,7 +205,7 @@ struct Work {
     /// Processes whose growth is followed without probes.
     suspects: HashMap<u32, ProcessKey>,
     measuring: Option<Measuring>,
-    readings: Arc<Mutex<Readings>>,
+    readings: Arc<Mutex<Arc<Readings>>>,
     price: Price,
 }
 
@@ -344,7 +344,7 @@ impl Work {
     }
 
     fn tell(&self, change: impl FnOnce(&mut Readings)) {
-        change(&mut lock(&self.readings));
+        change(Arc::make_mut(&mut lock(&self.readings)));
     }
 
     fn usages(&self) -> HashMap<u32, (Usage, Held)> {
