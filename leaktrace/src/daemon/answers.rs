@@ -175,6 +175,7 @@ impl Backend for Service {
             started: self.started,
             processes: snapshot.processes.len(),
             traced: lock(&self.policy).traced().count(),
+            suspects: lock(&self.suspects).followed().count(),
             own: api::Own {
                 cpu: own.cpu,
                 cpu_budget: config.budget.own_cpu,

@@ -377,6 +377,8 @@ pub struct Status {
     pub processes: usize,
     /// Processes traced.
     pub traced: usize,
+    /// Processes whose growth is followed by stack, without probes.
+    pub suspects: usize,
     /// What the daemon itself costs.
     pub own: Own,
     /// What a hit of a probe costs before any program runs; `null` before something was traced.

@@ -285,9 +285,10 @@ impl Exporter {
         });
     }
 
-    /// Last profiles of all traced processes, as many as there is time for.
+    /// Last profiles of all traced processes and suspects, as many as there is time for.
     fn finish(&mut self, deadline: Instant) {
-        let traced: Vec<ProcessKey> = lock(&self.service.policy).traced().collect();
+        let mut traced: Vec<ProcessKey> = lock(&self.service.policy).traced().collect();
+        traced.extend(lock(&self.service.suspects).followed());
         // Copies first: they are what detaching takes away.
         let moments: Vec<(ProcessKey, Moment)> = traced
             .into_iter()

@@ -142,6 +142,11 @@ fn own(page: &mut Page, status: &api::Status, http: &Http) {
     page.gauge("watched_processes", "Processes that are watched.", status.processes);
     page.gauge("traced_processes", "Processes that are traced.", status.traced);
     page.gauge(
+        "suspect_processes",
+        "Processes whose growth is followed by stack, without probes.",
+        status.suspects,
+    );
+    page.gauge(
         "cpu_ratio",
         "Share of one CPU that the daemon took over the last minute.",
         own.cpu,

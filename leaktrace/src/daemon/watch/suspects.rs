@@ -126,6 +126,11 @@ impl Suspects {
         self.followed.remove(&key).is_some()
     }
 
+    /// Those that are followed.
+    pub fn followed(&self) -> impl Iterator<Item = ProcessKey> + '_ {
+        self.followed.keys().copied()
+    }
+
     /// Why a process is followed, if it is.
     pub fn reason(&self, key: ProcessKey) -> Option<&str> {
         self.followed.get(&key).map(|followed| followed.reason.as_str())

@@ -463,6 +463,7 @@ impl Backend for Fake {
             started: now() - self.seconds() * 1_000_000_000,
             processes: self.processes as usize,
             traced: self.processes as usize / 50,
+            suspects: 0,
             own: api::Own {
                 cpu: 0.011,
                 cpu_budget: 0.05,
