@@ -381,7 +381,7 @@ pub struct Status {
     pub suspects: usize,
     /// What the daemon itself costs.
     pub own: Own,
-    /// What a hit of a probe costs before any program runs; `null` before something was traced.
+    /// What a hit of a probe costs before any program runs; `null` before something was traced or suspected.
     pub traps: Option<Traps>,
     /// Losses since the start, by cause.
     pub losses: Vec<Loss>,

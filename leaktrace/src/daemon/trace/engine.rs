@@ -58,7 +58,7 @@ pub struct Readings {
     pub number: u64,
     /// Losses since the kernel side was loaded.
     pub losses: Losses,
-    /// What traps are held to cost; `None` before something was traced.
+    /// What traps are held to cost; `None` before something was traced or suspected.
     pub price: Option<Price>,
 }
 
