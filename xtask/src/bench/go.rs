@@ -93,8 +93,13 @@ pub fn collector(smoke: bool) -> Result<Vec<Goal>> {
             let usage = ended(child)?;
             let share = (after.processor - before.processor).as_secs_f64() / elapsed.as_secs_f64();
             let waking = waking.as_secs_f64() / elapsed.as_secs_f64();
-            // A share of 10 ms is so many times 10,000 microseconds.
-            let note = format!("{:.0} µs a look, {:.0} of a mere sleep", share * 1e4, waking * 1e4);
+            // It sleeps between two looks and nowhere else. A share of 10 ms is so many times 10,000 microseconds.
+            let looks = (after.sleeps - before.sleeps).max(1) as f64 / elapsed.as_secs_f64();
+            let note = format!(
+                "{looks:.0} looks a second of {:.0} µs, {:.0} of a mere sleep",
+                share * 1e6 / looks,
+                waking * 1e4
+            );
             let name = format!("Go 1.{minor} {what}: % of one CPU to follow it at 10 ms");
             goals.push(Goal::at_most(&name, Some(share * 100.0), 0.3).noting(note));
             goals.push(
@@ -347,19 +352,29 @@ fn ended(reader: Reader) -> Result<Usage> {
 /// What a running process used until now.
 struct Used {
     processor: Duration,
+    /// Times that its threads gave a processor up to wait.
+    sleeps: u64,
     resident: f64,
 }
 
 fn used(pid: u32) -> Result<Used> {
-    let mut nanos = 0;
+    let (mut nanos, mut sleeps) = (0, 0);
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("leaktrace ended early")? {
-        let path = task?.path().join("schedstat");
+        let task = task?.path();
+        let path = task.join("status");
+        let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sleeps += line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(0);
+        let path = task.join("schedstat");
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
         let first = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
         nanos += first.with_context(|| format!("`{text}` tells no processor time"))?;
     }
     Ok(Used {
         processor: Duration::from_nanos(nanos),
+        sleeps,
         resident: super::feats::resident(pid)?,
     })
 }

@@ -10,6 +10,7 @@ use super::pause::Pause;
 use super::summary::{Percentiles, Trend};
 use super::{Target, bytes, duration, short_duration};
 use crate::runtime::go::gc::{Collection, CollectorState, Follower, trace_line};
+use crate::runtime::go::pace::Pace;
 use crate::runtime::go::{GoProcess, clock};
 
 /// Arguments of `leaktrace go gc`.
@@ -17,8 +18,13 @@ use crate::runtime::go::{GoProcess, clock};
 pub struct GcArgs {
     #[command(flatten)]
     target: Target,
-    /// Time between two looks. A collection that ends and is followed by the next within one is shown with its pause
-    /// alone.
+    /// Shortest time between two looks.
+    ///
+    /// While the program allocates too slowly for a collection to be overtaken by the next, leaktrace waits up to five
+    /// times as long, though no more than a second for that. Number, time of the end and pauses of a collection are read
+    /// from the runtime afterwards, so that none is missed. Phases, their clocks and heap sizes are there until the next
+    /// collection begins: where that happens between two looks, as with collections that the program asks for one after
+    /// another, or when it begins to allocate fast, the collection is shown with its pause alone.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10ms")]
     interval: Duration,
     /// How long to look; without it until Ctrl-C or the program's exit.
@@ -98,6 +104,9 @@ struct Summary {
 /// How old the last whole state may become while nothing is collected: what the summary of a program that ends shows.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// No two looks are nearer to each other.
+const SHORTEST: Duration = Duration::from_micros(100);
+
 /// Runs the subcommand.
 pub fn run(args: &GcArgs) -> anyhow::Result<()> {
     let process = args.target.attach()?;
@@ -115,6 +124,8 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         missed: 0,
     };
     let mut refreshed = Instant::now();
+    let mut pace = Pace::new(args.interval.max(SHORTEST), REFRESH);
+    let (mut step, mut looked) = (pace.shortest(), begin);
     // What a look needs is there once: a program that collects all the time makes every look a whole one.
     let mut buffer = Vec::new();
     let mut out = BufWriter::new(std::io::stdout().lock());
@@ -123,15 +134,20 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         if left.is_some_and(|left| left.is_zero()) {
             break;
         }
-        let step = args.interval.max(Duration::from_micros(100));
         if pause.wait(Some(left.map_or(step, |left| left.min(step)))) {
             break;
         }
-        let look = match process.finished_collections() {
-            // Nothing ended since.
-            Ok(finished) if finished == watch.last.finished && refreshed.elapsed() < REFRESH => continue,
-            // A look that fails leaves the last one to the summary.
-            Ok(_) => process.collector_into(&mut buffer, &mut watch.last),
+        let look = match process.collector_glance(&mut buffer) {
+            Ok(glance) => {
+                let now = Instant::now();
+                step = pace.next(&glance, now - std::mem::replace(&mut looked, now));
+                // Nothing ended since.
+                if glance.finished == watch.last.finished && now - refreshed < REFRESH {
+                    continue;
+                }
+                // A look that fails leaves the last one to the summary.
+                process.collector_into(&mut buffer, &mut watch.last)
+            }
             Err(error) => Err(error),
         };
         match look {

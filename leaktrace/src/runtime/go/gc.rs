@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::check::PAUSES;
 use super::locate::Globals;
-use super::memory::{Target, word};
+use super::memory::word;
 use super::offsets::{Field, Layout};
 use crate::model::ProcessAddress;
 use crate::proc::memory::{MemoryError, MemoryReader, ReadRequest};
@@ -126,25 +126,14 @@ pub fn read_into<M: MemoryReader>(
     buffer.resize(stats_len + control_len + w.size.offset, 0);
     let (stats_bytes, rest) = buffer.split_at_mut(stats_len);
     let (control_bytes, work_bytes) = rest.split_at_mut(control_len);
-    let request = |address: u64, buffer| ReadRequest {
-        address: ProcessAddress(address),
-        buffer,
-        filled: false,
-    };
-    let mut requests = [
-        request(stats.wrapping_add(begin as u64), stats_bytes),
-        request(controller, control_bytes),
-        request(sema.wrapping_sub(w.start_sema.offset as u64), work_bytes),
-    ];
-    memory.read_many(&mut requests)?;
-    if let Some(missing) = requests.iter().find(|request| !request.filled) {
-        return Err(MemoryError::Unmapped {
-            pid: 0,
-            address: missing.address,
-            len: missing.buffer.len(),
-        }
-        .into());
-    }
+    read_all(
+        memory,
+        [
+            (stats.wrapping_add(begin as u64), stats_bytes),
+            (controller, control_bytes),
+            (sema.wrapping_sub(w.start_sema.offset as u64), work_bytes),
+        ],
+    )?;
     let (stats, rest) = buffer.split_at(stats_len);
     let (control, work) = rest.split_at(control_len);
     let stat = |field: Field| {
@@ -200,14 +189,84 @@ pub fn read_into<M: MemoryReader>(
     Ok(())
 }
 
-/// Reads how many collections ended, alone: 4 bytes instead of 5 KB, for those who look often.
-pub fn read_finished<M: MemoryReader>(memory: &M, globals: &Globals, layout: &Layout) -> Result<u64, CollectorError> {
-    let stats = globals.stats.ok_or(CollectorError::NotFound)?;
-    let field = layout.stats.cycles;
-    let mut bytes = [0; 8];
-    let bytes = &mut bytes[..field.end().saturating_sub(field.offset).min(8)];
-    memory.fill(stats.wrapping_add(field.offset as u64), bytes)?;
-    Ok(Field { offset: 0, ..field }.get(bytes))
+/// What tells whether there is something to see, and how soon there can be: half a KB instead of 5, for those who look
+/// often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// Collections that ended.
+    pub finished: u64,
+    /// Collections that started.
+    pub started: u64,
+    /// `GOGC`; −1: off.
+    pub percent: i32,
+    /// `GOMEMLIMIT` in bytes; the largest number for none.
+    pub memory_limit: u64,
+    /// Bytes marked by the last collection, or allocated since.
+    pub live: u64,
+    /// Bytes that the last collection marked.
+    pub marked: u64,
+    /// Heap size at which the next collection shall have ended, by `GOGC`.
+    pub goal: u64,
+    /// Bytes allocated since the start.
+    pub total_alloc: u64,
+}
+
+/// Reads a glance. `buffer` holds what was read.
+pub fn read_glance<M: MemoryReader>(
+    memory: &M,
+    globals: &Globals,
+    layout: &Layout,
+    buffer: &mut Vec<u8>,
+) -> Result<Glance, CollectorError> {
+    let (Some(stats), Some(controller), Some(sema)) = (globals.stats, globals.controller, globals.work_start_sema)
+    else {
+        return Err(CollectorError::NotFound);
+    };
+    let (finished, c, w) = (layout.stats.cycles, &layout.controller, &layout.work);
+    buffer.clear();
+    buffer.resize(finished.size + c.size.offset + w.cycles.size, 0);
+    let (stats_bytes, rest) = buffer.split_at_mut(finished.size);
+    let (control_bytes, work_bytes) = rest.split_at_mut(c.size.offset);
+    let work = sema.wrapping_sub(w.start_sema.offset as u64);
+    read_all(
+        memory,
+        [
+            (stats.wrapping_add(finished.offset as u64), stats_bytes),
+            (controller, control_bytes),
+            (work.wrapping_add(w.cycles.offset as u64), work_bytes),
+        ],
+    )?;
+    let (stats, rest) = buffer.split_at(finished.size);
+    let (control, work) = rest.split_at(c.size.offset);
+    Ok(Glance {
+        finished: Field { offset: 0, ..finished }.get(stats),
+        started: Field { offset: 0, ..w.cycles }.get(work),
+        percent: c.percent.get(control) as u32 as i32,
+        memory_limit: c.memory_limit.get(control),
+        live: c.live.get(control),
+        marked: c.marked.get(control),
+        goal: c.goal.get(control),
+        total_alloc: c.total_alloc.get(control),
+    })
+}
+
+/// Fills all buffers in one call, or none.
+fn read_all<M: MemoryReader, const N: usize>(memory: &M, ranges: [(u64, &mut [u8]); N]) -> Result<(), CollectorError> {
+    let mut requests = ranges.map(|(address, buffer)| ReadRequest {
+        address: ProcessAddress(address),
+        buffer,
+        filled: false,
+    });
+    memory.read_many(&mut requests)?;
+    match requests.iter().find(|request| !request.filled) {
+        Some(missing) => Err(MemoryError::Unmapped {
+            pid: 0,
+            address: missing.address,
+            len: missing.buffer.len(),
+        }
+        .into()),
+        None => Ok(()),
+    }
 }
 
 impl CollectorState {

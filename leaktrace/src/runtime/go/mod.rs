@@ -27,6 +27,7 @@ pub mod memory;
 pub mod module;
 pub mod objects;
 pub mod offsets;
+pub mod pace;
 pub mod process;
 pub mod profile;
 pub mod rate;

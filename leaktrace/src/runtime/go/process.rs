@@ -10,7 +10,7 @@ use super::buildinfo::BuildInfo;
 use super::check;
 use super::error::{Area, GoError};
 use super::executable::Executable;
-use super::gc::{self, CollectorState};
+use super::gc::{self, CollectorState, Glance};
 use super::goroutines::{self, Goroutine, GoroutineError, GoroutineSnapshot, Status};
 use super::heap::{self, HeapError, HeapSnapshot};
 use super::library;
@@ -226,10 +226,11 @@ impl<M: MemoryReader> GoProcess<M> {
             .map_err(|error| GoError::collector(self.pid(), error))
     }
 
-    /// How many collections ended until now.
-    pub fn finished_collections(&self) -> Result<u64, GoError> {
+    /// What of the collector tells whether there is something to see. `buffer` is used again by the next one.
+    pub fn collector_glance(&self, buffer: &mut Vec<u8>) -> Result<Glance, GoError> {
         let (layout, _) = self.layout(Area::Collector)?;
-        gc::read_finished(&self.memory, &self.globals, layout).map_err(|error| GoError::collector(self.pid(), error))
+        gc::read_glance(&self.memory, &self.globals, layout, buffer)
+            .map_err(|error| GoError::collector(self.pid(), error))
     }
 
     /// The heap profile now.
