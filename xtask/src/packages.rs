@@ -22,6 +22,8 @@ pub const TEST: &[&str] = &[
     "make",
     "redis-server",
     "redis-tools",
+    "curl",
+    "openssl",
     "python3",
     "sqlite3",
     "golang",
