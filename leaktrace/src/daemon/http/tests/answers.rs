@@ -192,6 +192,7 @@ async fn the_names_of_metrics_stay() {
     start_time_seconds gauge
     watched_processes gauge
     traced_processes gauge
+    suspect_processes gauge
     cpu_ratio gauge
     cpu_budget_ratio gauge
     resident_bytes gauge
