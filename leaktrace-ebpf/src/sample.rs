@@ -19,7 +19,7 @@ const MAX_TAIL_DRAWS: u32 = 4;
 
 /// An exponentially distributed distance with the mean `interval`.
 #[inline(never)]
-pub fn draw(interval: u64) -> u64 {
+fn draw(interval: u64) -> u64 {
     let mut sum = 0u64;
     for _ in 0..MAX_TAIL_DRAWS {
         // SAFETY: takes no argument and cannot fail.

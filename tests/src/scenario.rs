@@ -61,14 +61,18 @@ pub fn unharmed(target: &mut Process) -> Result<()> {
 
 /// Checks the profile against the truth, to the byte: what the leaking function holds, and that nothing else is held.
 pub fn assert_exact(truth: &Truth, profile: &Profile) {
+    assert_exact_through(&truth.function, truth, profile);
+    assert_exact_in_total(truth, profile);
+}
+
+/// What leaked came through a function, to the byte.
+pub fn assert_exact_through(function: &str, truth: &Truth, profile: &Profile) {
     assert_eq!(
-        profile.outstanding_through(&truth.function),
+        profile.outstanding_through(function),
         amount(truth.leaked_objects, truth.leaked_bytes),
-        "outstanding through {}:\n{}",
-        truth.function,
+        "outstanding through {function}:\n{}",
         profile.shown()
     );
-    assert_exact_in_total(truth, profile);
 }
 
 /// Checks all that is outstanding against the truth, whatever the stacks: for programs without symbols.
@@ -118,12 +122,7 @@ pub fn late_library(library: &str, function: &str) -> Result<()> {
     target.send("on")?;
     let truth = target.finished()?;
     let recorded = recording.stop()?;
-    assert_eq!(
-        recorded.profile.outstanding_through("leak_here"),
-        amount(truth.leaked_objects, truth.leaked_bytes),
-        "{}",
-        recorded.profile.shown()
-    );
+    assert_exact_through("leak_here", &truth, &recorded.profile);
     unharmed(&mut target)?;
     target.exit()
 }

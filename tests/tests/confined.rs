@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use leaktrace_tests::process::Process;
 use leaktrace_tests::recording::Recording;
-use leaktrace_tests::scenario::{amount, assert_exact, record_program};
+use leaktrace_tests::scenario::{assert_exact, assert_exact_through, record_program};
 use leaktrace_tests::{machine, programs};
 
 /// A filter that ends the process at any unexpected system call: return probes of some kernels make such calls.
@@ -76,11 +76,6 @@ fn a_pid_namespace() -> Result<()> {
     let recording = Recording::attach(child, &[])?;
     let truth = parent.work()?;
     let recorded = recording.stop()?;
-    assert_eq!(
-        recorded.profile.outstanding_through("leak_here"),
-        amount(truth.leaked_objects, truth.leaked_bytes),
-        "{}",
-        recorded.profile.shown()
-    );
+    assert_exact_through("leak_here", &truth, &recorded.profile);
     parent.exit()
 }

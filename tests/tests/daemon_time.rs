@@ -67,16 +67,22 @@ fn now() -> Result<u64> {
     Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
 }
 
+/// A leaking process, a receiver, and where a daemon starts that traces the one and pushes to the other.
+fn pushing() -> Result<(Process, Receiver, Home)> {
+    let target = leaky()?;
+    let receiver = Receiver::start()?;
+    let home = Home::new("")?;
+    configuration(&home, target.pid(), &receiver.section())?;
+    Ok((target, receiver, home))
+}
+
 #[test]
 fn what_is_pushed_adds_up_to_what_is_stored() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut target = leaky()?;
+    let (mut target, receiver, home) = pushing()?;
     let pid = target.pid();
-    let receiver = Receiver::start()?;
-    let home = Home::new("")?;
-    configuration(&home, pid, &receiver.section())?;
     let mut daemon = home.start()?;
     daemon.until("five profiles have arrived", PATIENCE, |_| {
         Ok(receiver.pushed().len() >= 5)
@@ -253,11 +259,8 @@ fn a_clock_that_jumps_harms_nothing() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut target = leaky()?;
+    let (mut target, receiver, home) = pushing()?;
     let pid = target.pid();
-    let receiver = Receiver::start()?;
-    let home = Home::new("")?;
-    configuration(&home, pid, &receiver.section())?;
     let mut shifted = Shifted::start(&home)?;
     shifted.more(pid, &[], 3)?;
     let growth = shifted.growth(pid)?;

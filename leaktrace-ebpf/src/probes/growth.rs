@@ -41,22 +41,24 @@ const HUGE: u64 = 256;
 /// More is no number of pages.
 const MAX_PAGES: u64 = 1 << 40;
 
+/// The current process, if its growth is followed: its slot, its pid, and how.
+#[inline(always)]
+fn followed() -> Option<(u32, u32, &'static Process)> {
+    let (pid, _) = thread::current();
+    let slot = maps::slot_by_pid(pid)?;
+    let process = maps::process(slot, pid).filter(|process| process.growth_interval != 0)?;
+    Some((slot, pid, process))
+}
+
 /// A counter of `memory` (an `mm_struct`) changed.
 #[inline(always)]
 pub fn resident(memory: u64, kind: u32) {
     if kind != ANONYMOUS {
         return;
     }
-    let (pid, _) = thread::current();
-    let Some(slot) = maps::slot_by_pid(pid) else {
+    let Some((slot, pid, process)) = followed() else {
         return;
     };
-    let Some(process) = maps::process(slot, pid) else {
-        return;
-    };
-    if process.growth_interval == 0 {
-        return;
-    }
     let Some(thread) = thread::known() else {
         return;
     };
@@ -97,9 +99,7 @@ fn new_pages(slot: u32, pid: u32, memory: u64) -> u64 {
 /// A page is missing at `address`.
 #[inline(always)]
 pub fn fault(address: u64) {
-    let (pid, _) = thread::current();
-    if let Some(process) = maps::process_by_pid(pid)
-        && process.growth_interval != 0
+    if followed().is_some()
         && let Some(thread) = thread::get()
     {
         thread.fault = address;
@@ -123,7 +123,10 @@ pub fn asked(thread: &mut Thread, process: &Process, pid: u32, bytes: u64) {
 
 /// `brk` returned the end of the heap.
 #[inline(always)]
-pub fn moved_break(slot: u32, process: &Process, pid: u32, end: u64) {
+pub fn moved_break(end: u64) {
+    let Some((slot, pid, process)) = followed() else {
+        return;
+    };
     let Some(state) = GROWTH.get_ptr_mut(slot) else {
         return;
     };

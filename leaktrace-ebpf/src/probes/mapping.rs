@@ -133,15 +133,7 @@ fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool
 }
 
 pub fn brk_leave(ctx: &TracePointContext) {
-    let (pid, _) = thread::current();
-    let Some(slot) = maps::slot_by_pid(pid) else {
-        return;
-    };
-    if let Some(process) = maps::process(slot, pid)
-        && process.growth_interval != 0
-    {
-        growth::moved_break(slot, process, pid, field(ctx, 0));
-    }
+    growth::moved_break(field(ctx, 0));
 }
 
 pub fn madvise_enter(ctx: &TracePointContext) {

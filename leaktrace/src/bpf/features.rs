@@ -14,14 +14,13 @@ use leaktrace_common::{config::CodeMapping, unwind::Row};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    btf::Places,
+    btf::{self, Places},
     kernel::{Kernel, LoadError, Sizes, TRACEPOINTS, UprobeMechanism},
     syscall::{self, AttachType, ProgramImage},
 };
 
 /// Where tracefs is mounted.
 const TRACEFS: &str = "/sys/kernel/tracing";
-const BTF: &str = "/sys/kernel/btf/vmlinux";
 const UPROBE_PMU: &str = "/sys/bus/event_source/devices/uprobe/type";
 
 /// Something that recording needs is missing.
@@ -40,7 +39,10 @@ pub enum FeatureError {
     )]
     PidNamespace,
     /// Type information of the kernel.
-    #[error("this kernel has no type information (`{BTF}`): boot one that was built with CONFIG_DEBUG_INFO_BTF")]
+    #[error(
+        "this kernel has no type information (`{}`): boot one that was built with CONFIG_DEBUG_INFO_BTF",
+        btf::KERNEL
+    )]
     Btf,
     /// Uprobes.
     #[error("this kernel has no uprobes (`{UPROBE_PMU}`): boot one that was built with CONFIG_UPROBE_EVENTS")]
@@ -136,7 +138,7 @@ fn parse_child_offset(format: &str) -> Option<u32> {
 
 /// Whether the kernel has type information.
 pub fn has_btf() -> bool {
-    Path::new(BTF).exists()
+    Path::new(btf::KERNEL).exists()
 }
 
 /// Whether the kernel has uprobes.
@@ -237,12 +239,7 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
     // All parts live to the end: programs refer to maps by descriptors that the parts hold.
     let mut parts = Kernel::load(smallest)?;
     for (program, ..) in TRACEPOINTS {
-        let tracepoint: &mut TracePoint = parts
-            .kernel
-            .ebpf
-            .program_mut(program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| LoadError::Object(format!("program `{program}` is not in the object")))?;
+        let tracepoint: &mut TracePoint = parts.kernel.program(program)?;
         tracepoint
             .load()
             .map_err(|cause| LoadError::Program { program, cause })?;

@@ -25,11 +25,7 @@ pub struct Feed {
 impl Kernel {
     /// A source of records whose live set has `live` blocks.
     pub fn feed(&mut self, live: u64) -> Result<Feed, LoadError> {
-        let program: &mut RawTracePoint = self
-            .ebpf
-            .program_mut("feed")
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| LoadError::Object("program `feed` is not in the object".to_owned()))?;
+        let program: &mut RawTracePoint = self.program("feed")?;
         let failed = |cause| LoadError::Program { program: "feed", cause };
         program.load().map_err(failed)?;
         let fd = program.fd().map_err(failed)?.as_fd();

@@ -26,7 +26,7 @@ impl Kernel {
         for name in ["page_fault_user", "page_fault_kernel"] {
             match self.attach_raw("fault", "exceptions", name) {
                 Ok(link) => faults.push(link),
-                // Then samples have no page, and cannot be seen to go.
+                // Then nothing is seen to become resident.
                 Err(error) => tracing::debug!("{error}"),
             }
         }
@@ -46,7 +46,7 @@ impl Kernel {
         category: &'static str,
         name: &'static str,
     ) -> Result<RawTracePointLink, LoadError> {
-        let loaded: &mut RawTracePoint = self.part(program)?;
+        let loaded: &mut RawTracePoint = self.program(program)?;
         if loaded.fd().is_err() {
             loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
         }
@@ -56,21 +56,11 @@ impl Kernel {
 
     fn attach_call(&mut self, program: &'static str, name: &'static str) -> Result<TracePointLink, LoadError> {
         let category = "syscalls";
-        let loaded: &mut TracePoint = self.part(program)?;
+        let loaded: &mut TracePoint = self.program(program)?;
         if loaded.fd().is_err() {
             loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
         }
         let link = loaded.attach(category, name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
-    }
-
-    fn part<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
-    where
-        &'a mut P: TryFrom<&'a mut aya::programs::Program>,
-    {
-        self.ebpf
-            .program_mut(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
     }
 }

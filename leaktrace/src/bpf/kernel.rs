@@ -8,7 +8,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, MapError},
-    programs::{ProgramError, TracePoint},
+    programs::{Program, ProgramError, TracePoint},
 };
 use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES};
 
@@ -237,11 +237,7 @@ impl Kernel {
     /// Attaches the tracepoints; they act on traced processes only.
     pub fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
         for (program, category, name) in TRACEPOINTS {
-            let tracepoint: &mut TracePoint = self
-                .ebpf
-                .program_mut(program)
-                .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| LoadError::Object(format!("program `{program}` is not in the object")))?;
+            let tracepoint: &mut TracePoint = self.program(program)?;
             tracepoint
                 .load()
                 .map_err(|cause| LoadError::Program { program, cause })?;
@@ -250,6 +246,19 @@ impl Kernel {
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
         }
         Ok(())
+    }
+}
+
+impl Kernel {
+    /// One of the programs that aya loads.
+    pub(super) fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, LoadError>
+    where
+        &'a mut P: TryFrom<&'a mut Program>,
+    {
+        self.ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
     }
 }
 

@@ -309,7 +309,7 @@ fn origin_of_go(key: ProcessKey) -> Option<Origin> {
     let stat = identity::read_stat(key.pid).ok().filter(|stat| stat.key == key)?;
     Some(Origin {
         run: [stat.stack_start, 0],
-        age: moment::age(key.start_time),
+        age: identity::age(key.start_time),
     })
 }
 

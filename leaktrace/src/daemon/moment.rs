@@ -2,11 +2,6 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::{
-    time::{ClockId, clock_gettime},
-    unistd::{SysconfVar, sysconf},
-};
-
 use super::policy::Now;
 
 /// Nanoseconds since 1970, by the wall's clock.
@@ -18,14 +13,6 @@ pub fn wall() -> u64 {
 pub fn since_1970(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// How long ago a process started; `start_time` is in clock ticks since the machine's start.
-pub fn age(start_time: u64) -> Duration {
-    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1);
-    let started = Duration::from_secs_f64(start_time as f64 / ticks as f64);
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-    now.saturating_sub(started)
 }
 
 /// The wall's time so long before a moment of it.

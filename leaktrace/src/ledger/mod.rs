@@ -175,10 +175,7 @@ impl Ledger {
     }
 
     fn allocate(&mut self, new: NewBlock, now: u32) {
-        let stack = self.stacks.find(new.stack);
-        if stack == StackTable::OVERFLOW {
-            self.notes.unknown_stacks += 1;
-        }
+        let stack = self.stack_of(&new);
         let block = Block {
             size: new.size,
             stack,
@@ -193,9 +190,6 @@ impl Ledger {
         let stack = self.stacks.get_mut(stack);
         stack.thread.note(new.tid);
         stack.native.allocate(amount);
-        if stack.end != leaktrace_common::reason::WalkEnd::Bottom {
-            self.notes.truncated_stacks += 1;
-        }
     }
 
     fn put_back(&mut self, address: u64, block: Block) {
@@ -236,21 +230,21 @@ impl Ledger {
     fn ask(&mut self, new: NewBlock) {
         let interval = self.intervals.index(new.interval);
         let amount = self.intervals.amount(new.size, interval);
-        let index = self.growing_stack(&new);
+        let index = self.stack_of(&new);
         self.stacks.get_mut(index).asked.add(amount, 1.0);
     }
 
     fn settle(&mut self, new: NewBlock) {
         let interval = self.intervals.index(new.interval);
         let bytes = self.intervals.amount(new.size, interval).bytes;
-        let index = self.growing_stack(&new);
+        let index = self.stack_of(&new);
         if !self.pages.settle(new.address, index, bytes) {
             self.notes.crowded_pages += 1;
         }
     }
 
-    /// Index of the stack that caused growth.
-    fn growing_stack(&mut self, new: &NewBlock) -> u32 {
+    /// Index of the stack that memory came through; notes what is not known of it.
+    fn stack_of(&mut self, new: &NewBlock) -> u32 {
         let index = self.stacks.find(new.stack);
         if index == StackTable::OVERFLOW {
             self.notes.unknown_stacks += 1;

@@ -4,6 +4,10 @@
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::model::ProcessKey;
 use crate::proc::{ProcError, process_exists, read_bounded};
@@ -41,6 +45,19 @@ pub struct Stat {
     /// Address where the stack of its main thread begins: each program that a process runs has another, by chance; 0
     /// for callers who may not read the process, and where addresses are not random.
     pub stack_start: u64,
+}
+
+/// How long after the machine's start a process started; `start_time` is in clock ticks.
+pub fn since_boot(start_time: u64) -> Duration {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1);
+    let nanos = u128::from(start_time) * 1_000_000_000 / u128::from(ticks.unsigned_abs());
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// How long ago it started.
+pub fn age(start_time: u64) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    now.saturating_sub(since_boot(start_time))
 }
 
 /// A process and what is worth showing about it.

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use nix::unistd::{SysconfVar, sysconf};
+
 use crate::model::ProcessAddress;
 use crate::proc::{ProcError, process_exists, read_bounded};
 
@@ -30,8 +32,7 @@ pub enum MemoryError {
 
 /// Bytes of a page on this machine.
 pub fn page_size() -> u64 {
-    // SAFETY: takes a number and returns one.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
     u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(4096)
 }
 

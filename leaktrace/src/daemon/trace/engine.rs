@@ -122,11 +122,7 @@ impl Engine {
     /// # Errors
     /// As [`Live::add`]; also when the thread does not answer.
     pub fn trace(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        let (reply, answer) = mpsc::channel();
-        let _ = self.commands.send(Command::Trace { key, interval, reply });
-        answer
-            .recv_timeout(ANSWER_LIMIT)
-            .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))
+        self.attach(|reply| Command::Trace { key, interval, reply })
     }
 
     /// Begins to follow the growth of a process without probes. One that is traced goes on to be.
@@ -134,8 +130,15 @@ impl Engine {
     /// # Errors
     /// As [`Live::add_growth`]; also when the thread does not answer.
     pub fn suspect(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
+        self.attach(|reply| Command::Suspect { key, interval, reply })
+    }
+
+    fn attach(
+        &self,
+        command: impl FnOnce(mpsc::Sender<Result<(), RecordError>>) -> Command,
+    ) -> Result<(), RecordError> {
         let (reply, answer) = mpsc::channel();
-        let _ = self.commands.send(Command::Suspect { key, interval, reply });
+        let _ = self.commands.send(command(reply));
         answer
             .recv_timeout(ANSWER_LIMIT)
             .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))

@@ -16,13 +16,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, sysconf};
 
 use self::executable::Executables;
 use crate::daemon::api;
 use crate::model::ProcessKey;
 use crate::proc::cgroup::Cgroups;
-use crate::proc::identity::{parse_stat, parse_status};
+use crate::proc::identity::{parse_stat, parse_status, since_boot};
 use crate::proc::users::Users;
 use crate::proc::{ProcError, cgroup};
 
@@ -93,8 +92,6 @@ impl Identities {
 
     /// When a process started, in nanoseconds since 1970.
     fn started(&self, start_time: u64) -> u64 {
-        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100).max(1);
-        let since_boot = u128::from(start_time) * 1_000_000_000 / ticks.unsigned_abs() as u128;
         let now = nanos(ClockId::CLOCK_REALTIME).saturating_sub(nanos(ClockId::CLOCK_BOOTTIME));
         // Kept as it was, so that two looks at one process tell the same moment.
         let mut boot = self.boot.load(Ordering::Relaxed);
@@ -102,7 +99,7 @@ impl Identities {
             boot = now;
             self.boot.store(now, Ordering::Relaxed);
         }
-        let since_boot = i64::try_from(since_boot).unwrap_or(i64::MAX);
+        let since_boot = i64::try_from(since_boot(start_time).as_nanos()).unwrap_or(i64::MAX);
         u64::try_from(boot.saturating_add(since_boot)).unwrap_or(0)
     }
 }

@@ -4,9 +4,9 @@
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, sysconf};
 
 use crate::model::ProcessKey;
+use crate::proc::identity;
 
 fn nanos(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, |time: TimeSpec| {
@@ -29,12 +29,7 @@ pub fn unix() -> u64 {
 
 /// When a process started, in nanoseconds of the monotonic clock, to a hundredth of a second.
 pub fn process_start(key: &ProcessKey) -> u64 {
-    let ticks = sysconf(SysconfVar::CLK_TCK)
-        .ok()
-        .flatten()
-        .and_then(|ticks| u64::try_from(ticks).ok())
-        .unwrap_or(100);
-    let since_boot = (u128::from(key.start_time) * 1_000_000_000 / u128::from(ticks.max(1))) as u64;
+    let since_boot = u64::try_from(identity::since_boot(key.start_time).as_nanos()).unwrap_or(u64::MAX);
     let suspended = nanos(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic());
     since_boot.saturating_sub(suspended)
 }

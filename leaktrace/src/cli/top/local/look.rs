@@ -1,7 +1,5 @@
 //! One look at a process through `/proc`.
 
-use std::time::Duration;
-
 use crate::{
     daemon::api,
     model::ProcessKey,
@@ -66,15 +64,6 @@ fn parse_faults(bytes: &[u8]) -> Option<u64> {
     rest.split_ascii_whitespace().nth(12 - 3)?.parse().ok()
 }
 
-/// How old a process is; the kernel counts from boot.
-fn age(key: ProcessKey) -> Option<Duration> {
-    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-    let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    let age = uptime - key.start_time as f64 / ticks as f64;
-    Duration::try_from_secs_f64(age.max(0.0)).ok()
-}
-
 /// What this program costs itself: its CPU share since its start, its memory.
 pub fn own() -> api::Own {
     let pid = std::process::id();
@@ -85,7 +74,7 @@ pub fn own() -> api::Own {
     };
     let share = || -> Option<f64> {
         let key = proc_identity::read_key(pid).ok()?;
-        let age = age(key)?.as_secs_f64();
+        let age = proc_identity::age(key.start_time).as_secs_f64();
         let bytes = read_bounded(pid, "stat", MAX_FILE).ok()?;
         let close = bytes.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(&bytes[close + 1..]).ok()?;
