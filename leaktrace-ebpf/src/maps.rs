@@ -73,16 +73,21 @@ pub static EXPONENTIALS: Array<u64> = Array::with_max_entries(EXPONENTIAL_TABLE,
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT as u32, 0);
 
-/// The process in a slot, if it is still the one with this pid.
+/// The process in a slot, whichever it is.
 #[inline(always)]
-pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
+pub fn process_in(slot: u32) -> Option<&'static Process> {
     let slot = PROCESSES.get(slot)?;
-    let process = if slot.current == 0 {
+    Some(if slot.current == 0 {
         &slot.versions[0]
     } else {
         &slot.versions[1]
-    };
-    if process.pid == pid { Some(process) } else { None }
+    })
+}
+
+/// The process in a slot, if it is still the one with this pid.
+#[inline(always)]
+pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
+    process_in(slot).filter(|process| process.pid == pid)
 }
 
 /// The slot of the process with this pid, if it is traced.

@@ -12,7 +12,7 @@ pub const FRAME_SLOTS: usize = 128;
 /// Mask of an index into them.
 pub const FRAME_MASK: u32 = FRAME_SLOTS as u32 - 1;
 /// 8-byte words of stack that are read at once.
-pub const WINDOW_WORDS: usize = 128;
+pub const WINDOW_WORDS: usize = 256;
 /// Places for remembered rows: a power of two. A program that allocates from a few dozen places passes through some
 /// hundred call sites; two that share a place only search more often.
 pub const ROW_SLOTS: usize = 128;
@@ -33,6 +33,8 @@ pub struct Pending {
     pub out: u64,
     /// See [`leaktrace_common::event::Alloc::interval`].
     pub interval: u32,
+    /// The process's slot.
+    pub slot: u16,
     /// The operation ([`leaktrace_common::signature::Op`]).
     pub op: u8,
     /// Flags for the record of the end.
@@ -134,6 +136,8 @@ pub struct Walk {
     /// Copy of a piece of the stack.
     pub window_base: u64,
     pub window_bytes: u64,
+    /// Where a piece that could not be read would have crossed into another page, or 0.
+    pub wall: u64,
     pub window: [u64; WINDOW_WORDS],
     /// Rows found lately, by a hash of the address: the same few call sites lead to most allocations.
     pub rows: [FoundRow; ROW_SLOTS],
@@ -146,6 +150,8 @@ pub struct Walk {
 /// Everything remembered of a thread.
 #[repr(C)]
 pub struct Thread {
+    /// What `bpf_get_current_pid_tgid` said, or 0: finding it here costs less than asking again.
+    ids: u64,
     pub pending: Pending,
     pub mapping: PendingMapping,
     /// Where the next sample of allocated bytes is.
@@ -161,11 +167,35 @@ pub struct Thread {
     pub record: Stack,
 }
 
+impl Thread {
+    /// Its process and its own id: `(pid, tid)`.
+    #[inline(always)]
+    pub fn ids(&mut self) -> (u32, u32) {
+        if self.ids == 0 {
+            self.ids = bpf_get_current_pid_tgid();
+        }
+        split(self.ids)
+    }
+
+    /// The thread runs another program: no call of the last one will return, and a thread that was not its process's
+    /// first has taken the first one's id.
+    #[inline(always)]
+    pub fn exec(&mut self) {
+        self.ids = 0;
+        self.pending.sp = 0;
+        self.mapping.call = 0;
+    }
+}
+
 /// The current thread and process: `(pid, tid)`.
 #[inline(always)]
 pub fn current() -> (u32, u32) {
-    let both = bpf_get_current_pid_tgid();
-    ((both >> 32) as u32, both as u32)
+    split(bpf_get_current_pid_tgid())
+}
+
+#[inline(always)]
+fn split(ids: u64) -> (u32, u32) {
+    ((ids >> 32) as u32, ids as u32)
 }
 
 /// What is remembered of the current thread, if it was seen before.

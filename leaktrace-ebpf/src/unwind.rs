@@ -3,7 +3,7 @@
 //! A walk is a function of its first registers, of the stack slots that it reads and of the process's mappings. Each
 //! thread keeps its last walk with every slot that it read. A new walk that comes to a state which the last one passed
 //! through therefore takes the same way from there on if those slots still hold the same values: one comparison a
-//! frame, against a copy of the stack that is read in pieces of 1,024 bytes, instead of two searches.
+//! frame, against a copy of the stack that is read in pieces of 2,048 bytes, instead of two searches.
 //!
 //! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
 
@@ -35,6 +35,9 @@ const BELOW: u64 = 96;
 /// Value of [`Frame::bp_slot`] that rules verification out.
 const UNVERIFIABLE: u64 = 1;
 const NO_ROW: u32 = u32::MAX;
+/// Frames that a callback of a short loop deals with: where the kernel keeps returns from being predicted, a return costs
+/// more than a frame does. (`step` is long: two frames a call gain little and take the verifier half a second more.)
+const FRAMES_A_CALL: usize = 8;
 const CONTINUE: c_long = 0;
 const STOP: c_long = 1;
 
@@ -136,7 +139,6 @@ fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
     walk.depth = 0;
     walk.matched = 0;
     walk.end = WalkEnd::TooDeep as u32;
-    walk.window_bytes = 0;
     walk.mapping_first = process.mapping_first;
     walk.mapping_count = process.mapping_count;
     if walk.kept_generation != process.generation || walk.kept_seed != process.stack_seed {
@@ -146,6 +148,8 @@ fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
         walk.map_end = 0;
     }
     walk.cursor = walk.kept;
+    // The first piece is asked for sooner or later.
+    fill(walk, sp);
     let frames = MAX_FRAMES as u32;
     let mut context = Context(walk);
     let pointer = (&raw mut context).cast();
@@ -184,44 +188,51 @@ fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
     0
 }
 
-/// Puts the outermost frame found that is not yet remembered on top of the remembered ones.
+/// Puts the outermost frames found that are not yet remembered on top of the remembered ones.
 extern "C" fn remember(_index: u32, context: *mut c_void) -> c_long {
     // SAFETY: `walk` passes a `Context` with a live walk.
     let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
-    let from = walk.depth.wrapping_sub(1);
-    let frame = walk.fresh[(from & FRAME_MASK) as usize];
-    let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    hash ^= hash >> 29;
-    walk.hash = hash;
-    walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame { hash, ..frame };
-    walk.kept += 1;
-    walk.depth = from;
+    for _ in 0..FRAMES_A_CALL {
+        if walk.depth == 0 {
+            return STOP;
+        }
+        let from = walk.depth.wrapping_sub(1);
+        let frame = walk.fresh[(from & FRAME_MASK) as usize];
+        let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+        hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        hash ^= hash >> 29;
+        walk.hash = hash;
+        walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame { hash, ..frame };
+        walk.kept += 1;
+        walk.depth = from;
+    }
     CONTINUE
 }
 
-/// Checks that the slots which led from a remembered frame to the next one out still hold what they held.
+/// Checks that the slots which led from remembered frames to the next ones out still hold what they held.
 extern "C" fn verify(_index: u32, context: *mut c_void) -> c_long {
     // SAFETY: as in `remember`.
     let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
-    if walk.verify <= 1 {
-        return STOP;
+    for _ in 0..FRAMES_A_CALL {
+        if walk.verify <= 1 {
+            return STOP;
+        }
+        let inner = &walk.memo[(walk.verify.wrapping_sub(1) & FRAME_MASK) as usize];
+        let outer = &walk.memo[(walk.verify.wrapping_sub(2) & FRAME_MASK) as usize];
+        let (bp_slot, ip, sp, bp) = (inner.bp_slot, outer.ip, outer.sp, outer.bp);
+        if bp_slot == UNVERIFIABLE {
+            return STOP;
+        }
+        // An unreadable slot gives 0, which is never a remembered instruction pointer.
+        if slot(walk, arch::return_address_slot(sp)) != ip || ip == 0 {
+            return STOP;
+        }
+        if bp_slot != 0 && slot(walk, bp_slot) != bp {
+            return STOP;
+        }
+        walk.verify -= 1;
     }
-    let inner = &walk.memo[(walk.verify.wrapping_sub(1) & FRAME_MASK) as usize];
-    let outer = &walk.memo[(walk.verify.wrapping_sub(2) & FRAME_MASK) as usize];
-    let (bp_slot, ip, sp, bp) = (inner.bp_slot, outer.ip, outer.sp, outer.bp);
-    if bp_slot == UNVERIFIABLE {
-        return STOP;
-    }
-    // An unreadable slot gives 0, which is never a remembered instruction pointer.
-    if slot(walk, arch::return_address_slot(sp)) != ip || ip == 0 {
-        return STOP;
-    }
-    if bp_slot != 0 && slot(walk, bp_slot) != bp {
-        return STOP;
-    }
-    walk.verify -= 1;
     CONTINUE
 }
 
@@ -447,27 +458,37 @@ fn slot(walk: &mut Walk, address: u64) -> u64 {
     refill(walk, address)
 }
 
-/// Copies a piece of the stack around an address (just that slot near the end of the stack) and returns the slot's
-/// value. The piece begins a little below: a frame's saved frame pointer lies below its return address, and is read
-/// after it.
+/// Copies a piece of the stack around an address and returns the slot's value. The piece begins a little below: a
+/// frame's saved frame pointer lies below its return address, and is read after it. It ends at the end of the stack,
+/// which the first piece that goes beyond it tells; of that one just the slot is copied.
 #[inline(never)]
 fn refill(walk: &mut Walk, address: u64) -> u64 {
+    fill(walk, address)
+}
+
+/// As [`refill`], in place.
+#[inline(always)]
+fn fill(walk: &mut Walk, address: u64) -> u64 {
     let near = address.wrapping_sub(walk.sp) <= BELOW;
     let base = if near { walk.sp } else { address.wrapping_sub(BELOW) };
+    let room = walk.wall.wrapping_sub(base);
+    let bytes = if room < WINDOW_BYTES {
+        room & (WINDOW_BYTES - 8)
+    } else {
+        WINDOW_BYTES
+    };
     walk.window_base = base;
     walk.window_bytes = 0;
-    // SAFETY: the destination is a map value of this size; the helper checks the source.
-    let failed = unsafe {
-        generated::bpf_probe_read_user(
-            (&raw mut walk.window).cast(),
-            WINDOW_BYTES as u32,
-            base as *const c_void,
-        )
-    };
+    // SAFETY: the destination is a map value of at least this size; the helper checks the source.
+    let failed =
+        unsafe { generated::bpf_probe_read_user((&raw mut walk.window).cast(), bytes as u32, base as *const c_void) };
     let offset = address.wrapping_sub(base);
-    if failed == 0 && offset & 7 == 0 {
-        walk.window_bytes = WINDOW_BYTES;
+    if failed == 0 && offset & 7 == 0 && offset < bytes {
+        walk.window_bytes = bytes;
         return walk.window[((offset >> 3) as usize) & (WINDOW_WORDS - 1)];
+    }
+    if failed != 0 {
+        walk.wall = (base | (arch::LEAST_PAGE - 1)).wrapping_add(1);
     }
     walk.window[0] = 0;
     // SAFETY: as above, for one word.

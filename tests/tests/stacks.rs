@@ -120,6 +120,24 @@ fn from_a_signal_handler() -> Result<()> {
 }
 
 #[test]
+fn up_to_the_end_of_a_coroutines_stack() -> Result<()> {
+    let Some(profile) = recorded("coroutine")? else {
+        return Ok(());
+    };
+    let names = leaking(&profile)?.names();
+    let begin = names.iter().position(|name| *name == "frame_01");
+    let Some(begin) = begin else {
+        panic!("no frame_01 in {names:?}")
+    };
+    let mut chain: Vec<String> = (1..=30).map(|number| format!("frame_{number:02}")).collect();
+    chain.push("on_coroutine".to_owned());
+    assert_eq!(names[begin..begin + 31], chain, "{names:?}");
+    // Behind it where libc goes on; it may have no rule there, and what is taken for its caller is no code.
+    assert!(names.len() <= begin + 33, "{names:?}");
+    Ok(())
+}
+
+#[test]
 fn inlined_frames() -> Result<()> {
     let Some(profile) = recorded("inlined")? else {
         return Ok(());

@@ -73,6 +73,13 @@ impl Registers {
 /// `bl` pushes nothing.
 pub const RETURN_ADDRESS_BYTES: u64 = 0;
 
+/// Whether a call that was entered at `entry_sp` has returned, surely: the stack pointer is the same at both, so it never
+/// tells.
+#[inline(always)]
+pub fn has_returned(_entry_sp: u64, _sp: u64) -> bool {
+    false
+}
+
 /// At a `ret`: where it returns to, and the stack pointer behind it.
 #[inline(always)]
 pub fn caller_at_return_instruction(regs: &Registers) -> Option<(u64, u64)> {

@@ -10,6 +10,9 @@ pub use aarch64::*;
 #[cfg(bpf_target_arch = "x86_64")]
 pub use x86_64::*;
 
+/// No page of memory is smaller.
+pub const LEAST_PAGE: u64 = 4096;
+
 /// Reads 8 bytes of the current process.
 #[inline(always)]
 pub fn read_user(address: u64) -> Option<u64> {

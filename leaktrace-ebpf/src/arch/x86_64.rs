@@ -74,6 +74,13 @@ impl Registers {
 /// Stack pointer of the caller while a function stands at its first instructions: `call` pushed the return address.
 pub const RETURN_ADDRESS_BYTES: u64 = 8;
 
+/// Whether a call that was entered at `entry_sp` has returned, surely: a function is entered with the stack pointer 8
+/// beside a multiple of 16, so that no entry stands where a return does.
+#[inline(always)]
+pub fn has_returned(entry_sp: u64, sp: u64) -> bool {
+    sp == entry_sp.wrapping_add(RETURN_ADDRESS_BYTES) && sp & 15 == 0
+}
+
 /// At a `ret`: where it returns to, and the stack pointer behind it.
 #[inline(always)]
 pub fn caller_at_return_instruction(regs: &Registers) -> Option<(u64, u64)> {

@@ -19,7 +19,7 @@ use leaktrace_common::{
 };
 
 use crate::{
-    arch::{RETURN_ADDRESS_BYTES, Registers, read_user},
+    arch::{RETURN_ADDRESS_BYTES, Registers, has_returned, read_user},
     emit,
     maps::{self, SAMPLED, count},
     sample,
@@ -53,26 +53,31 @@ pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
     false
 }
 
-/// What every probe of a call needs.
-pub struct Call {
-    pub pid: u32,
-    pub tid: u32,
-    pub signature: Signature,
-    pub process: &'static Process,
+/// What the probed function is like, as the probe's cookie tells.
+#[inline(always)]
+pub fn signature(ctx: *mut c_void) -> Signature {
+    // SAFETY: the helper takes the program's own context.
+    Signature(unsafe { bpf_get_attach_cookie(ctx) })
+}
+
+/// What both ends of a call need.
+struct Call {
+    pid: u32,
+    tid: u32,
+    slot: u16,
+    process: &'static Process,
 }
 
 impl Call {
-    /// `None` if the process is not traced (any more).
+    /// In the process in this slot. `None` if the thread's process is not traced (any more).
     #[inline(always)]
-    pub fn current(ctx: *mut c_void) -> Option<Self> {
-        // SAFETY: the helper takes the program's own context.
-        let signature = Signature(unsafe { bpf_get_attach_cookie(ctx) });
-        let (pid, tid) = thread::current();
-        let process = maps::process(signature.process_slot().into(), pid)?;
+    fn of(thread: &mut Thread, slot: u16) -> Option<Self> {
+        let (pid, tid) = thread.ids();
+        let process = maps::process(slot.into(), pid)?;
         Some(Self {
             pid,
             tid,
-            signature,
+            slot,
             process,
         })
     }
@@ -81,47 +86,54 @@ impl Call {
 /// An allocation call begins. Returns whether its return is wanted.
 #[inline(always)]
 pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
-    let Some(call) = Call::current(ctx) else {
+    let Some(thread) = thread::get() else {
         return false;
     };
-    match thread::get() {
-        Some(thread) => begin(&call, thread, regs, returns_surely),
+    let signature = signature(ctx);
+    match Call::of(thread, signature.process_slot()) {
+        Some(call) => begin(&call, thread, signature, regs, returns_surely),
         None => false,
     }
 }
 
-/// The same for a program that serves entry and return. Which of both it is shows in the instruction pointer: the probed
-/// instruction at an entry, the caller's at a return. Its lowest byte tells nearly always, without asking the kernel.
+/// The same for a program that serves entry and return. Which of both it is shows in the stack pointer where the calling
+/// convention leaves no doubt, else in the instruction pointer: the probed instruction at an entry, the caller's at a
+/// return. Its lowest byte tells nearly always, without asking the kernel.
 #[inline(always)]
 pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
-    let Some(call) = Call::current(ctx) else {
-        return false;
-    };
     let Some(thread) = thread::get() else {
         return false;
     };
-    let ip = regs.ip();
-    let may_be_entry = ip as u8 == call.signature.site_byte();
-    if thread.pending.sp == 0 {
-        // A return without anything pending has nothing to tell.
-        return may_be_entry && begin(&call, thread, regs, true);
+    let (ip, sp) = (regs.ip(), regs.sp());
+    let pending = &thread.pending;
+    let returned = pending.sp != 0 && has_returned(pending.sp, sp);
+    let signature = if returned { Signature(0) } else { signature(ctx) };
+    let slot = if returned {
+        pending.slot
+    } else {
+        signature.process_slot()
+    };
+    let Some(call) = Call::of(thread, slot) else {
+        return false;
+    };
+    if !returned {
+        let pending = thread.pending.sp != 0;
+        // SAFETY: the helper takes the program's own context.
+        if ip as u8 == signature.site_byte() && (!pending || unsafe { bpf_get_func_ip(ctx) } == ip) {
+            return begin(&call, thread, signature, regs, true);
+        }
+        if !pending {
+            // A return without anything pending has nothing to tell.
+            return false;
+        }
     }
-    // SAFETY: the helper takes the program's own context.
-    if may_be_entry && unsafe { bpf_get_func_ip(ctx) } == ip {
-        return begin(&call, thread, regs, true);
-    }
-    end(&call, thread, regs, ip, regs.sp());
+    end(&call, thread, regs, ip, sp);
     true
 }
 
 #[inline(always)]
-fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: bool) -> bool {
-    let Call {
-        pid,
-        tid,
-        signature,
-        process,
-    } = *call;
+fn begin(call: &Call, thread: &mut Thread, signature: Signature, regs: &Registers, returns_surely: bool) -> bool {
+    let Call { pid, tid, process, .. } = *call;
     if process.flags & PROCESS_ACTIVE == 0 {
         return false;
     }
@@ -162,6 +174,7 @@ fn begin(call: &Call, thread: &mut Thread, regs: &Registers, returns_surely: boo
         0
     };
     pending.interval = (process.sample_interval >> 4) as u32;
+    pending.slot = call.slot;
     pending.op = op;
     pending.flags = flags;
     pending.skip_new = !takes as u8;
@@ -181,8 +194,8 @@ pub fn is_sampled(pid: u32, address: u64) -> bool {
 /// An allocation call returned to `ip`, where the stack pointer is `sp`.
 #[inline(always)]
 pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
-    if let Some(call) = Call::current(ctx)
-        && let Some(thread) = thread::known()
+    if let Some(thread) = thread::known()
+        && let Some(call) = Call::of(thread, signature(ctx).process_slot())
     {
         end(&call, thread, regs, ip, sp);
     }
@@ -222,15 +235,49 @@ fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
         alloc.size = alloc.address;
         alloc.address = old;
     }
-    if op != REALLOC && op != RESIZE || old == 0 {
-        if alloc.address == 0 {
-            count(Counter::AllocFailed, 1);
-        } else if thread.pending.skip_new == 0 {
-            allocated(call, thread, regs, alloc, ip, sp);
+    let process = call.process;
+    let reallocates = (op == REALLOC || op == RESIZE) && old != 0;
+    let failed = alloc.address == 0;
+    if failed && !(reallocates && alloc.size == 0) {
+        count(Counter::AllocFailed, 1);
+        if reallocates && flags & FLAG_BEGIN_DEFERRED != 0 {
+            emit::undo_deferred(pid, old);
         }
+    } else if reallocates {
+        forget(process, pid, old);
+    }
+    let wanted = !failed && thread.pending.skip_new == 0;
+    if !wanted && !reallocates {
         return;
     }
-    reallocated(call, thread, regs, alloc, old, ip, sp);
+    let taken = wanted && remember(call, &alloc);
+    if taken {
+        match unwind::stack_id(thread, process, pid, ip, sp, regs.frame_pointer()) {
+            Some(stack) => alloc.stack = stack,
+            None => {
+                forget(process, pid, alloc.address);
+                emit::lost(&alloc);
+                return;
+            }
+        }
+    } else if !reallocates {
+        emit::lost(&alloc);
+        return;
+    } else if !failed {
+        // The old block is gone and the new one is not followed: told as a reallocation to nothing.
+        alloc.address = 0;
+        alloc.size = 0;
+    }
+    let told = if reallocates {
+        alloc.header.kind = KIND_REALLOC_END;
+        emit::record(ReallocEnd { new: alloc, old })
+    } else {
+        emit::record(alloc)
+    };
+    if !told && taken {
+        forget(process, pid, alloc.address);
+        emit::lost(&alloc);
+    }
 }
 
 /// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
@@ -245,7 +292,7 @@ fn remember(call: &Call, alloc: &Alloc) -> bool {
         pid: alloc.header.pid,
         pad: 0,
     };
-    let execs = maps::execs(call.signature.process_slot().into());
+    let execs = maps::execs(call.slot.into());
     if SAMPLED.insert(key, execs, BPF_ANY.into()).is_ok() {
         return true;
     }
@@ -257,55 +304,5 @@ fn remember(call: &Call, alloc: &Alloc) -> bool {
 fn forget(process: &Process, pid: u32, address: u64) {
     if process.sample_interval != 0 {
         let _ = SAMPLED.remove(BlockKey { address, pid, pad: 0 });
-    }
-}
-
-#[inline(always)]
-fn allocated(call: &Call, thread: &mut Thread, regs: &Registers, mut alloc: Alloc, ip: u64, sp: u64) {
-    let process = call.process;
-    if remember(call, &alloc) {
-        if let Some(stack) = unwind::stack_id(thread, process, alloc.header.pid, ip, sp, regs.frame_pointer()) {
-            alloc.stack = stack;
-            if emit::record(alloc) {
-                return;
-            }
-        }
-        forget(process, alloc.header.pid, alloc.address);
-    }
-    emit::lost(&alloc);
-}
-
-#[inline(always)]
-fn reallocated(call: &Call, thread: &mut Thread, regs: &Registers, mut alloc: Alloc, old: u64, ip: u64, sp: u64) {
-    let process = call.process;
-    let pid = alloc.header.pid;
-    alloc.header.kind = KIND_REALLOC_END;
-    let failed = alloc.address == 0;
-    if failed && alloc.size != 0 {
-        count(Counter::AllocFailed, 1);
-        if alloc.header.flags & FLAG_BEGIN_DEFERRED != 0 {
-            emit::undo_deferred(pid, old);
-        }
-    } else {
-        forget(process, pid, old);
-    }
-    let taken = !failed && thread.pending.skip_new == 0 && remember(call, &alloc);
-    if taken {
-        match unwind::stack_id(thread, process, pid, ip, sp, regs.frame_pointer()) {
-            Some(stack) => alloc.stack = stack,
-            None => {
-                forget(process, pid, alloc.address);
-                emit::lost(&alloc);
-                return;
-            }
-        }
-    } else if !failed {
-        // The old block is gone and the new one is not followed: told as a reallocation to nothing.
-        alloc.address = 0;
-        alloc.size = 0;
-    }
-    if !emit::record(ReallocEnd { new: alloc, old }) && taken {
-        forget(process, pid, alloc.address);
-        emit::lost(&alloc);
     }
 }

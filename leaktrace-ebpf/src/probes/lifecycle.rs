@@ -32,16 +32,15 @@ pub fn fork(ctx: &TracePointContext) {
     }
 }
 
-/// `sched_process_exec`: the process runs another program now. What was pending in the thread will not return.
+/// `sched_process_exec`: the process runs another program now.
 pub fn exec(ctx: &TracePointContext) {
     let (pid, _) = thread::current();
+    if let Some(thread) = thread::known() {
+        thread.exec();
+    }
     if maps::process_by_pid(pid).is_some() {
         growth::forget(pid);
         maps::note_exec(pid);
-        if let Some(thread) = thread::known() {
-            thread.pending.sp = 0;
-            thread.mapping.call = 0;
-        }
         debug!(ctx, "pid {} runs another program", pid);
         emit::notice(KIND_EXEC, pid, 0);
     }

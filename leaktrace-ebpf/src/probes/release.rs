@@ -3,35 +3,33 @@
 use aya_ebpf::cty::c_void;
 use leaktrace_common::config::{BlockKey, PROCESS_ACTIVE};
 
-use crate::{
-    arch::Registers,
-    emit,
-    maps::SAMPLED,
-    probes::allocate::{self, Call},
-    thread,
-};
+use crate::{arch::Registers, emit, maps, maps::SAMPLED, probes::allocate, thread};
 
 /// A block is given back.
 #[inline(always)]
 pub fn enter(ctx: *mut c_void, regs: &Registers) {
-    let Some(Call {
-        pid,
-        signature,
-        process,
-        ..
-    }) = Call::current(ctx)
-    else {
+    let signature = allocate::signature(ctx);
+    let Some(process) = maps::process_in(signature.process_slot().into()) else {
         return;
     };
     let address = regs.argument(signature.pointer_argument());
     if address == 0 || process.flags & PROCESS_ACTIVE == 0 {
         return;
     }
+    // In sampled mode most blocks are no samples, and the thread has nothing to say to them.
     let sampled = process.sample_interval != 0;
-    if sampled && !allocate::is_sampled(pid, address) {
+    let mut thread = if sampled { None } else { thread::known() };
+    let (pid, _) = match &mut thread {
+        Some(thread) => thread.ids(),
+        None => thread::current(),
+    };
+    if process.pid != pid || sampled && !allocate::is_sampled(pid, address) {
         return;
     }
-    if let Some(thread) = thread::known()
+    if sampled {
+        thread = thread::known();
+    }
+    if let Some(thread) = thread
         && allocate::is_nested(thread, regs.sp())
     {
         return;

@@ -16,6 +16,7 @@ use nix::mount::{MsFlags, mount};
 use super::{
     btf::{self, Places},
     kernel::{Kernel, LoadError, Sizes, TRACEPOINTS, UprobeMechanism},
+    program,
     syscall::{self, AttachType, ProgramImage},
 };
 
@@ -240,9 +241,7 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
     let mut parts = Kernel::load(smallest)?;
     for (program, ..) in TRACEPOINTS {
         let tracepoint: &mut TracePoint = parts.kernel.program(program)?;
-        tracepoint
-            .load()
-            .map_err(|cause| LoadError::Program { program, cause })?;
+        program::load(program, || tracepoint.load())?;
     }
     Ok(parts.kernel.mechanism())
 }

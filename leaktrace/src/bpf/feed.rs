@@ -9,7 +9,7 @@ use aya::programs::RawTracePoint;
 
 use super::{
     kernel::{Kernel, LoadError},
-    syscall,
+    program, syscall,
 };
 
 /// Pairs of records that one run makes.
@@ -27,7 +27,7 @@ impl Kernel {
     pub fn feed(&mut self, live: u64) -> Result<Feed, LoadError> {
         let program: &mut RawTracePoint = self.program("feed")?;
         let failed = |cause| LoadError::Program { program: "feed", cause };
-        program.load().map_err(failed)?;
+        program::load("feed", || program.load())?;
         let fd = program.fd().map_err(failed)?.as_fd();
         tracing::debug!("feed is program {}", fd.as_raw_fd());
         let program = fd.try_clone_to_owned().map_err(|cause| failed(cause.into()))?;

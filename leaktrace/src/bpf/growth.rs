@@ -3,7 +3,10 @@
 
 use aya::programs::{RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink, trace_point::TracePointLink};
 
-use super::kernel::{Kernel, LoadError};
+use super::{
+    kernel::{Kernel, LoadError},
+    program,
+};
 
 /// The attached programs; dropping them detaches.
 pub struct GrowthProbes {
@@ -48,7 +51,7 @@ impl Kernel {
     ) -> Result<RawTracePointLink, LoadError> {
         let loaded: &mut RawTracePoint = self.program(program)?;
         if loaded.fd().is_err() {
-            loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
+            program::load(program, || loaded.load())?;
         }
         let link = loaded.attach(name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
@@ -58,7 +61,7 @@ impl Kernel {
         let category = "syscalls";
         let loaded: &mut TracePoint = self.program(program)?;
         if loaded.fd().is_err() {
-            loaded.load().map_err(|cause| LoadError::Program { program, cause })?;
+            program::load(program, || loaded.load())?;
         }
         let link = loaded.attach(category, name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })

@@ -19,7 +19,7 @@ use super::{
     features::{self, Trial},
     log::KernelLog,
     processes::ProcessTable,
-    program::ProgramSource,
+    program::{self, ProgramSource},
     program_set::ProgramSet,
     ring::Ring,
     sampled::SampledBlocks,
@@ -238,9 +238,7 @@ impl Kernel {
     pub fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
         for (program, category, name) in TRACEPOINTS {
             let tracepoint: &mut TracePoint = self.program(program)?;
-            tracepoint
-                .load()
-                .map_err(|cause| LoadError::Program { program, cause })?;
+            program::load(program, || tracepoint.load())?;
             tracepoint
                 .attach(category, name)
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::ProgramError;
 use aya_obj::Object;
 
 use super::{
@@ -86,6 +87,15 @@ impl ProgramSource {
             log,
         })
     }
+}
+
+/// Loads a program that aya keeps, whatever signals come meanwhile.
+pub fn load(program: &'static str, load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), LoadError> {
+    syscall::through_signals(
+        load,
+        |error| matches!(error, ProgramError::LoadError { io_error, .. } if syscall::was_interrupted(io_error)),
+    )
+    .map_err(|cause| LoadError::Program { program, cause })
 }
 
 /// A loaded uprobe program and how it is attached.

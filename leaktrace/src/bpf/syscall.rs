@@ -171,6 +171,29 @@ fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// How often something that signals cut short is tried.
+const ATTEMPTS: usize = 8;
+
+/// Whether a signal ended the verifier's work, which gives way to it: Ctrl-C while leaktrace starts would come out as a
+/// program that the kernel refuses.
+pub fn was_interrupted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAGAIN)
+}
+
+/// Tries again as long as signals alone are why it failed.
+pub fn through_signals<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    interrupted: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    attempt()
+}
+
 /// Takes one entry out of a hash map: its value, which no one else can get after this (kernel 5.14).
 ///
 /// `K` must be the map's key type and the map's values must be 8 bytes.
@@ -308,7 +331,7 @@ pub fn load_program(image: &ProgramImage<'_>, attach_type: AttachType) -> Result
         attributes.line_info_record_size = image.line_info.1 as u32;
         attributes.line_info_count = image.line_info.0.len().checked_div(image.line_info.1).unwrap_or(0) as u32;
     }
-    match bpf_fd(BPF_PROG_LOAD, &mut attributes) {
+    match through_signals(|| bpf_fd(BPF_PROG_LOAD, &mut attributes), was_interrupted) {
         Ok(fd) => Ok(fd),
         Err(error) => {
             // Once more, for the log.

@@ -1,8 +1,11 @@
 // A leak at the end of a chain of 30 frames without frame pointers. The argument says what lies between the chain and
 // the leak: direct, plt (a function of another library, which calls back), qsort (libc's own frames), signal (a signal
-// handler), inlined (three inlined functions).
+// handler), inlined (three inlined functions). With coroutine the chain is direct, on a stack of its own with nothing
+// readable behind its end.
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
 
 #include "protocol.h"
 
@@ -65,6 +68,7 @@ NOINLINE int leak_inlined(int value) {
 NOINLINE int bottom(int value) {
     int result = value;
     switch (mode[0]) {
+    case 'c':
     case 'd': result = leak_here(value); break;
     case 'p': result = through_library(leak_here, value); break;
     case 'q': result = sort_two(value); break;
@@ -136,12 +140,37 @@ FRAME(frame_28, frame_27)
 FRAME(frame_29, frame_28)
 FRAME(frame_30, frame_29)
 
+enum { STACK = 64 << 10, GUARD = 4 << 10 };
+
+static ucontext_t outside, inside;
+static int coroutine_sum;
+
+static void on_coroutine(void) {
+    for (int i = 0; i < TIMES; i++) coroutine_sum += frame_30(i);
+    NOT_A_TAIL();
+}
+
+static int run_coroutine(void) {
+    char *stack = mmap(NULL, STACK + GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stack == MAP_FAILED || mprotect(stack, STACK, PROT_READ | PROT_WRITE) || getcontext(&inside)) abort();
+    inside.uc_stack.ss_sp = stack;
+    inside.uc_stack.ss_size = STACK;
+    inside.uc_link = &outside;
+    makecontext(&inside, on_coroutine, 0);
+    swapcontext(&outside, &inside);
+    munmap(stack, STACK + GUARD);
+    return coroutine_sum;
+}
+
 int main(int argc, char **argv) {
     mode = argc > 1 ? argv[1] : "direct";
     signal(SIGUSR1, on_signal);
     ready();
     int sum = 0;
-    for (int i = 0; i < TIMES; i++) sum += frame_30(i);
+    if (mode[0] == 'c')
+        sum = run_coroutine();
+    else
+        for (int i = 0; i < TIMES; i++) sum += frame_30(i);
     OPAQUE(sum);
     truth(mode[0] == 'i' ? "inlined_inner" : "leak_here", (size_t)TIMES * SIZE, TIMES, 0, 0);
     done();

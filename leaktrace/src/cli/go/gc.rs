@@ -104,6 +104,9 @@ struct Summary {
 /// How old the last whole state may become while nothing is collected: what the summary of a program that ends shows.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// A line is written so soon after the look that found it: one write for many where collections follow each other.
+const PROMPT: Duration = Duration::from_millis(100);
+
 /// No two looks are nearer to each other.
 const SHORTEST: Duration = Duration::from_micros(100);
 
@@ -126,10 +129,17 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
     let mut refreshed = Instant::now();
     let mut pace = Pace::new(args.interval.max(SHORTEST), REFRESH);
     let (mut step, mut looked) = (pace.shortest(), begin);
-    // What a look needs is there once: a program that collects all the time makes every look a whole one.
+    // What a look needs is there once.
     let mut buffer = Vec::new();
     let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut unseen: Option<Instant> = None;
+    // Where every look finds something, a glance ahead of it is a call more and tells nothing.
+    let mut whole = false;
     loop {
+        if unseen.is_some_and(|since| since.elapsed() + step > PROMPT) {
+            out.flush()?;
+            unseen = None;
+        }
         let left = args.keep.map(|keep| keep.saturating_sub(begin.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             break;
@@ -137,27 +147,36 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         if pause.wait(Some(left.map_or(step, |left| left.min(step)))) {
             break;
         }
-        let look = match process.collector_glance(&mut buffer) {
-            Ok(glance) => {
-                let now = Instant::now();
-                step = pace.next(&glance, now - std::mem::replace(&mut looked, now));
-                // Nothing ended since.
-                if glance.finished == watch.last.finished && now - refreshed < REFRESH {
-                    continue;
-                }
-                // A look that fails leaves the last one to the summary.
-                process.collector_into(&mut buffer, &mut watch.last)
-            }
-            Err(error) => Err(error),
+        // A look that fails leaves the last one to the summary.
+        let glance = if whole {
+            let looked = process.collector_into(&mut buffer, &mut watch.last);
+            looked.map(|()| watch.last.glance())
+        } else {
+            process.collector_glance(&mut buffer)
         };
+        let now = Instant::now();
+        let look = glance.and_then(|glance| {
+            step = pace.next(&glance, now - std::mem::replace(&mut looked, now));
+            // Nothing ended since.
+            if !whole && glance.finished == watch.last.finished && now - refreshed < REFRESH {
+                return Ok(false);
+            }
+            if !whole {
+                process.collector_into(&mut buffer, &mut watch.last)?;
+            }
+            Ok(true)
+        });
         match look {
-            Ok(()) => {}
+            Ok(true) => refreshed = now,
+            Ok(false) => continue,
             // Its end is the end of the watch, not a failure.
             Err(_) if !process.is_alive() => break,
             Err(error) => return Err(error.into()),
         }
         let elapsed = begin.elapsed();
+        whole = false;
         for collection in follower.follow(&watch.last) {
+            whole = true;
             watch.pauses.extend(collection.pause);
             match collection.state {
                 Some(state) => watch.marked.add(elapsed.as_secs_f64(), state.marked as f64),
@@ -169,10 +188,8 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
             } else {
                 writeln!(out, "{}", trace_line(&collection, start))?;
             }
+            unseen.get_or_insert(now);
         }
-        // One write for all that ended since the last look; nothing is written where nothing did.
-        out.flush()?;
-        refreshed = Instant::now();
     }
     // Up to the end; where it is gone, the last state is a second old at most.
     let _ = process.collector_into(&mut buffer, &mut watch.last);

@@ -270,6 +270,20 @@ fn read_all<M: MemoryReader, const N: usize>(memory: &M, ranges: [(u64, &mut [u8
 }
 
 impl CollectorState {
+    /// What a glance would have told.
+    pub fn glance(&self) -> Glance {
+        Glance {
+            finished: self.finished,
+            started: self.started,
+            percent: self.percent,
+            memory_limit: self.memory_limit,
+            live: self.live,
+            marked: self.marked,
+            goal: self.goal,
+            total_alloc: self.total_alloc,
+        }
+    }
+
     /// A collection is running.
     pub fn is_running(&self) -> bool {
         self.started != self.finished
