@@ -24,7 +24,8 @@ pub struct GcArgs {
     /// times as long, though no more than a second for that. Number, time of the end and pauses of a collection are read
     /// from the runtime afterwards, so that none is missed. Phases, their clocks and heap sizes are there until the next
     /// collection begins: where that happens between two looks, as with collections that the program asks for one after
-    /// another, or when it begins to allocate fast, the collection is shown with its pause alone.
+    /// another, or when it begins to allocate fast, the collection is shown with its pause alone. Where three and more end
+    /// within this time, most are shown so at any pace, and leaktrace waits up to five times as long, too.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10ms")]
     interval: Duration,
     /// How long to look; without it until Ctrl-C or the program's exit.

@@ -4,11 +4,13 @@
 //! kept by the runtime; phases, their clocks and heap sizes are there from a collection's end until the next one begins.
 //! They are missed where a collection ends and the next begins between two looks, which takes memory: up to the trigger
 //! of the first, and from its end up to that of the second. Collections that the program asks for need none and cannot
-//! be foreseen. Pure: glances in, times out. Invariant: what does not look like a runtime's numbers is looked at again
+//! be foreseen. Where several end in the shortest time, no look catches the phases of more than the last: fewer looks lose
+//! little then, as long as the runtime still has all pauses. Pure: glances in, times out. Invariant: what does not look like a runtime's numbers is looked at again
 //! after the shortest time.
 
 use std::time::Duration;
 
+use super::check::PAUSES;
 use super::gc::Glance;
 
 /// The longest wait, in shortest ones.
@@ -17,6 +19,12 @@ const STRETCH: u32 = 5;
 const CAUTION: f64 = 4.0;
 /// Share of the highest speed that is forgotten at each look: half of it within 44.
 const FORGOTTEN: f64 = 1.0 / 64.0;
+/// Collections in the shortest time from which on there are too many for their phases.
+const CROWD: f64 = 3.0;
+/// Share of what was seen at this look in that number.
+const NEWS: f64 = 0.25;
+/// As many may end until the next look: half of those whose pauses the runtime keeps.
+const EXPECTED: f64 = (PAUSES / 2) as f64;
 /// `defaultHeapMinimum`: no trigger is below its part of the way to this, at a `GOGC` of 100.
 const HEAP_MINIMUM: f64 = (4 << 20) as f64;
 /// The runtime's earliest trigger, as a part of the way from the marked heap to the goal: 45/64, rounded down.
@@ -32,6 +40,8 @@ pub struct Pace {
     last: Option<Glance>,
     /// Bytes allocated a second: the most of late.
     speed: f64,
+    /// Collections in the shortest time, of late.
+    crowd: f64,
 }
 
 impl Pace {
@@ -42,6 +52,7 @@ impl Pace {
             longest: shortest.saturating_mul(STRETCH).min(limit).max(shortest),
             last: None,
             speed: 0.0,
+            crowd: 0.0,
         }
     }
 
@@ -60,6 +71,14 @@ impl Pace {
         let grown = grown.max(glance.live.saturating_sub(last.live));
         let now = grown as f64 / since.max(Duration::from_micros(1)).as_secs_f64();
         self.speed = now.max(self.speed * (1.0 - FORGOTTEN));
+        let ended = glance.finished.saturating_sub(last.finished) as f64;
+        let ended = ended * self.shortest.as_secs_f64() / since.max(self.shortest).as_secs_f64();
+        self.crowd += (ended - self.crowd) * NEWS;
+        if self.crowd >= CROWD {
+            let times = (EXPECTED / self.crowd.max(ended)).clamp(1.0, f64::from(STRETCH));
+            let wait = Duration::try_from_secs_f64(self.shortest.as_secs_f64() * times);
+            return wait.map_or(self.longest, |wait| wait.clamp(self.shortest, self.longest));
+        }
         let Some(room) = room(glance) else {
             return self.shortest;
         };
@@ -167,6 +186,32 @@ mod tests {
     }
 
     #[test]
+    fn long_where_collections_crowd_unless_pauses_would_be_lost() {
+        // All of the heap is garbage and made anew between two looks: short by that alone.
+        let crowd = |since: Duration, ended: u64| {
+            let mut pace = pace();
+            let mut busy = FAR;
+            pace.next(&busy, SHORT);
+            let mut wait = SHORT;
+            for _ in 0..20 {
+                busy.finished = busy.finished.saturating_add(ended);
+                busy.started = busy.finished;
+                busy.total_alloc = busy.total_alloc.saturating_add(ended.saturating_mul(100 * MB));
+                wait = pace.next(&busy, since);
+            }
+            wait
+        };
+        assert_eq!(crowd(SHORT, 2), SHORT);
+        assert_eq!(crowd(SHORT, 4), LONG);
+        assert_eq!(crowd(LONG, 14), SHORT, "fewer than three in the shortest time");
+        assert_eq!(crowd(LONG, 16), LONG);
+        let some = crowd(SHORT, 64);
+        assert!(some >= 2 * SHORT && some < 3 * SHORT, "{some:?}");
+        assert_eq!(crowd(SHORT, 1000), SHORT);
+        assert_eq!(crowd(SHORT, u64::MAX / 20), SHORT);
+    }
+
+    #[test]
     fn short_where_the_numbers_make_no_sense() {
         for nonsense in [
             Glance { goal: 0, ..FAR },
@@ -211,6 +256,11 @@ mod tests {
         }
         let mut endless = Pace::new(Duration::MAX, Duration::from_secs(1));
         endless.next(&FAR, SHORT);
+        let many = Glance {
+            finished: u64::MAX,
+            ..FAR
+        };
+        assert_eq!(endless.clone().next(&many, SHORT), Duration::MAX);
         assert_eq!(endless.next(&FAR, SHORT), Duration::MAX);
     }
 }
