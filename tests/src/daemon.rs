@@ -180,6 +180,25 @@ impl Daemon<'_> {
         }
     }
 
+    /// Writes another configuration and has it read.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the daemon is gone.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        self.home.configure(more)?;
+        self.process.signal(Signal::SIGHUP)
+    }
+
+    /// What does not work, as it says itself.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn troubles(&self) -> Result<Vec<String>> {
+        let status = self.get("/api/v1/status")?;
+        let troubles = status["troubles"].as_array().context("no troubles")?;
+        Ok(troubles.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    }
+
     /// Ends it with SIGTERM; how long that took.
     ///
     /// # Errors

@@ -222,6 +222,58 @@ fn on_sigterm_it_writes_last_profiles_and_is_gone() -> Result<()> {
 }
 
 #[test]
+fn on_sighup_it_reads_its_configuration_again_and_loses_nothing() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = leaky(2000)?;
+    let pid = target.pid();
+    let tracked = |daemon: &Daemon<'_>| -> Result<u64> {
+        let details = daemon.get(&format!("/api/v1/processes/{pid}"))?;
+        Ok(details["memory"]["tracked"].as_u64().unwrap_or(0))
+    };
+    let home = Home::new(BY_RULE)?;
+    let mut daemon = home.start()?;
+    daemon.until("there is something to lose", PATIENCE, |daemon| {
+        Ok(daemon.state(pid)?.is_some() && tracked(daemon)? > 4 << 20)
+    })?;
+    let before = tracked(&daemon)?;
+    let kept = |daemon: &Daemon<'_>| -> Result<()> {
+        ensure!(
+            daemon.state(pid)?.as_deref() == Some("traced"),
+            "it is traced no longer"
+        );
+        let now = tracked(daemon)?;
+        ensure!(now >= before, "{before} bytes were outstanding, now {now} are");
+        Ok(())
+    };
+
+    daemon.configure(&format!("no_such_key = 1\n\n{BY_RULE}"))?;
+    daemon.until("that it says what is wrong", PATIENCE, |daemon| {
+        kept(daemon)?;
+        Ok(daemon.troubles()?.iter().any(|what| what.contains("no_such_key")))
+    })?;
+    daemon.configure(&format!("history = \"2h\"\n\n{BY_RULE}"))?;
+    daemon.until("that nothing is wrong", PATIENCE, |daemon| {
+        kept(daemon)?;
+        Ok(daemon.troubles()?.is_empty())
+    })?;
+    thread::sleep(Duration::from_secs(2));
+    kept(&daemon)?;
+    // Without the rule nothing asks for it.
+    daemon.configure("[trace]\nauto = false")?;
+    daemon.until("it is released", PATIENCE, |daemon| {
+        Ok(daemon.state(pid)?.as_deref() != Some("traced"))
+    })?;
+    ensure!(
+        breakpoints::changed_code(pid)?.is_empty(),
+        "a probe was left in the target"
+    );
+    daemon.end()?;
+    unharmed(&mut target)
+}
+
+#[test]
 fn a_process_that_ends_leaves_its_last_profile() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());

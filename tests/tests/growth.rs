@@ -13,7 +13,10 @@ use serde_json::Value;
 
 /// A process is a suspect after a quarter of `growth_time`, half a minute at least; it is never traced here.
 const WATCH: &str =
-    "growth_slope = \"100MiB/h\"\ngrowth_time = \"2m\"\nsuspect_interval = \"64KiB\"\n\n[trace]\nauto = false";
+    "growth_slope = \"100MiB/h\"\ngrowth_time = \"2m\"\nsuspect_interval = \"64KiB\"\n\n[trace]\nauto = false\n\n";
+/// The service touches more pages a second than any real one.
+const ENOUGH: &str = "[budget]\nmachine_cpu = \"100%\"";
+const TOO_LITTLE: &str = "[budget]\nmachine_cpu = \"0.001%\"";
 /// KiB a second of each of both ways to keep memory.
 const RATE: u32 = 1024;
 
@@ -44,7 +47,7 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
     let mut service = Process::spawn(programs::command("arena_service")?.arg(RATE.to_string()))?;
     service.expect("ready")?;
     let pid = service.pid();
-    let home = Home::new(WATCH)?;
+    let home = Home::new(&format!("{WATCH}{ENOUGH}"))?;
     let mut daemon = home.start()?;
     daemon.until("its growth is followed", Duration::from_secs(90), |daemon| {
         Ok(daemon.state(pid)?.is_some() && suspect(daemon, pid)?.is_some())
@@ -87,6 +90,14 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
     let profile = stored(&home, pid)?;
     ensure!(profile.contains("growth without probes"), "{profile}");
     ensure!(breakpoints::changed_code(pid)?.is_empty(), "a probe is in the service");
+    // What it costs is told, and beyond the budget it ends.
+    let status = daemon.get("/api/v1/status")?;
+    ensure!(status["own"]["growth"].as_f64() > Some(0.0), "{status}");
+    daemon.configure(&format!("{WATCH}{TOO_LITTLE}"))?;
+    daemon.until("it ends", Duration::from_secs(30), |daemon| {
+        let status = daemon.get("/api/v1/status")?;
+        Ok(suspect(daemon, pid)?.is_none() && status["own"]["growth"].as_f64() == Some(0.0))
+    })?;
     daemon.end()?;
     unharmed(&mut service)?;
     unharmed(&mut innocent)

@@ -1,12 +1,17 @@
 //! The programs that tell growth: attached while some process is followed without probes, since they run at every change
 //! of every process's memory.
 
+use std::time::Duration;
+
 use aya::programs::{RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink, trace_point::TracePointLink};
 
 use super::{
     kernel::{Kernel, LoadError},
     program,
 };
+
+/// All of them.
+const PROGRAMS: [&str; 4] = ["resident", "fault", "brk_leave", "madvise_enter"];
 
 /// The attached programs; dropping them detaches.
 pub struct GrowthProbes {
@@ -40,6 +45,14 @@ impl Kernel {
                 self.attach_call("brk_leave", "sys_exit_brk")?,
                 self.attach_call("madvise_enter", "sys_enter_madvise")?,
             ],
+        })
+    }
+
+    /// How often these programs ran and for how long, while the kernel counted.
+    pub fn growth_usage(&self) -> (u64, Duration) {
+        let loaded = PROGRAMS.iter().filter_map(|name| self.ebpf.program(name)?.info().ok());
+        loaded.fold((0, Duration::ZERO), |(runs, time), program| {
+            (runs + program.run_count(), time + program.run_time())
         })
     }
 

@@ -8,7 +8,7 @@ use super::{
     goroutines, moment,
     service::{Service, lock, profile_of},
     store::{Filter, StoreError},
-    trace::cost::Price,
+    trace::cost::{Cost, Price},
 };
 use crate::{
     model::ProcessKey,
@@ -186,6 +186,7 @@ impl Backend for Service {
                     .values()
                     .filter_map(|reading| reading.cost)
                     .fold(0.0, |sum, cost| sum + cost.total()),
+                growth: readings.growth.map_or(0.0, Cost::total),
                 probes_budget: config.budget.machine_cpu * super::cpus(),
             },
             traps: readings.price.map(traps),

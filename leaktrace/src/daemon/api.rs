@@ -406,7 +406,9 @@ pub struct Own {
     pub rss_budget: u64,
     /// Share of one CPU that all probes take in all targets.
     pub probes: f64,
-    /// Its budget.
+    /// Share of one CPU that following growth without probes takes in all processes; 0 while nobody's is followed.
+    pub growth: f64,
+    /// The budget of these two together.
     pub probes_budget: f64,
 }
 

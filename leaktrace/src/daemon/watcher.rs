@@ -200,10 +200,16 @@ impl Watcher {
                 })
                 .collect()
         };
-        let budget = Budget {
+        let mut budget = Budget {
             target: config.budget.target_cpu,
             machine: config.budget.machine_cpu * super::cpus(),
         };
+        if let Some(growth) = readings.growth {
+            match governor::forgo_growth(growth, &targets, budget) {
+                Some(reason) => self.forgo_growth(&reason),
+                None => budget.machine -= growth.total(),
+            }
+        }
         for order in governor::govern(&targets, budget) {
             let now = self.service.clock.now();
             match order {
@@ -213,6 +219,16 @@ impl Watcher {
                 }
                 Order::Detach { key, reason } => self.detach(key, reason),
             }
+        }
+    }
+
+    fn forgo_growth(&self, reason: &str) {
+        let followed = lock(&self.service.suspects).forgo(self.service.clock.now().seconds);
+        if !followed.is_empty() {
+            tracing::warn!("the growth of processes is not followed by stack for ten minutes: {reason}");
+        }
+        for key in followed {
+            self.service.engine.leave(key);
         }
     }
 

@@ -238,6 +238,11 @@ impl Live {
         self.tracer.usage(pid)
     }
 
+    /// The same of the programs that tell growth, for all processes together; `None` while none is attached.
+    pub fn growth_usage(&self) -> Option<(u64, Duration)> {
+        self.tracer.growth_usage()
+    }
+
     /// Whether a process's probes for an operation are at instructions that the kernel executes step by step, which costs
     /// much more.
     pub fn is_stepped(&self, pid: u32, op: Op) -> bool {

@@ -497,6 +497,12 @@ impl Tracer {
         }
     }
 
+    /// How often the programs ran that tell growth, and for how long, as far as the kernel counted it; `None` while none
+    /// is attached.
+    pub fn growth_usage(&self) -> Option<(u64, Duration)> {
+        self.growth_probes.as_ref().map(|_| self.kernel.growth_usage())
+    }
+
     /// How often the probes of a process were hit and how long its programs took, as far as the kernel counted it; `None`
     /// for a process without programs of its own.
     pub fn usage(&self, pid: u32) -> Option<Usage> {

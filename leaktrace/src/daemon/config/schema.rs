@@ -305,7 +305,8 @@ pub(super) static SECTIONS: &[Section] = &[
                 "machine_cpu",
                 Kind::Share { most: 1.0 },
                 r#""2%""#,
-                "Time that all probes take in all processes, of all CPUs of the machine.",
+                "Time that all probes take in all processes, of all CPUs of the machine; following growth without probes \
+                 counts as well, and is the first to end.",
             ),
             key(
                 "own_cpu",

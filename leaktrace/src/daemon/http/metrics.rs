@@ -159,7 +159,16 @@ fn own(page: &mut Page, status: &api::Status, http: &Http) {
         "Share of one CPU that probes take in all traced processes.",
         own.probes,
     );
-    page.gauge("probes_cpu_budget_ratio", "Budget of that.", own.probes_budget);
+    page.gauge(
+        "growth_cpu_ratio",
+        "Share of one CPU that following growth without probes takes in all processes.",
+        own.growth,
+    );
+    page.gauge(
+        "probes_cpu_budget_ratio",
+        "Budget of these two together.",
+        own.probes_budget,
+    );
     if let Some(prices) = status.traps {
         let mut traps = page.family(
             "trap_seconds",

@@ -91,7 +91,20 @@ pub struct Cost {
     pub programs: f64,
 }
 
+/// What reaching a tracepoint's program costs beside the time of the program itself.
+const TRACEPOINT: Duration = Duration::from_nanos(50);
+
 impl Cost {
+    /// What programs at tracepoints cost that ran so often, for so long.
+    pub fn of_tracepoints(runs: u64, time: Duration, elapsed: Duration) -> Self {
+        let seconds = elapsed.as_secs_f64().max(1e-3);
+        Self {
+            hits: runs as f64 / seconds,
+            traps: runs as f64 * TRACEPOINT.as_secs_f64() / seconds,
+            programs: time.as_secs_f64() / seconds,
+        }
+    }
+
     /// What that costs.
     pub fn new(activity: &Activity, price: Price) -> Self {
         let Activity { usage, elapsed, .. } = *activity;
@@ -138,6 +151,16 @@ mod tests {
 
     fn close(value: f64, expected: f64) -> bool {
         (value - expected).abs() < 1e-9
+    }
+
+    #[test]
+    fn tracepoints_cost_their_programs_time_and_the_way_there() {
+        let cost = Cost::of_tracepoints(10_000, Duration::from_micros(500), Duration::from_millis(500));
+        assert!(close(cost.hits, 20_000.0) && close(cost.programs, 0.001), "{cost:?}");
+        assert!(
+            close(cost.total(), 0.001 + 20_000.0 * TRACEPOINT.as_secs_f64()),
+            "{cost:?}"
+        );
     }
 
     #[test]

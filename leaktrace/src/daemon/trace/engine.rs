@@ -54,6 +54,8 @@ pub struct Reading {
 pub struct Readings {
     /// Traced processes.
     pub targets: HashMap<ProcessKey, Reading>,
+    /// What following growth without probes costs in all processes together; `None` while nobody's is followed.
+    pub growth: Option<Cost>,
     /// Which measurement it was; 0 before the first.
     pub number: u64,
     /// Losses since the kernel side was loaded.
@@ -198,6 +200,7 @@ struct Measuring {
     counting: Option<Counting>,
     since: Instant,
     before: HashMap<u32, (Usage, Held)>,
+    growth_before: Option<(u64, Duration)>,
 }
 
 struct Work {
@@ -341,8 +344,10 @@ impl Work {
         if self.is_idle() {
             self.idle_since = Instant::now();
         }
+        let followed = !self.suspects.is_empty();
         self.tell(|readings| {
             readings.targets.remove(&key);
+            readings.growth = readings.growth.filter(|_| followed);
         });
     }
 
@@ -363,7 +368,7 @@ impl Work {
         if let Some(live) = &self.live {
             self.suspects.keys().for_each(|pid| live.look_at_pages(*pid));
         }
-        if self.measuring.is_some() || self.keys.is_empty() {
+        if self.measuring.is_some() || self.is_idle() {
             return;
         }
         let counting = Counting::begin()
@@ -373,6 +378,7 @@ impl Work {
             counting,
             since: Instant::now(),
             before: self.usages(),
+            growth_before: self.live.as_ref().and_then(Live::growth_usage),
         });
     }
 
@@ -382,6 +388,10 @@ impl Work {
         };
         let elapsed = measuring.since.elapsed();
         let usages = self.usages();
+        let growth = measuring.growth_before.zip(live.growth_usage()).map(|(before, now)| {
+            let (runs, time) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+            Cost::of_tracepoints(runs, time, elapsed)
+        });
         drop(measuring.counting);
         let mut targets = HashMap::new();
         for (pid, key) in &self.keys {
@@ -411,6 +421,7 @@ impl Work {
         self.tell(|readings| {
             *readings = Readings {
                 targets,
+                growth,
                 number: readings.number + 1,
                 losses,
                 price: readings.price,

@@ -69,6 +69,22 @@ fn reason(target: &Target, limit: f64, of: &str) -> String {
     )
 }
 
+/// Why growth is not to be followed without probes any more, if it is not: what that costs in all processes counts
+/// against the budget of all together, and it is the first to go.
+pub fn forgo_growth(growth: Cost, targets: &[Target], budget: Budget) -> Option<String> {
+    let probes: f64 = targets.iter().map(|target| target.cost.total()).sum();
+    (growth.total() + probes > budget.machine).then(|| {
+        format!(
+            "{:.0} page faults and calls/s take {} of a CPU to follow growth without probes, probes {}, the budget of all \
+             together is {}",
+            growth.hits,
+            percent(growth.total()),
+            percent(probes),
+            percent(budget.machine)
+        )
+    })
+}
+
 /// Orders that bring the costs within the budget, or closer to it; to be called again after the next measurement.
 ///
 /// The cheapest stay: processes are kept, by what their traps take, as long as all of these together fit.
@@ -166,6 +182,24 @@ mod tests {
     fn within_the_budget_nothing_happens() {
         assert_eq!(govern(&[target(1, 0.01, 0.01, 64 << 10)], BUDGET), []);
         assert_eq!(govern(&[], BUDGET), []);
+    }
+
+    #[test]
+    fn growth_is_followed_as_long_as_there_is_room() {
+        let growth = |share: f64| Cost {
+            hits: 20_000.0,
+            traps: share / 2.0,
+            programs: share / 2.0,
+        };
+        let targets = [target(1, 0.01, 0.01, 64 << 10)];
+        assert_eq!(forgo_growth(growth(0.019), &targets, BUDGET), None);
+        assert_eq!(forgo_growth(growth(0.039), &[], BUDGET), None);
+        let reason = forgo_growth(growth(0.03), &targets, BUDGET);
+        let reason = reason.unwrap_or_default();
+        assert!(
+            reason.contains("20000 page faults") && reason.contains("3.00 % of a CPU") && reason.contains("4.00 %"),
+            "{reason}"
+        );
     }
 
     #[test]

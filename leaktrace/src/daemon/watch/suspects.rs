@@ -54,6 +54,8 @@ pub struct Suspects {
     followed: HashMap<ProcessKey, Followed>,
     /// Processes that could not be followed, and when.
     refused: HashMap<ProcessKey, u32>,
+    /// When following was found to cost too much.
+    forgone: Option<u32>,
 }
 
 impl Suspects {
@@ -88,6 +90,10 @@ impl Suspects {
         }
         self.leave_beyond(settings.limit, &mut changes);
         growing.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        if self.forgone.is_some_and(|at| now < at.saturating_add(RETRY_AFTER)) {
+            return changes;
+        }
+        self.forgone = None;
         let room = settings.limit.saturating_sub(self.followed.len());
         for (per_hour, key) in growing.into_iter().take(room) {
             let rate = unit::label(per_hour as i64, "bytes", &unit::Scale::Auto);
@@ -118,6 +124,13 @@ impl Suspects {
     pub fn refused(&mut self, key: ProcessKey, now: u32) {
         self.followed.remove(&key);
         self.refused.insert(key, now);
+    }
+
+    /// Following costs too much: all are left alone for a while. Returns those that were followed.
+    pub fn forgo(&mut self, now: u32) -> Vec<ProcessKey> {
+        let keys: Vec<ProcessKey> = self.followed.drain().map(|(key, _)| key).collect();
+        self.forgone = Some(now);
+        keys
     }
 
     /// A process ended. Returns whether it was followed.
@@ -208,6 +221,21 @@ mod tests {
         assert_eq!(suspects.look(&all, SETTINGS, 600), [Change::Follow(key(1))]);
         assert!(suspects.gone(key(1)));
         assert!(!suspects.gone(key(1)));
+    }
+
+    #[test]
+    fn nobody_is_followed_for_a_while_after_it_cost_too_much() {
+        let mut suspects = Suspects::default();
+        let all = [grows(1, 2000.0)];
+        suspects.look(&all, SETTINGS, 0);
+        assert_eq!(suspects.forgo(5), [key(1)]);
+        assert_eq!(suspects.followed().count(), 0);
+        let others = [grows(1, 2000.0), grows(2, 3000.0)];
+        assert_eq!(suspects.look(&others, SETTINGS, 604), []);
+        assert_eq!(
+            suspects.look(&others, SETTINGS, 605),
+            [Change::Follow(key(2)), Change::Follow(key(1))]
+        );
     }
 
     #[test]

@@ -198,6 +198,7 @@ async fn the_names_of_metrics_stay() {
     resident_bytes gauge
     resident_budget_bytes gauge
     probes_cpu_ratio gauge
+    growth_cpu_ratio gauge
     probes_cpu_budget_ratio gauge
     trap_seconds gauge
     trap_measured gauge

@@ -470,6 +470,7 @@ impl Backend for Fake {
                 rss: 60 << 20,
                 rss_budget: 150 << 20,
                 probes: 0.013,
+                growth: 0.001,
                 probes_budget: 0.02,
             },
             traps: Some(api::Traps {

@@ -49,7 +49,7 @@ function draw(now, decisions) {
       { class: "budgets" },
       meter("Own CPU, last minute", own.cpu, own.cpu_budget, percent, "Share of one CPU that the daemon takes"),
       meter("Own memory", own.rss, own.rss_budget, bytes, "Resident bytes of the daemon"),
-      meter("Probes in all targets", own.probes, own.probes_budget, percent, "Share of one CPU that traced processes pay"),
+      meter("Probes in all targets", own.probes + own.growth, own.probes_budget, percent, "Share of one CPU that traced processes pay, and all processes for growth that is followed without probes"),
     ),
     h(
       "dl",
