@@ -34,7 +34,7 @@ impl Service {
         let (key, identity) = self.known(pid)?;
         if identity.runtime != api::Runtime::Go || lock(&self.policy).is_traced(key) {
             if let Some(moment) = self.moment(key) {
-                return Ok(profile_of(moment));
+                return Ok(profile_of(moment, None).0);
             }
         } else {
             let profile = GoProcess::attach(pid).and_then(|process| Self::go_profile(&process));

@@ -18,13 +18,16 @@ use crate::{
     proc::{identity, memory},
     report::profile::Profile,
     runtime::go::GoProcess,
-    session::live::Moment,
+    session::{go::GoHeap, live::Moment},
 };
 
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_secs(1);
 /// Between two looks at the store's limits.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// Bytes that the Go heaps of all traced processes may take between two exports: a process whose heap finds no room has
+/// none in its last profile.
+const KEPT_HEAPS: usize = 16 << 20;
 /// Processes that are remembered between two exports.
 const MAX_IDENTITIES: usize = 4096;
 
@@ -60,6 +63,9 @@ struct Last {
     /// It was not traced at the last turn.
     untraced: bool,
     identity: Arc<api::Identity>,
+    /// The Go heap of its last profile, and how many programs it had run before that one: what its very last profile has
+    /// if it ends before the next.
+    go: Option<(u64, GoHeap)>,
 }
 
 impl Last {
@@ -80,6 +86,7 @@ impl Last {
             since: Since::default(),
             untraced: false,
             identity,
+            go: None,
         }
     }
 }
@@ -185,7 +192,20 @@ impl Exporter {
             }),
             go: is_go.then(|| origin_of_go(key)).flatten(),
         };
-        self.export(key, heap, profile_of(moment), origins);
+        // That of another program would be told as this one's.
+        let earlier = self.last.get_mut(&key).and_then(|last| last.go.take());
+        let earlier = earlier.filter(|(of, _)| *of == programs).map(|(_, go)| go);
+        let (profile, go) = profile_of(moment, earlier);
+        self.keep(key, go.map(|go| (programs, go)));
+        self.export(key, heap, profile, origins);
+    }
+
+    fn keep(&mut self, key: ProcessKey, go: Option<(u64, GoHeap)>) {
+        let kept = self.last.values().filter_map(|last| last.go.as_ref());
+        let room = KEPT_HEAPS.saturating_sub(kept.map(|(_, go)| go.memory()).sum());
+        if let Some(last) = self.last.get_mut(&key) {
+            last.go = go.filter(|(_, go)| go.memory() <= room);
+        }
     }
 
     fn export_go(&mut self, key: ProcessKey) {

@@ -28,7 +28,12 @@ use super::{
         table::Table,
     },
 };
-use crate::{model::ProcessKey, report::profile::Profile, session::live::Moment, symbolize::Symbolizer};
+use crate::{
+    model::ProcessKey,
+    report::profile::Profile,
+    session::{go::GoHeap, live::Moment},
+    symbolize::Symbolizer,
+};
 
 /// The daemon's parts.
 pub struct Service {
@@ -205,9 +210,9 @@ impl Service {
 }
 
 /// Makes a profile of a traced process; may take a second. Symbols are not kept between two: a daemon's memory is worth
-/// more than a second every minute.
-pub(super) fn profile_of(moment: Moment) -> Profile {
-    moment.profile(&Symbolizer::new())
+/// more than a second every minute. `earlier` is the Go heap that the profile before left; this one leaves another.
+pub(super) fn profile_of(moment: Moment, earlier: Option<GoHeap>) -> (Profile, Option<GoHeap>) {
+    moment.profile(&Symbolizer::new(), earlier)
 }
 
 /// Whole seconds of a duration, one at least.

@@ -132,6 +132,8 @@ const LOOK_SHARE: u32 = 20;
 pub struct GoHeap {
     start: Option<Look>,
     end: Option<Look>,
+    /// When the end was read.
+    finished: Option<Instant>,
     /// The last look meanwhile, and when it was. For a program that ends by itself.
     between: Option<(Look, Instant)>,
     next: Instant,
@@ -157,6 +159,7 @@ impl GoHeap {
         Self {
             start: None,
             end: None,
+            finished: None,
             between: None,
             next: Instant::now() + FIRST_LOOK,
             pace: FIRST_LOOK,
@@ -205,8 +208,10 @@ impl GoHeap {
                 "the process runs another program than at the start: Go allocations are since its begin".to_owned(),
             );
         }
+        let now = Instant::now();
         match Look::at(pid) {
             Ok(look) => {
+                self.finished = Some(now);
                 if let Some(start) = &self.start
                     && !look.is_same_run(start)
                 {
@@ -225,7 +230,7 @@ impl GoHeap {
             Err(error) => match self.between.take() {
                 Some((look, at)) if !look.process.is_alive() => {
                     self.comments.push(format!(
-                        "the program ended by itself: its Go heap is as of {:.3} s before the end of the recording",
+                        "the program ended by itself: its Go heap is as of {:.3} s before this profile",
                         at.elapsed().as_secs_f64()
                     ));
                     self.comments.push(facts(self.start.as_ref(), &look));
@@ -236,6 +241,25 @@ impl GoHeap {
                     .push(format!("Go heap not read at the end, so it is not included: {error}")),
             },
         }
+    }
+
+    /// What was read at the end, for another profile of the same process should it have ended by then; `None` where nothing
+    /// was read.
+    pub fn kept(self) -> Option<Self> {
+        let look = self.end?;
+        Some(Self {
+            between: Some((look, self.finished?)),
+            ..Self::of_new_program()
+        })
+    }
+
+    /// Bytes of memory that it takes, roughly: the table of functions, and the heap's stacks.
+    pub fn memory(&self) -> usize {
+        let looks = [&self.start, &self.end].into_iter().flatten();
+        let looks = looks.chain(self.between.as_ref().map(|(look, _)| look));
+        looks
+            .map(|look| look.process.table().memory() + look.heap.memory())
+            .sum()
     }
 
     /// What to say of it in the profile.

@@ -345,10 +345,11 @@ impl Moment {
         self.is_go
     }
 
-    /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now.
-    pub fn profile(mut self, symbolizer: &Symbolizer) -> Profile {
+    /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now. Of
+    /// one that ended, the heap that an earlier profile left stands in; the one that this profile leaves comes with it.
+    pub fn profile(mut self, symbolizer: &Symbolizer, earlier: Option<GoHeap>) -> (Profile, Option<GoHeap>) {
         let go = self.is_go.then(|| {
-            let mut heap = GoHeap::of_new_program();
+            let mut heap = earlier.unwrap_or_else(GoHeap::of_new_program);
             heap.finish(self.program.key.pid);
             heap
         });
@@ -363,7 +364,8 @@ impl Moment {
             notes: self.captured.notes,
             go: go.as_ref(),
         };
-        super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer)
+        let profile = super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer);
+        (profile, go.and_then(GoHeap::kept))
     }
 }
 

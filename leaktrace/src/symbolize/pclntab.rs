@@ -140,6 +140,13 @@ pub struct PclnTable {
     inline: Option<Arc<dyn InlineData>>,
 }
 
+impl PclnTable {
+    /// Bytes that it takes in memory.
+    pub fn memory(&self) -> usize {
+        self.data.len()
+    }
+}
+
 impl fmt::Debug for PclnTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PclnTable")

@@ -94,6 +94,14 @@ pub struct HeapSnapshot {
     pub cut: Option<String>,
 }
 
+impl HeapSnapshot {
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        let stacks: usize = self.buckets.iter().map(|bucket| size_of_val(&bucket.stack[..])).sum();
+        size_of_val(&self.buckets[..]) + stacks
+    }
+}
+
 /// Values of a bucket, scaled to the whole program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scaled {

@@ -109,6 +109,6 @@ impl Probes {
     /// A profile as of now; `None` for a process that is not traced.
     pub fn profile(&mut self, pid: u32) -> Option<Profile> {
         let moment = self.live.as_mut()?.capture(pid)?;
-        Some(moment.profile(&self.symbolizer))
+        Some(moment.profile(&self.symbolizer, None).0)
     }
 }

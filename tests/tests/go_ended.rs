@@ -1,0 +1,93 @@
+//! A Go program that ends while the daemon traces it: its last profile still has both worlds.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use leaktrace_tests::daemon::Home;
+use leaktrace_tests::golang::{Form, MANDATORY, Toolchain};
+use leaktrace_tests::machine;
+use leaktrace_tests::process::{PATIENCE, Process};
+use leaktrace_tests::profile::Profile;
+use leaktrace_tests::recording::as_json;
+
+/// Profiles of a process in the store, oldest first: a file's name ends in their number.
+fn stored(home: &Home, pid: u32) -> Result<Vec<Profile>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(home.store())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let mut parts = name.trim_end_matches(".pb.gz").split('-');
+        if parts.next() == Some(&pid.to_string()) && name.ends_with(".pb.gz") {
+            let number: u64 = parts
+                .next_back()
+                .and_then(|number| number.parse().ok())
+                .context(name.clone())?;
+            files.push((number, name));
+        }
+    }
+    files.sort();
+    files
+        .iter()
+        .map(|(_, name)| as_json(&home.store().join(name)))
+        .collect()
+}
+
+fn bytes(profile: &Profile, heap: &str) -> i64 {
+    let samples = profile.samples.iter().filter(|sample| sample.heap() == heap);
+    samples.map(|sample| sample.inuse().bytes).sum()
+}
+
+#[test]
+fn the_last_profile_has_the_go_heap_of_the_one_before() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let toolchains = Toolchain::all()?;
+    let newest = toolchains
+        .iter()
+        .rfind(|toolchain| MANDATORY.contains(&toolchain.minor));
+    let program = newest.context("no Go")?.build("cgocache", Form::Cgo)?;
+    let mut target = Process::spawn(&mut Command::new(program))?;
+    target.wait_for("that it is ready", |line| line.starts_with("ready"), PATIENCE)?;
+    let pid = target.pid();
+    let home = Home::new("\n[trace]\nauto = false")?;
+    let mut daemon = home.start()?;
+    daemon.until("it is known", PATIENCE, |daemon| Ok(daemon.state(pid)?.is_some()))?;
+    daemon.trace(pid, 16)?;
+    for order in ["keep 500", "make 200"] {
+        target.send(order)?;
+        target.expect("done")?;
+    }
+    // 500 blocks of 1,000 bytes in C, 200 of 5,000 in Go.
+    daemon.until("a profile has both heaps", PATIENCE, |daemon| {
+        let profiles = stored(daemon.home, pid)?;
+        Ok(profiles
+            .last()
+            .is_some_and(|profile| bytes(profile, "go") > 1_000_000 && bytes(profile, "native") > 400_000))
+    })?;
+    let before = stored(&home, pid)?.len();
+    drop(target);
+    daemon.until("its last profile", PATIENCE, |daemon| {
+        Ok(daemon.state(pid)?.is_none() && stored(daemon.home, pid)?.len() > before)
+    })?;
+    daemon.end()?;
+    let profiles = stored(&home, pid)?;
+    let last = profiles.last().context("no profile")?;
+    ensure!(
+        bytes(last, "go") > 1_000_000 && bytes(last, "native") > 400_000,
+        "{}",
+        last.shown()
+    );
+    let said = |profile: &Profile| {
+        profile
+            .comments
+            .iter()
+            .any(|comment| comment.contains("ended by itself"))
+    };
+    ensure!(
+        said(last),
+        "it does not say of when its Go heap is: {:?}",
+        last.comments
+    );
+    Ok(())
+}
