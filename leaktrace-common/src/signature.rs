@@ -33,6 +33,8 @@ impl Signature {
     const OP: u32 = 32;
     const SITE: u32 = 40;
     const SLOT: u32 = 48;
+    /// A bit of the operation's byte.
+    const NESTS: u64 = 0x80 << Self::OP;
 
     /// A call with no arguments of interest.
     pub const fn new(op: Op) -> Self {
@@ -103,8 +105,18 @@ impl Signature {
         (self.0 >> Self::SLOT) as u16
     }
 
+    /// The call may make other hooked calls, which are part of it.
+    pub const fn nesting(self) -> Self {
+        Self(self.0 | Self::NESTS)
+    }
+
+    /// Whether it may.
+    pub const fn nests(self) -> bool {
+        self.0 & Self::NESTS != 0
+    }
+
     /// The operation as a number (see [`Op`]); kept raw because the kernel side matches on it.
     pub const fn op(self) -> u8 {
-        (self.0 >> Self::OP) as u8
+        (self.0 >> Self::OP) as u8 & 0x7f
     }
 }

@@ -156,9 +156,10 @@ fn begin(call: &Call, thread: &mut Thread, signature: Signature, regs: &Register
     };
     let takes = sample::takes(thread, process, size);
     let old_taken = old != 0 && (process.sample_interval == 0 || is_sampled(pid, old));
-    // A call that is not taken still has to be known while it lasts: what the allocator maps inside it is its own. In
-    // sampled mode that would cost each call its return probe; direct mappings are not followed there instead.
-    if !takes && !old_taken && process.sample_interval != 0 {
+    // A call that is not taken still has to be known while it lasts: what the allocator maps inside it is its own, and so
+    // are hooked calls that it makes. In sampled mode that would cost each call its return probe; direct mappings are
+    // not followed there instead, and those functions alone pay that do make such calls.
+    if !takes && !old_taken && process.sample_interval != 0 && !signature.nests() {
         return false;
     }
     let mut flags = 0;

@@ -8,7 +8,7 @@
 //! Invariant: a skipped function always reaches a hooked one, so no allocation is lost by a decision made here. The
 //! exceptions are named in their reasons.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use leaktrace_common::signature::{Op, Signature};
@@ -26,6 +26,8 @@ pub struct Hook {
     pub names: Vec<String>,
     /// How to read its arguments.
     pub signature: Signature,
+    /// It may call others that are hooked, as part of what it does.
+    pub nests: bool,
     /// May leave by an exception: no uretprobe.
     pub can_throw: bool,
     /// Where it begins.
@@ -222,21 +224,7 @@ impl<'a> Detector<'a> {
 
     /// Whether a callee is a fitting allocation function that is hooked or reaches one. `None` also for itself.
     fn reaches(&mut self, caller: Key, callee: &Callee) -> Option<String> {
-        let (keys, name) = match callee {
-            Callee::Local(address) => {
-                let index = self.files[caller.0].inspected.candidate_at(*address)?;
-                (
-                    vec![(caller.0, index)],
-                    self.candidate((caller.0, index)).names[0].clone(),
-                )
-            }
-            Callee::Symbol(name) => {
-                catalog::lookup(name)?;
-                let keys = self.by_name.get(name.as_slice())?.clone();
-                (keys, String::from_utf8_lossy(name).into_owned())
-            }
-            Callee::Unknown => return None,
-        };
+        let (keys, name) = self.definitions(caller, callee)?;
         let wanted = self.candidate(caller).entry.signature;
         let fits = |key: &Key| stands_for(self.candidate(*key).entry.signature, wanted);
         // Any of the definitions may be the one that wins.
@@ -246,9 +234,59 @@ impl<'a> Detector<'a> {
         keys.into_iter().take(64).all(|key| self.decide(key)).then_some(name)
     }
 
+    /// What a callee may be: candidates, and its name.
+    fn definitions(&self, caller: Key, callee: &Callee) -> Option<(Vec<Key>, String)> {
+        match callee {
+            Callee::Local(address) => {
+                let index = self.files[caller.0].inspected.candidate_at(*address)?;
+                let key = (caller.0, index);
+                Some((vec![key], self.candidate(key).names[0].clone()))
+            }
+            Callee::Symbol(name) => {
+                catalog::lookup(name)?;
+                let keys = self.by_name.get(name.as_slice())?.clone();
+                Some((keys, String::from_utf8_lossy(name).into_owned()))
+            }
+            Callee::Unknown => None,
+        }
+    }
+
+    /// Whether a hooked function may call another that returns blocks and is hooked, or reaches one. To be asked when all
+    /// is decided.
+    fn nests(&self, key: Key) -> bool {
+        let candidate = self.candidate(key);
+        if candidate.entry.signature.op() == Op::Free as u8 {
+            return false;
+        }
+        let image = &self.files[key.0].inspected.image;
+        if !can_decode(image.machine()) {
+            // What is usual.
+            return candidate.entry.layer == Layer::Wrapper || candidate.entry.signature.op() == Op::Realloc as u8;
+        }
+        let counts = |other: &Key| {
+            *other != key
+                && self.candidate(*other).entry.signature.op() != Op::Free as u8
+                && matches!(
+                    self.decisions.get(other),
+                    Some(Decision::Hook(_) | Decision::Funnels(_))
+                )
+        };
+        let mut reaches = |callee: &Callee| {
+            let (keys, name) = self.definitions(key, callee)?;
+            keys.iter().any(counts).then_some(name)
+        };
+        Walk::new(image, false, &mut reaches).may_reach(candidate.address)
+    }
+
     fn finish(mut self) -> Detection {
         self.leave_out_half_inlined_rust();
         let mut detection = Detection::default();
+        let nesting: HashSet<Key> = self
+            .decisions
+            .iter()
+            .filter(|(key, decision)| matches!(decision, Decision::Hook(_)) && self.nests(**key))
+            .map(|(key, _)| *key)
+            .collect();
         let mut decisions: Vec<(Key, Decision)> = self.decisions.drain().collect();
         decisions.sort_by_key(|(key, _)| *key);
         for ((file, index), decision) in decisions {
@@ -257,6 +295,7 @@ impl<'a> Detector<'a> {
                 Decision::Hook(reason) => detection.hooks.push(Hook {
                     names: candidate.names.clone(),
                     signature: candidate.entry.signature,
+                    nests: nesting.contains(&(file, index)),
                     can_throw: candidate.entry.can_throw,
                     address: candidate.address,
                     size: candidate.size,

@@ -5,6 +5,8 @@
 //! holds; or when it can never return (a throw, an abort, a trap). A path that reaches a return, or a jump to an unknown
 //! place, without that is a way around, and one is enough: the function has to be hooked itself. For functions that free,
 //! the path of a NULL pointer may return at once.
+//!
+//! And the weaker question: does any way?
 
 use std::collections::{HashMap, HashSet};
 
@@ -96,6 +98,67 @@ impl<'a, 'b> Walk<'a, 'b> {
             }
             Err(way) => Funnel::Around(way),
         }
+    }
+
+    /// Whether a way through the function leads into one of these, in its own code or that of a local function that it
+    /// calls. Not further: what an allocator calls to tell of a corrupt heap reaches everything.
+    pub fn may_reach(mut self, entry: ElfAddress) -> bool {
+        self.seek(entry, 0)
+    }
+
+    fn seek(&mut self, entry: ElfAddress, depth: usize) -> bool {
+        self.known.insert(entry, false);
+        let mut visited = HashSet::new();
+        let mut pending = vec![entry];
+        while let Some(start) = pending.pop() {
+            let mut at = start;
+            while visited.insert(at) {
+                self.steps += 1;
+                if self.steps > MAX_STEPS {
+                    return true;
+                }
+                // A branch may lead into another function.
+                if at != entry && (self.reaches)(&Callee::Local(at)).is_some() {
+                    return true;
+                }
+                let step = self.reader.step(at);
+                match step.flow {
+                    Flow::Next => {}
+                    Flow::Stop | Flow::Return => break,
+                    Flow::Branch(target) => pending.push(target),
+                    Flow::Call(target) | Flow::Jump(target) => {
+                        let callee = self.reader.callee(target);
+                        if (self.reaches)(&callee).is_some() {
+                            return true;
+                        }
+                        let local = match callee {
+                            Callee::Local(address) => Some(address),
+                            _ => None,
+                        };
+                        if matches!(step.flow, Flow::Jump(_)) {
+                            // Inside the function, or a tail call of a local one: the same thing here.
+                            pending.extend(local);
+                            break;
+                        }
+                        if let Some(address) = local
+                            && depth == 0
+                            && !self.known.contains_key(&address)
+                            && self.seek(address, depth + 1)
+                        {
+                            return true;
+                        }
+                        if self.is_final(target) {
+                            break;
+                        }
+                    }
+                }
+                if !runs_on(self.reader.image(), &step) {
+                    break;
+                }
+                at = step.next();
+            }
+        }
+        false
     }
 
     /// The function that this one merely jumps to: no branch, no call, a few instructions.
@@ -316,6 +379,30 @@ mod tests {
             funnel(&[0xe8, 0xfb, 0xff, 0xff, 0xff, 0xc3], false),
             Funnel::Around(_)
         ));
+    }
+
+    #[test]
+    fn one_way_is_enough_to_reach_one_some_time() {
+        let may = |code: &[u8]| {
+            let image = image(code);
+            let mut reaches =
+                |callee: &Callee| (*callee == Callee::Local(ElfAddress(ALLOCATOR))).then(|| "malloc".to_owned());
+            Walk::new(&image, false, &mut reaches).may_reach(ElfAddress(BASE))
+        };
+        // je to ret; call; ret
+        assert!(may(&[0x74, 0x05, 0xe8, 0x39, 0, 0, 0, 0xc3]));
+        // je to the allocator; ret
+        assert!(may(&[0x74, 0x3e, 0xc3]));
+        // jmp to the allocator
+        assert!(may(&[0xeb, 0x3e]));
+        assert!(!may(&[0xc3]));
+        // a loop that never ends, a jump to who knows where
+        assert!(!may(&[0xeb, 0xfe]));
+        assert!(!may(&[0xff, 0xe0]));
+        // call of a local function that jumps to it
+        assert!(may(&[0xe8, 1, 0, 0, 0, 0xc3, 0xeb, 0x38]));
+        // one further away: call, ret; (local:) call, ret; (local:) jmp
+        assert!(!may(&[0xe8, 1, 0, 0, 0, 0xc3, 0xe8, 1, 0, 0, 0, 0xc3, 0xeb, 0x32]));
     }
 
     #[test]

@@ -203,15 +203,23 @@ impl Planner {
         Ok(PlannedProbe {
             symbol: hook.names[0].clone(),
             aliases: hook.names[1..].to_vec(),
-            signature: entry.signature,
+            signature: if hook.nests {
+                entry.signature.nesting()
+            } else {
+                entry.signature
+            },
             function: hook.address,
             entry,
             ret,
-            reason: [Some(hook.reason.clone()), how]
-                .into_iter()
-                .flatten()
-                .collect::<Vec<_>>()
-                .join("; "),
+            reason: [
+                Some(hook.reason.clone()),
+                how,
+                hook.nests.then(|| "may call other hooked functions".to_owned()),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("; "),
         })
     }
 
