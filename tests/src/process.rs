@@ -17,6 +17,9 @@ use serde::Deserialize;
 /// Enough for anything that works, on two cores that are busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long what an ended process left in its pipes may take to be read.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
+
 /// How often the state of a process is looked at.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -307,7 +310,8 @@ impl Process {
 
     /// All of its standard output, once it has ended.
     pub fn output(&mut self) -> String {
-        self.stdout.rest(PATIENCE)
+        let patience = self.patience();
+        self.stdout.rest(patience)
     }
 
     /// What it wrote to standard error until now.
@@ -317,7 +321,14 @@ impl Process {
 
     /// All of its standard error, once it has ended.
     pub fn errors(&mut self) -> String {
-        self.stderr.rest(PATIENCE)
+        let patience = self.patience();
+        self.stderr.rest(patience)
+    }
+
+    /// How long there may be something to come. What it started may have its pipes and live on; what it wrote itself is in
+    /// them when it has ended.
+    fn patience(&self) -> Duration {
+        if self.status.is_some() { LEFT_BEHIND } else { PATIENCE }
     }
 
     fn nix_pid(&self) -> Pid {

@@ -136,6 +136,8 @@ impl Recording {
 
     fn end(mut self) -> Result<(String, String, PathBuf, TempDir)> {
         let status = self.tracer.wait(PATIENCE * 2)?;
+        // A command that goes on without its tracer has the same input: most end with it.
+        self.tracer.close_input();
         let (stdout, stderr) = (self.tracer.output(), self.tracer.errors());
         if !status.success() {
             bail!("leaktrace ended with {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
