@@ -21,9 +21,14 @@ const KEPT: [Capability; 6] = [
 /// When the kernel refuses.
 pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
     let kept: CapsHashSet = KEPT.into_iter().collect();
-    // The bounding set first: taking from it needs a capability that goes next.
+    // The bounding set first: taking from it needs a capability that goes next. A service manager that has cut the set
+    // itself may not have left it, and then the rest goes all the same.
+    let may_bound = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)?;
     for capability in caps::all() {
-        if !kept.contains(&capability) && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+        if may_bound
+            && !kept.contains(&capability)
+            && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false)
+        {
             caps::drop(None, CapSet::Bounding, capability)?;
         }
     }
