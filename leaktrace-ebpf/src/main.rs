@@ -16,6 +16,7 @@ mod emit;
 mod maps;
 mod probes;
 mod sample;
+mod stack;
 mod task_storage;
 mod thread;
 mod unwind;

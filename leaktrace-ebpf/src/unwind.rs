@@ -8,14 +8,12 @@
 //! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
 
 use aya_ebpf::{
-    bindings::pt_regs,
     cty::{c_long, c_void},
-    helpers::{bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs, generated},
+    helpers::{bpf_loop, generated},
 };
 use leaktrace_common::{
     config::{MAPPING_FRAME_POINTER, MAX_FRAMES, MAX_MAPPINGS, Process},
-    event::KIND_STACK,
-    reason::{Counter, WalkEnd},
+    reason::WalkEnd,
     unwind::{
         BLOCK_SHIFT, BLOCK_SIZE, BP_VIA_BP, GO_STACK_HI, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER,
         RULE_GO_CGOCALL, RULE_PLT, RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
@@ -24,9 +22,8 @@ use leaktrace_common::{
 
 use crate::{
     arch::{self, signal_frame},
-    emit,
-    maps::{BLOCKS, KNOWN_STACKS, MAPPINGS, ROWS, count},
-    thread::{FRAME_MASK, FoundRow, Frame, ROW_SLOTS, Thread, WINDOW_WORDS, Walk},
+    maps::{BLOCKS, MAPPINGS, ROWS},
+    thread::{FRAME_MASK, FoundRow, Frame, ROW_SLOTS, WINDOW_WORDS, Walk},
 };
 
 const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
@@ -38,99 +35,15 @@ const NO_ROW: u32 = u32::MAX;
 /// Frames that a callback of a short loop deals with: where the kernel keeps returns from being predicted, a return costs
 /// more than a frame does. (`step` is long: two frames a call gain little and take the verifier half a second more.)
 const FRAMES_A_CALL: usize = 8;
-const CONTINUE: c_long = 0;
+/// What callbacks of a loop return.
+pub const CONTINUE: c_long = 0;
 const STOP: c_long = 1;
-
-/// Walks the stack of the current thread from the given registers and makes its id known to userspace.
-/// `None` if the stack's record did not fit into the ring.
-#[inline(always)]
-pub fn stack_id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp: u64) -> Option<u64> {
-    walk(&mut thread.walk, process, ip, sp, bp);
-    let id = thread.walk.hash;
-    if is_known(id) {
-        return Some(id);
-    }
-    if publish(thread, pid) == 0 {
-        return None;
-    }
-    Some(id)
-}
-
-/// The same from the registers with which the thread entered the kernel. `behind` is 0 after a system call, whose
-/// instruction lies before the instruction pointer, and 1 in a fault, where it points to the instruction itself.
-#[inline(always)]
-pub fn entry_stack_id(thread: &mut Thread, process: &Process, pid: u32, behind: u64) -> Option<u64> {
-    // SAFETY: both helpers return trusted pointers for the current task.
-    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-    if regs.is_null() {
-        return None;
-    }
-    let regs = arch::Registers::from_task(regs);
-    let ip = regs.ip().wrapping_add(behind);
-    stack_id(thread, process, pid, ip, regs.sp(), regs.frame_pointer())
-}
-
-#[inline(always)]
-fn places(id: u64) -> (u32, u32) {
-    let mask = (1 << 18) - 1;
-    ((id as u32) & mask, ((id >> 32) as u32) & mask)
-}
-
-#[inline(always)]
-fn is_known(id: u64) -> bool {
-    let (first, second) = places(id);
-    KNOWN_STACKS.get(first).is_some_and(|known| *known == id)
-        || KNOWN_STACKS.get(second).is_some_and(|known| *known == id)
-}
-
-struct Shared(*mut Thread);
-
-/// Sends the remembered walk and notes its id, in this order: who finds the id noted can rely on the record's being
-/// ahead of his own. Returns 1 if the record fitted.
-#[inline(never)]
-fn publish(thread: &mut Thread, pid: u32) -> u64 {
-    let depth = thread.walk.kept;
-    thread.record.header = emit::header(KIND_STACK, 0, pid);
-    thread.record.id = thread.walk.hash;
-    thread.record.depth = depth;
-    thread.record.end = thread.walk.end;
-    let mut shared = Shared(thread);
-    // SAFETY: the callback gets `shared`, which outlives the loop.
-    unsafe { bpf_loop(depth, copy_frame as *mut c_void, (&raw mut shared).cast(), 0) };
-    if !emit::stack(thread) {
-        count(Counter::StackLost, 1);
-        return 0;
-    }
-    let id = thread.walk.hash;
-    let (first, second) = places(id);
-    let free = KNOWN_STACKS.get(first).is_some_and(|known| *known == 0);
-    let place = if free || KNOWN_STACKS.get(second).is_some_and(|known| *known != 0) {
-        first
-    } else {
-        second
-    };
-    if let Some(known) = KNOWN_STACKS.get_ptr_mut(place) {
-        // SAFETY: an aligned map value; a torn or lost store only makes the stack be sent again.
-        unsafe { known.write_volatile(id) };
-    }
-    1
-}
-
-extern "C" fn copy_frame(index: u32, context: *mut c_void) -> c_long {
-    // SAFETY: `publish` passes a `Shared` with a live thread.
-    let thread = unsafe { &mut *(*context.cast::<Shared>()).0 };
-    let from = thread.walk.kept.wrapping_sub(1).wrapping_sub(index) & FRAME_MASK;
-    let frame = thread.walk.memo[from as usize].ip;
-    if (index as usize) < MAX_FRAMES {
-        thread.record.frames[index as usize] = frame;
-    }
-    CONTINUE
-}
 
 struct Context(*mut Walk);
 
+/// Walks the stack of the current thread from the given registers; the walk keeps what came of it.
 #[inline(never)]
-fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
+pub fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
     walk.ip = ip;
     walk.sp = sp;
     walk.bp = bp;

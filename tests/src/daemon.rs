@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::machine;
 use crate::process::{PATIENCE, Process};
+use crate::recording::leaktrace;
 
 /// A folder that a daemon can be started in, again and again.
 pub struct Home {
@@ -74,6 +75,28 @@ impl Home {
     /// The store.
     pub fn store(&self) -> PathBuf {
         self.path("store")
+    }
+
+    /// Ids in the store of a process, by `leaktrace list`, newest first.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn stored(&self, pid: u32) -> Result<Vec<String>> {
+        let store = self.store().display().to_string();
+        let answer = leaktrace(&["list", "--store", &store, "-p", &pid.to_string(), "--json"], PATIENCE)?;
+        ensure!(answer.status.success(), "{answer:?}");
+        let list: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())?;
+        let profiles = list.as_array().or_else(|| list["profiles"].as_array());
+        let profiles = profiles.with_context(|| answer.stdout.clone())?;
+        Ok(profiles
+            .iter()
+            .filter_map(|profile| profile["id"].as_str().map(str::to_owned))
+            .collect())
+    }
+
+    /// The file of a profile in the store.
+    pub fn profile(&self, id: &str) -> PathBuf {
+        self.store().join(format!("{id}.pb.gz"))
     }
 
     /// `leaktrace daemon` with this configuration.

@@ -17,7 +17,6 @@ use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::{Answer, leaktrace, run};
 use leaktrace_tests::scenario::unharmed;
 use leaktrace_tests::{breakpoints, machine, pprof, programs};
-use serde_json::Value;
 
 /// The leaking function of `leaky_service`.
 const LEAK: &str = "remember_request";
@@ -30,20 +29,6 @@ fn leaky(rate: u32) -> Result<Process> {
     let mut process = Process::spawn(programs::command("leaky_service")?.arg(rate.to_string()))?;
     process.expect("ready")?;
     Ok(process)
-}
-
-/// Ids in the store of a process, by `leaktrace list`, newest first.
-fn stored(home: &Home, pid: u32) -> Result<Vec<String>> {
-    let store = home.store().display().to_string();
-    let answer = leaktrace(&["list", "--store", &store, "-p", &pid.to_string(), "--json"], PATIENCE)?;
-    ensure!(answer.status.success(), "{answer:?}");
-    let list: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())?;
-    let profiles = list.as_array().or_else(|| list["profiles"].as_array());
-    let profiles = profiles.with_context(|| answer.stdout.clone())?;
-    Ok(profiles
-        .iter()
-        .filter_map(|profile| profile["id"].as_str().map(str::to_owned))
-        .collect())
 }
 
 fn traced(daemon: &Daemon<'_>) -> Result<Vec<u64>> {
@@ -90,7 +75,7 @@ fn what_leaks_among_fifty_is_found_traced_and_named() -> Result<()> {
     let reason = details["tracing"]["reason"].as_str().unwrap_or_default();
     ensure!(reason.contains("grew"), "no reason: {details}");
     daemon.until("a profile names the leak", Duration::from_secs(30), |daemon| {
-        let Some(id) = stored(daemon.home, pid)?.into_iter().next() else {
+        let Some(id) = daemon.home.stored(pid)?.into_iter().next() else {
             return Ok(false);
         };
         let store = daemon.home.store().display().to_string();
@@ -177,17 +162,17 @@ fn killed_twenty_times_it_leaves_no_probe_and_a_store_that_opens() -> Result<()>
         ensure!(target.alive(), "the target ended in round {round}");
     }
     unharmed(&mut target)?;
-    let before = stored(&home, pid)?;
+    let before = home.stored(pid)?;
     let mut daemon = home.start()?;
     daemon.until("it stores profiles again", PATIENCE, |daemon| {
-        Ok(stored(daemon.home, pid)?.len() > before.len())
+        Ok(daemon.home.stored(pid)?.len() > before.len())
     })?;
-    for id in stored(&home, pid)? {
+    for id in home.stored(pid)? {
         let store = home.store().display().to_string();
         let shown = leaktrace(&["show", &id, "--store", &store], PATIENCE)?;
         ensure!(shown.status.success(), "{id}: {shown:?}");
     }
-    let ids = stored(&home, pid)?;
+    let ids = home.stored(pid)?;
     let store = home.store().display().to_string();
     let (new, old) = (&ids[0], ids.last().context("no profile")?);
     let diff = leaktrace(&["diff", old, new, "--store", &store], PATIENCE)?;
@@ -217,7 +202,7 @@ fn on_sigterm_it_writes_last_profiles_and_is_gone() -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     let took = daemon.end()?;
     ensure!(took < Duration::from_secs(5), "it took {took:?} to end");
-    ensure!(stored(&home, pid)?.len() == 1, "no last profile");
+    ensure!(home.stored(pid)?.len() == 1, "no last profile");
     unharmed(&mut target)
 }
 
@@ -289,7 +274,7 @@ fn a_process_that_ends_leaves_its_last_profile() -> Result<()> {
     thread::sleep(Duration::from_millis(500));
     drop(target);
     daemon.until("its last profile", PATIENCE, |daemon| {
-        Ok(!stored(daemon.home, pid)?.is_empty() && daemon.state(pid)?.is_none())
+        Ok(!daemon.home.stored(pid)?.is_empty() && daemon.state(pid)?.is_none())
     })?;
     daemon.end()?;
     Ok(())
@@ -390,11 +375,7 @@ fn hostile_names_are_harmless_everywhere() -> Result<()> {
         "{details}"
     );
     daemon.trace(pid, 4096)?;
-    daemon.until(
-        "a profile",
-        PATIENCE,
-        |daemon| Ok(!stored(daemon.home, pid)?.is_empty()),
-    )?;
+    daemon.until("a profile", PATIENCE, |daemon| Ok(!daemon.home.stored(pid)?.is_empty()))?;
     let store = home.store().display().to_string();
     let list = leaktrace(&["list", "--store", &store], PATIENCE)?;
     let socket = home.path("socket").display().to_string();

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use leaktrace_tests::daemon::{Daemon, Home};
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::receiver::{Pushed, Receiver};
-use leaktrace_tests::recording::{as_json, leaktrace};
+use leaktrace_tests::recording::as_json;
 use leaktrace_tests::scenario::unharmed;
 use leaktrace_tests::{machine, programs};
 use serde_json::Value;
@@ -89,30 +89,14 @@ fn what_is_pushed_adds_up_to_what_is_stored() -> Result<()> {
     })?;
     daemon.end()?;
     let pushed = receiver.pushed();
-    let id = leaktrace(
-        &[
-            "list",
-            "--store",
-            &home.store().display().to_string(),
-            "-p",
-            &pid.to_string(),
-            "--json",
-        ],
-        PATIENCE,
-    )?;
-    let list: Value = serde_json::from_str(&id.stdout)?;
-    let list = list
-        .as_array()
-        .or_else(|| list["profiles"].as_array())
-        .context("no list")?;
+    let ids = home.stored(pid)?;
     ensure!(
-        list.len() == pushed.len(),
+        ids.len() == pushed.len(),
         "{} are stored, {} have arrived",
-        list.len(),
+        ids.len(),
         pushed.len()
     );
-    let last = list[0]["id"].as_str().context("no id")?;
-    let last = as_json(&home.store().join(format!("{last}.pb.gz")))?;
+    let last = as_json(&home.profile(ids.first().context("no id")?))?;
     let (mut objects, mut bytes) = (0, 0);
     let mut end = 0;
     for one in &pushed {

@@ -1,6 +1,5 @@
 //! A Go program that ends while the daemon traces it: its last profile still has both worlds.
 
-use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,25 +10,10 @@ use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::profile::Profile;
 use leaktrace_tests::recording::as_json;
 
-/// Profiles of a process in the store, oldest first: a file's name ends in their number.
-fn stored(home: &Home, pid: u32) -> Result<Vec<Profile>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(home.store())? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let mut parts = name.trim_end_matches(".pb.gz").split('-');
-        if parts.next() == Some(&pid.to_string()) && name.ends_with(".pb.gz") {
-            let number: u64 = parts
-                .next_back()
-                .and_then(|number| number.parse().ok())
-                .context(name.clone())?;
-            files.push((number, name));
-        }
-    }
-    files.sort();
-    files
-        .iter()
-        .map(|(_, name)| as_json(&home.store().join(name)))
-        .collect()
+/// The newest profile of a process in the store.
+fn last_profile(home: &Home, pid: u32) -> Result<Option<Profile>> {
+    let ids = home.stored(pid)?;
+    ids.first().map(|id| as_json(&home.profile(id))).transpose()
 }
 
 fn bytes(profile: &Profile, heap: &str) -> i64 {
@@ -60,21 +44,18 @@ fn the_last_profile_has_the_go_heap_of_the_one_before() -> Result<()> {
     }
     // 500 blocks of 1,000 bytes in C, 200 of 5,000 in Go.
     daemon.until("a profile has both heaps", PATIENCE, |daemon| {
-        let profiles = stored(daemon.home, pid)?;
-        Ok(profiles
-            .last()
-            .is_some_and(|profile| bytes(profile, "go") > 1_000_000 && bytes(profile, "native") > 400_000))
+        Ok(last_profile(daemon.home, pid)?
+            .is_some_and(|profile| bytes(&profile, "go") > 1_000_000 && bytes(&profile, "native") > 400_000))
     })?;
-    let before = stored(&home, pid)?.len();
+    let before = home.stored(pid)?.len();
     drop(target);
     daemon.until("its last profile", PATIENCE, |daemon| {
-        Ok(daemon.state(pid)?.is_none() && stored(daemon.home, pid)?.len() > before)
+        Ok(daemon.state(pid)?.is_none() && daemon.home.stored(pid)?.len() > before)
     })?;
     daemon.end()?;
-    let profiles = stored(&home, pid)?;
-    let last = profiles.last().context("no profile")?;
+    let last = last_profile(&home, pid)?.context("no profile")?;
     ensure!(
-        bytes(last, "go") > 1_000_000 && bytes(last, "native") > 400_000,
+        bytes(&last, "go") > 1_000_000 && bytes(&last, "native") > 400_000,
         "{}",
         last.shown()
     );
@@ -85,7 +66,7 @@ fn the_last_profile_has_the_go_heap_of_the_one_before() -> Result<()> {
             .any(|comment| comment.contains("ended by itself"))
     };
     ensure!(
-        said(last),
+        said(&last),
         "it does not say of when its Go heap is: {:?}",
         last.comments
     );

@@ -9,7 +9,6 @@ use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::leaktrace;
 use leaktrace_tests::scenario::unharmed;
 use leaktrace_tests::{breakpoints, machine, programs};
-use serde_json::Value;
 
 /// A process is a suspect after a quarter of `growth_time`, half a minute at least; it is never traced here.
 const WATCH: &str =
@@ -87,7 +86,7 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
         "an innocent process is a suspect"
     );
     ensure!(daemon.state(pid)?.as_deref() == Some("watched"), "it is traced");
-    let profile = stored(&home, pid)?;
+    let profile = newest(&home, pid)?;
     ensure!(profile.contains("growth without probes"), "{profile}");
     ensure!(breakpoints::changed_code(pid)?.is_empty(), "a probe is in the service");
     // What it costs is told, and beyond the budget it ends.
@@ -104,11 +103,9 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
 }
 
 /// What `leaktrace show` says of the newest profile in the store.
-fn stored(home: &Home, pid: u32) -> Result<String> {
+fn newest(home: &Home, pid: u32) -> Result<String> {
+    let ids = home.stored(pid)?;
+    let id = ids.first().with_context(|| format!("no profile of pid {pid}"))?;
     let store = home.store().display().to_string();
-    let answer = leaktrace(&["list", "--store", &store, "-p", &pid.to_string(), "--json"], PATIENCE)?;
-    let list: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())?;
-    let id = list[0]["id"].as_str().or_else(|| list["profiles"][0]["id"].as_str());
-    let id = id.with_context(|| format!("no profile of pid {pid}: {list}"))?;
     Ok(leaktrace(&["show", id, "--store", &store], PATIENCE)?.stdout)
 }

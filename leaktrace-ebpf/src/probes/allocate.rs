@@ -22,9 +22,8 @@ use crate::{
     arch::{RETURN_ADDRESS_BYTES, Registers, has_returned, read_user},
     emit,
     maps::{self, SAMPLED, count},
-    sample,
+    sample, stack,
     thread::{self, Thread},
-    unwind,
 };
 
 const ALLOC_OUT: u8 = Op::AllocOut as u8;
@@ -253,7 +252,7 @@ fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
     }
     let taken = wanted && remember(call, &alloc);
     if taken {
-        match unwind::stack_id(thread, process, pid, ip, sp, regs.frame_pointer()) {
+        match stack::id(thread, process, pid, ip, sp, regs.frame_pointer()) {
             Some(stack) => alloc.stack = stack,
             None => {
                 forget(process, pid, alloc.address);

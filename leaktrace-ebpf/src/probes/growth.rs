@@ -18,9 +18,8 @@ use leaktrace_common::{
 use crate::{
     emit,
     maps::{self, GROWTH, count},
-    sample,
+    sample, stack,
     thread::{self, Thread},
-    unwind,
 };
 
 /// Where `mm_struct` keeps the number of anonymous pages. Set by userspace from the kernel's type information.
@@ -161,7 +160,7 @@ pub fn forget(pid: u32) {
 #[inline(always)]
 fn tell(thread: &mut Thread, process: &Process, pid: u32, page: u64, bytes: u64, flags: u8) {
     let behind = (flags & FLAG_RESIDENT) as u64;
-    let stack = unwind::entry_stack_id(thread, process, pid, behind);
+    let stack = stack::entry_id(thread, process, pid, behind);
     let told = stack.is_some_and(|stack| {
         emit::record(Alloc {
             header: emit::header(KIND_GROWTH, flags, pid),

@@ -16,8 +16,8 @@ use crate::{
     emit,
     maps::{self, count},
     probes::growth,
+    stack,
     thread::{self, PendingMapping, Thread},
-    unwind,
 };
 
 const CALL_MMAP: u64 = 1;
@@ -127,7 +127,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
 
 #[inline(always)]
 fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool {
-    let id = unwind::entry_stack_id(thread, process, alloc.header.pid, 0);
+    let id = stack::entry_id(thread, process, alloc.header.pid, 0);
     alloc.stack = id.unwrap_or(0);
     id.is_some()
 }

@@ -63,7 +63,35 @@ pub enum Funnel {
     Around(String),
 }
 
-/// Answers for one wrapper.
+/// Instructions still to be looked at, each once: straight on first, then the branches, the latest first.
+struct Ways {
+    seen: HashSet<ElfAddress>,
+    pending: Vec<ElfAddress>,
+}
+
+impl Ways {
+    fn from(entry: ElfAddress) -> Self {
+        Self {
+            seen: HashSet::new(),
+            pending: vec![entry],
+        }
+    }
+
+    fn add(&mut self, address: ElfAddress) {
+        self.pending.push(address);
+    }
+
+    fn next(&mut self) -> Option<ElfAddress> {
+        loop {
+            let at = self.pending.pop()?;
+            if self.seen.insert(at) {
+                return Some(at);
+            }
+        }
+    }
+}
+
+/// Answers for one function.
 pub struct Walk<'a, 'b> {
     reader: CodeReader<'a>,
     reaches: &'b mut Reaches<'b>,
@@ -108,54 +136,53 @@ impl<'a, 'b> Walk<'a, 'b> {
 
     fn seek(&mut self, entry: ElfAddress, depth: usize) -> bool {
         self.known.insert(entry, false);
-        let mut visited = HashSet::new();
-        let mut pending = vec![entry];
-        while let Some(start) = pending.pop() {
-            let mut at = start;
-            while visited.insert(at) {
-                self.steps += 1;
-                if self.steps > MAX_STEPS {
-                    return true;
+        let mut ways = Ways::from(entry);
+        while let Some(at) = ways.next() {
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return true;
+            }
+            let step = self.reader.step(at);
+            match step.flow {
+                Flow::Next => {}
+                Flow::Stop | Flow::Return => continue,
+                Flow::Branch(target) => {
+                    // It may lead into another function.
+                    if (self.reaches)(&Callee::Local(target)).is_some() {
+                        return true;
+                    }
+                    ways.add(target);
                 }
-                // A branch may lead into another function.
-                if at != entry && (self.reaches)(&Callee::Local(at)).is_some() {
-                    return true;
-                }
-                let step = self.reader.step(at);
-                match step.flow {
-                    Flow::Next => {}
-                    Flow::Stop | Flow::Return => break,
-                    Flow::Branch(target) => pending.push(target),
-                    Flow::Call(target) | Flow::Jump(target) => {
-                        let callee = self.reader.callee(target);
-                        if (self.reaches)(&callee).is_some() {
-                            return true;
+                Flow::Call(target) | Flow::Jump(target) => {
+                    let callee = self.reader.callee(target);
+                    if (self.reaches)(&callee).is_some() {
+                        return true;
+                    }
+                    let local = match callee {
+                        Callee::Local(address) => Some(address),
+                        _ => None,
+                    };
+                    if matches!(step.flow, Flow::Jump(_)) {
+                        // Inside the function, or a tail call of a local one: the same thing here.
+                        if let Some(address) = local {
+                            ways.add(address);
                         }
-                        let local = match callee {
-                            Callee::Local(address) => Some(address),
-                            _ => None,
-                        };
-                        if matches!(step.flow, Flow::Jump(_)) {
-                            // Inside the function, or a tail call of a local one: the same thing here.
-                            pending.extend(local);
-                            break;
-                        }
-                        if let Some(address) = local
-                            && depth == 0
-                            && !self.known.contains_key(&address)
-                            && self.seek(address, depth + 1)
-                        {
-                            return true;
-                        }
-                        if self.is_final(target) {
-                            break;
-                        }
+                        continue;
+                    }
+                    if let Some(address) = local
+                        && depth == 0
+                        && !self.known.contains_key(&address)
+                        && self.seek(address, depth + 1)
+                    {
+                        return true;
+                    }
+                    if self.is_final(target) {
+                        continue;
                     }
                 }
-                if !runs_on(self.reader.image(), &step) {
-                    break;
-                }
-                at = step.next();
+            }
+            if runs_on(self.reader.image(), &step) {
+                ways.add(step.next());
             }
         }
         false
@@ -182,54 +209,49 @@ impl<'a, 'b> Walk<'a, 'b> {
         // A function that is being walked counts as one that does not reach: recursion proves nothing.
         self.known.insert(entry, false);
         let null_edge = if self.frees { self.null_edge(entry) } else { None };
-        let mut visited = HashSet::new();
-        let mut pending = vec![entry];
-        while let Some(start) = pending.pop() {
-            let mut at = start;
-            while visited.insert(at) {
-                self.steps += 1;
-                if self.steps > MAX_STEPS {
-                    return Err("it is too large to follow".into());
+        let mut ways = Ways::from(entry);
+        while let Some(at) = ways.next() {
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return Err("it is too large to follow".into());
+            }
+            let step = self.reader.step(at);
+            match step.flow {
+                Flow::Next => {}
+                Flow::Stop => continue,
+                Flow::Return => return Err(way(entry, at, "returns")),
+                Flow::Branch(target) => {
+                    if null_edge != Some((at, target)) {
+                        ways.add(target);
+                    }
+                    if null_edge == Some((at, step.next())) {
+                        continue;
+                    }
                 }
-                let step = self.reader.step(at);
-                match step.flow {
-                    Flow::Next => {}
-                    Flow::Stop => break,
-                    Flow::Return => return Err(way(entry, at, "returns")),
-                    Flow::Branch(target) => {
-                        if null_edge != Some((at, target)) {
-                            pending.push(target);
-                        }
-                        if null_edge == Some((at, step.next())) {
-                            break;
-                        }
+                Flow::Call(target) => {
+                    if self.ends_in_allocator(target, depth)? || self.is_final(target) {
+                        continue;
                     }
-                    Flow::Call(target) => {
-                        if self.ends_in_allocator(target, depth)? || self.is_final(target) {
-                            break;
-                        }
+                }
+                Flow::Jump(target) => {
+                    if self.ends_in_allocator(target, depth)? || self.is_final(target) {
+                        continue;
                     }
-                    Flow::Jump(target) => {
-                        if self.ends_in_allocator(target, depth)? || self.is_final(target) {
-                            break;
-                        }
-                        match target {
-                            // A jump inside the function, or a tail call of a local one: the same thing here.
-                            Target::Address(address) if self.reader.image().is_code(address) => {
-                                match self.reader.callee(target) {
-                                    Callee::Local(address) => at = address,
-                                    _ => return Err(way(entry, at, "leaves the file")),
-                                }
-                                continue;
+                    match target {
+                        // A jump inside the function, or a tail call of a local one: the same thing here.
+                        Target::Address(address) if self.reader.image().is_code(address) => {
+                            match self.reader.callee(target) {
+                                Callee::Local(address) => ways.add(address),
+                                _ => return Err(way(entry, at, "leaves the file")),
                             }
-                            _ => return Err(way(entry, at, "jumps to a place known at run time only")),
+                            continue;
                         }
+                        _ => return Err(way(entry, at, "jumps to a place known at run time only")),
                     }
                 }
-                if !runs_on(self.reader.image(), &step) {
-                    break;
-                }
-                at = step.next();
+            }
+            if runs_on(self.reader.image(), &step) {
+                ways.add(step.next());
             }
         }
         self.known.insert(entry, true);

@@ -158,14 +158,14 @@ pub fn run(args: &GcArgs) -> anyhow::Result<()> {
         let now = Instant::now();
         let look = glance.and_then(|glance| {
             step = pace.next(&glance, now - std::mem::replace(&mut looked, now));
+            if whole {
+                return Ok(true);
+            }
             // Nothing ended since.
-            if !whole && glance.finished == watch.last.finished && now - refreshed < REFRESH {
+            if glance.finished == watch.last.finished && now - refreshed < REFRESH {
                 return Ok(false);
             }
-            if !whole {
-                process.collector_into(&mut buffer, &mut watch.last)?;
-            }
-            Ok(true)
+            process.collector_into(&mut buffer, &mut watch.last).map(|()| true)
         });
         match look {
             Ok(true) => refreshed = now,
