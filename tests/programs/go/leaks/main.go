@@ -44,8 +44,22 @@ func idle(jobs chan int) {
 	}
 }
 
-func main() {
+var waste []byte
+
+// Sets the rate for every P: what a P samples next it drew at the old rate, so the first P must come through that sample,
+// and the others get a new cache.
+func profileFinely() {
 	runtime.MemProfileRate = 512
+	processors := runtime.GOMAXPROCS(1)
+	for i := 0; i < 256; i++ {
+		waste = make([]byte, 1<<16)
+	}
+	waste = nil
+	runtime.GOMAXPROCS(processors)
+}
+
+func main() {
+	profileFinely()
 	jobs := make(chan int)
 	for i := 0; i < 16; i++ {
 		go idle(jobs)
