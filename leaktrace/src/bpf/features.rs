@@ -239,6 +239,7 @@ pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
     };
     // All parts live to the end: programs refer to maps by descriptors that the parts hold.
     let mut parts = Kernel::load(smallest)?;
+    parts.kernel.load_uprobe_programs()?;
     for (program, ..) in TRACEPOINTS {
         let tracepoint: &mut TracePoint = parts.kernel.program(program)?;
         program::load(program, || tracepoint.load())?;

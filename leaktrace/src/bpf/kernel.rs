@@ -177,7 +177,7 @@ pub struct Parts {
 }
 
 impl Kernel {
-    /// Loads maps and programs; attaches nothing.
+    /// Makes maps; attaches nothing. Programs are loaded when they are needed.
     pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
         let mut ebpf = EbpfLoader::new()
             // aya 0.14 has no type for task-local storage, which only the kernel side uses.
@@ -193,7 +193,7 @@ impl Kernel {
             .load(OBJECT)?;
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let mechanism = UprobeMechanism::of_this_kernel();
-        let shared = ProgramSet::load(&source, mechanism)?;
+        let shared = ProgramSet::new(mechanism);
         fill_exponentials(&mut ebpf)?;
         Ok(Parts {
             ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
@@ -230,8 +230,13 @@ impl Kernel {
     }
 
     /// Another instance of the uprobe programs.
-    pub fn program_set(&self) -> Result<ProgramSet, LoadError> {
-        ProgramSet::load(&self.source, self.mechanism)
+    pub fn program_set(&self) -> ProgramSet {
+        ProgramSet::new(self.mechanism)
+    }
+
+    /// Has the verifier look at every uprobe program.
+    pub(super) fn load_uprobe_programs(&self) -> Result<(), LoadError> {
+        self.shared.load_all(&self.source)
     }
 
     /// Attaches the tracepoints; they act on traced processes only.

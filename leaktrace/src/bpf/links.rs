@@ -140,7 +140,7 @@ impl Kernel {
         let set = own.unwrap_or(&self.shared);
         let mut links = Links::new();
         for ((_, role, _), group) in groups {
-            for program in set.serving(role) {
+            for program in set.serving(&self.source, role)? {
                 links.links.append(&mut attach(program, &group, pid)?);
             }
         }

@@ -1,6 +1,8 @@
 //! The uprobe programs, one instance of each. A process that has a set of its own can be told apart in what the kernel
 //! counts.
 
+use std::sync::OnceLock;
+
 use super::{
     kernel::{LoadError, UprobeMechanism},
     links::Role,
@@ -9,58 +11,72 @@ use super::{
     usage::Usage,
 };
 
-/// One instance of each uprobe program, for any number of places.
+/// One instance of each uprobe program, for any number of places. Each is loaded when a probe needs it first: the
+/// verifier takes a tenth of a second and more for those that walk stacks, and most processes need two of them.
 pub struct ProgramSet {
-    /// For returns of calls, where another program serves their entries. A return without its entry is ignored, so these
-    /// probes come first.
-    returns: Option<UprobeProgram>,
+    mechanism: UprobeMechanism,
+    /// For returns of calls, where another program serves their entries.
+    returns: OnceLock<UprobeProgram>,
     /// For entries of calls, and a session's returns.
-    calls: UprobeProgram,
-    entries: UprobeProgram,
-    return_sites: UprobeProgram,
-    releases: UprobeProgram,
+    calls: OnceLock<UprobeProgram>,
+    entries: OnceLock<UprobeProgram>,
+    return_sites: OnceLock<UprobeProgram>,
+    releases: OnceLock<UprobeProgram>,
 }
 
 impl ProgramSet {
-    pub(super) fn load(source: &ProgramSource, mechanism: UprobeMechanism) -> Result<Self, LoadError> {
-        let (returns, calls, others) = match mechanism {
-            UprobeMechanism::Session => (
-                None,
-                UprobeProgram::load(source, "allocate_session", AttachType::Session)?,
-                AttachType::Multi,
-            ),
-            UprobeMechanism::PerfEvent => (
-                Some(UprobeProgram::load_for_returns(source, "allocate_leave")?),
-                UprobeProgram::load(source, "allocate_enter", AttachType::PerfEvent)?,
-                AttachType::PerfEvent,
-            ),
-        };
-        Ok(Self {
-            returns,
-            calls,
-            entries: UprobeProgram::load(source, "allocate_enter_site", others)?,
-            return_sites: UprobeProgram::load(source, "allocate_return_site", others)?,
-            releases: UprobeProgram::load(source, "release_enter", others)?,
-        })
+    /// None is loaded yet.
+    pub(super) fn new(mechanism: UprobeMechanism) -> Self {
+        Self {
+            mechanism,
+            returns: OnceLock::new(),
+            calls: OnceLock::new(),
+            entries: OnceLock::new(),
+            return_sites: OnceLock::new(),
+            releases: OnceLock::new(),
+        }
     }
 
-    /// The programs that serve a probe, in the order of attaching.
-    pub(super) fn serving(&self, role: Role) -> impl Iterator<Item = &UprobeProgram> {
-        let (first, last) = match role {
-            Role::Release => (None, &self.releases),
-            Role::Call => (self.returns.as_ref(), &self.calls),
-            Role::Entry => (None, &self.entries),
-            Role::ReturnSite => (None, &self.return_sites),
+    /// Loads all of them.
+    pub(super) fn load_all(&self, source: &ProgramSource) -> Result<(), LoadError> {
+        for role in [Role::Release, Role::Call, Role::Entry, Role::ReturnSite] {
+            self.serving(source, role)?;
+        }
+        Ok(())
+    }
+
+    /// The programs that serve a probe, in the order of attaching. A return without its entry is ignored, so its program
+    /// comes first.
+    pub(super) fn serving(&self, source: &ProgramSource, role: Role) -> Result<Vec<&UprobeProgram>, LoadError> {
+        let others = match self.mechanism {
+            UprobeMechanism::Session => AttachType::Multi,
+            UprobeMechanism::PerfEvent => AttachType::PerfEvent,
         };
-        first.into_iter().chain([last])
+        let single =
+            |cell, name| loaded(cell, || UprobeProgram::load(source, name, others)).map(|program| vec![program]);
+        match (role, self.mechanism) {
+            (Role::Release, _) => single(&self.releases, "release_enter"),
+            (Role::Entry, _) => single(&self.entries, "allocate_enter_site"),
+            (Role::ReturnSite, _) => single(&self.return_sites, "allocate_return_site"),
+            (Role::Call, UprobeMechanism::Session) => loaded(&self.calls, || {
+                UprobeProgram::load(source, "allocate_session", AttachType::Session)
+            })
+            .map(|program| vec![program]),
+            (Role::Call, UprobeMechanism::PerfEvent) => Ok(vec![
+                loaded(&self.returns, || {
+                    UprobeProgram::load_for_returns(source, "allocate_leave")
+                })?,
+                loaded(&self.calls, || UprobeProgram::load(source, "allocate_enter", others))?,
+            ]),
+        }
     }
 
     /// How often the programs ran and for how long, all together.
     pub fn usage(&self) -> Usage {
-        let of = |program: &UprobeProgram| program.usage();
+        let of = |program: &OnceLock<UprobeProgram>| program.get().map(UprobeProgram::usage).unwrap_or_default();
         let (calls, entries) = (of(&self.calls), of(&self.entries));
         let (return_sites, releases) = (of(&self.return_sites), of(&self.releases));
-        let returns = self.returns.as_ref().map(of).unwrap_or_default();
+        let returns = of(&self.returns);
         Usage {
             calls: calls.0 + entries.0,
             returns: returns.0,
@@ -69,4 +85,16 @@ impl ProgramSet {
             time: calls.1 + entries.1 + returns.1 + return_sites.1 + releases.1,
         }
     }
+}
+
+/// What a cell holds, loaded if it holds nothing yet.
+fn loaded(
+    cell: &OnceLock<UprobeProgram>,
+    load: impl FnOnce() -> Result<UprobeProgram, LoadError>,
+) -> Result<&UprobeProgram, LoadError> {
+    if let Some(program) = cell.get() {
+        return Ok(program);
+    }
+    let program = load()?;
+    Ok(cell.get_or_init(|| program))
 }

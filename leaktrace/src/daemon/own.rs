@@ -1,4 +1,4 @@
-//! What the daemon itself costs.
+//! What the daemon itself costs, and when that is too much.
 
 use std::{
     collections::VecDeque,
@@ -6,10 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::config::Budget;
 use crate::proc::footprint::Footprint;
 
 /// Time that CPU use is told for.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Time that CPU use is compared with its budget for; so long after a process was given up, its share is out of it.
+const RECENT: Duration = Duration::from_secs(10);
+/// How long the daemon may be beyond its own budget, for example while profiles are made or probes attached.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// CPU time and memory of this process.
 #[derive(Debug, Default)]
@@ -23,8 +28,65 @@ pub struct Own {
 pub struct Figures {
     /// Share of one CPU over the last minute.
     pub cpu: f64,
+    /// The same over the last ten seconds.
+    pub recent_cpu: f64,
     /// Resident bytes.
     pub rss: u64,
+}
+
+/// Which of its own budgets the daemon is beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Excess {
+    /// Memory: mostly the ledgers'.
+    Memory,
+    /// CPU time: mostly for records.
+    Cpu,
+}
+
+/// Compares the daemon's figures with its own budgets.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    /// Since when it is beyond one, and what was said of it.
+    over: Option<(Instant, String)>,
+    /// When something was given up last.
+    gave_up: Option<Instant>,
+}
+
+impl Keeper {
+    /// What is wrong, and if something is to be given up now, for the sake of which budget. One thing at a time: what it
+    /// brings has to be in the figures before the next is given up.
+    pub fn compare(&mut self, figures: Figures, budget: &Budget, now: Instant) -> (Option<&str>, Option<Excess>) {
+        let excess = if figures.rss > budget.own_memory {
+            Excess::Memory
+        } else if figures.recent_cpu > budget.own_cpu {
+            Excess::Cpu
+        } else {
+            *self = Self::default();
+            return (None, None);
+        };
+        let (since, what) = self.over.get_or_insert_with(|| (now, told(excess, figures, budget)));
+        let due =
+            now.duration_since(*since) >= PATIENCE && self.gave_up.is_none_or(|last| now.duration_since(last) > RECENT);
+        if due {
+            self.gave_up = Some(now);
+        }
+        (Some(what), due.then_some(excess))
+    }
+}
+
+fn told(excess: Excess, figures: Figures, budget: &Budget) -> String {
+    match excess {
+        Excess::Memory => format!(
+            "leaktrace takes {} MiB of memory, its budget is {} MiB",
+            figures.rss >> 20,
+            budget.own_memory >> 20
+        ),
+        Excess::Cpu => format!(
+            "leaktrace takes {:.1} % of a CPU, its budget is {:.1} %",
+            figures.recent_cpu * 100.0,
+            budget.own_cpu * 100.0
+        ),
+    }
 }
 
 impl Own {
@@ -39,15 +101,24 @@ impl Own {
         while self.looks.len() > 2 && now.duration_since(self.looks[1].0) >= WINDOW {
             self.looks.pop_front();
         }
-        let cpu = match (self.looks.front(), self.looks.back()) {
-            (Some(first), Some(last)) if last.0 > first.0 => {
+        Figures {
+            cpu: self.share(WINDOW),
+            recent_cpu: self.share(RECENT),
+            rss: rss.map_or(0, |resident| resident.rss),
+        }
+    }
+
+    /// Share of one CPU from the last look that is at least `window` ago, or the first.
+    fn share(&self, window: Duration) -> f64 {
+        let Some(last) = self.looks.back() else {
+            return 0.0;
+        };
+        let first = self.looks.iter().rfind(|look| last.0.duration_since(look.0) >= window);
+        match first.or(self.looks.front()) {
+            Some(first) if last.0 > first.0 => {
                 last.1.saturating_sub(first.1).as_secs_f64() / last.0.duration_since(first.0).as_secs_f64()
             }
             _ => 0.0,
-        };
-        Figures {
-            cpu,
-            rss: rss.map_or(0, |resident| resident.rss),
         }
     }
 }
@@ -69,6 +140,7 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::config::Config;
 
     #[test]
     fn a_busy_process_is_seen_to_be_busy() {
@@ -82,5 +154,76 @@ mod tests {
         std::hint::black_box(sum);
         let figures = own.look();
         assert!(figures.cpu > 0.01 && figures.rss > 1 << 20, "{figures:?}");
+    }
+
+    #[test]
+    fn the_recent_share_leaves_out_what_was_before() {
+        let begin = Instant::now();
+        let look = |second: u64, spent: u64| (begin + Duration::from_secs(second), Duration::from_secs(spent));
+        let own = Own {
+            footprint: None,
+            looks: [look(0, 0), look(5, 5), look(10, 5), look(15, 6)].into(),
+        };
+        assert!((own.share(WINDOW) - 0.4).abs() < 1e-9);
+        assert!((own.share(RECENT) - 0.1).abs() < 1e-9);
+    }
+
+    /// What a keeper says each second of figures, as text: `-` nothing, `!` too much, `M` and `C` give something up.
+    fn kept(figures: impl IntoIterator<Item = (f64, u64)>) -> String {
+        let budget = Budget {
+            own_cpu: 0.1,
+            own_memory: 100 << 20,
+            ..Config::default().budget
+        };
+        let mut keeper = Keeper::default();
+        let begin = Instant::now();
+        let each = figures
+            .into_iter()
+            .zip(0u64..)
+            .map(|((recent_cpu, mebibytes), second)| {
+                let figures = Figures {
+                    cpu: 1.0,
+                    recent_cpu,
+                    rss: mebibytes << 20,
+                };
+                match keeper.compare(figures, &budget, begin + Duration::from_secs(second)) {
+                    (None, None) => '-',
+                    (Some(_), None) => '!',
+                    (Some(_), Some(Excess::Memory)) => 'M',
+                    (Some(_), Some(Excess::Cpu)) => 'C',
+                    (None, Some(_)) => '?',
+                }
+            });
+        each.collect()
+    }
+
+    #[test]
+    fn a_burst_takes_nothing_from_anybody() {
+        let burst = [(0.9, 50); 29].into_iter().chain([(0.05, 50)]).chain([(0.9, 50); 29]);
+        assert_eq!(kept(burst), format!("{}-{}", "!".repeat(29), "!".repeat(29)));
+    }
+
+    #[test]
+    fn what_lasts_takes_one_after_the_other() {
+        let lasting = [(0.11, 50); 43].into_iter().chain([(0.1, 50); 2]);
+        assert_eq!(kept(lasting), format!("{}C{}C!--", "!".repeat(30), "!".repeat(10)));
+        assert_eq!(kept([(0.0, 101); 31]), format!("{}M", "!".repeat(30)));
+    }
+
+    #[test]
+    fn what_is_said_stays_as_long_as_it_lasts() {
+        let budget = Config::default().budget;
+        let mut keeper = Keeper::default();
+        let figures = |recent_cpu| Figures {
+            recent_cpu,
+            ..Figures::default()
+        };
+        let now = Instant::now();
+        let said = keeper.compare(figures(0.5), &budget, now).0.map(str::to_owned);
+        assert_eq!(
+            said.as_deref(),
+            Some("leaktrace takes 50.0 % of a CPU, its budget is 10.0 %")
+        );
+        assert_eq!(keeper.compare(figures(0.6), &budget, now).0, said.as_deref());
     }
 }

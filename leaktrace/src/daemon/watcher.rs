@@ -10,11 +10,11 @@ use super::{
     backend::Snapshot,
     config::Config,
     exporter::Job,
-    own::Own,
+    own::{self, Excess, Keeper, Own},
     policy::Now,
     service::{Service, lock, policy_settings, seconds},
     trace::{
-        engine::Readings,
+        engine::{Reading, Readings},
         governor::{self, Budget, Order, Target},
     },
 };
@@ -24,9 +24,6 @@ use crate::{model::ProcessKey, proc::memory};
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at collectors.
 const COLLECTORS_EVERY: Duration = Duration::from_secs(5);
-
-/// How long the daemon's own costs may be beyond their budget before a process is given up for it.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Something that the loop is told.
 #[derive(Debug)]
@@ -46,8 +43,7 @@ pub struct Watcher {
     /// The measurement that was acted on last.
     governed: u64,
     collected: Instant,
-    /// Since when the own costs are beyond their budget.
-    over_since: Option<Instant>,
+    keeper: Keeper,
 }
 
 impl Watcher {
@@ -61,7 +57,7 @@ impl Watcher {
             measured: begin,
             governed: 0,
             collected: begin,
-            over_since: None,
+            keeper: Keeper::default(),
         }
     }
 
@@ -108,7 +104,7 @@ impl Watcher {
         self.govern(config);
         let figures = self.own.look();
         *lock(&self.service.own) = figures;
-        self.keep_own_budget(config, figures.rss, figures.cpu);
+        self.keep_own_budget(config, figures);
         self.publish(now);
     }
 
@@ -243,42 +239,23 @@ impl Watcher {
         lock(&self.service.policy).detached(key, reason, self.service.clock.now());
     }
 
-    /// The daemon's own memory is mostly the ledgers': the largest goes first. Its own CPU time is mostly for records.
-    fn keep_own_budget(&mut self, config: &Config, rss: u64, cpu: f64) {
-        let over_memory = rss > config.budget.own_memory;
-        let over_cpu = cpu > config.budget.own_cpu;
-        let what = match (over_memory, over_cpu) {
-            (false, false) => None,
-            (true, _) => Some(format!(
-                "leaktrace takes {} MiB of memory, its budget is {} MiB",
-                rss >> 20,
-                config.budget.own_memory >> 20
-            )),
-            (false, true) => Some(format!(
-                "leaktrace takes {:.1} % of a CPU, its budget is {:.1} %",
-                cpu * 100.0,
-                config.budget.own_cpu * 100.0
-            )),
-        };
-        if what.is_none() {
-            self.over_since = None;
-        } else {
+    /// Beyond a budget of its own, the daemon gives up the largest ledger or the dearest records.
+    fn keep_own_budget(&mut self, config: &Config, figures: own::Figures) {
+        let (what, excess) = self.keeper.compare(figures, &config.budget, Instant::now());
+        let what = what.map(str::to_owned);
+        if what.is_some() {
             memory::give_back();
         }
-        // A profile that is being made is no reason to stop tracing.
-        let persists = what.is_some() && self.over_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
-        if let Some(what) = what.as_ref().filter(|_| persists) {
+        if let (Some(what), Some(excess)) = (&what, excess) {
             let readings = self.service.engine.readings();
-            let dearest = readings.targets.iter().max_by(|(_, a), (_, b)| {
-                let weight = |reading: &super::trace::engine::Reading| {
-                    if over_memory {
-                        reading.live_bytes as f64 / reading.interval.max(1) as f64
-                    } else {
-                        reading.cost.map_or(0.0, |cost| cost.programs)
-                    }
-                };
-                weight(a).total_cmp(&weight(b))
-            });
+            let weight = |reading: &Reading| match excess {
+                Excess::Memory => reading.live_bytes as f64 / reading.interval.max(1) as f64,
+                Excess::Cpu => reading.cost.map_or(0.0, |cost| cost.programs),
+            };
+            let dearest = readings
+                .targets
+                .iter()
+                .max_by(|(_, a), (_, b)| weight(a).total_cmp(&weight(b)));
             if let Some((key, _)) = dearest {
                 self.detach(*key, what.clone());
             }

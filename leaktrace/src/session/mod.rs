@@ -1,11 +1,13 @@
 //! One tracing run: survey the target, attach, pump events into the ledger, make a profile of it.
 //!
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
-//! process up to date, `pump` is the thread that reads records, `go` reads the Go heap beside it, `profile` turns a ledger into a profile, `launch` starts
-//! a command under observation, and `recording` runs them all.
+//! process up to date, with its `code` in the kernel's arrays. `pump` is the thread that reads records, `go` reads the Go
+//! heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
+//! runs them all.
 
 pub mod address_space;
 pub mod bare;
+pub mod code;
 pub mod feed;
 pub mod go;
 pub mod launch;

@@ -9,15 +9,14 @@ use std::{
     ops::Range,
     os::fd::AsFd,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use leaktrace_common::config::{
-    CodeMapping, MAPPING_FRAME_POINTER, MAX_MAPPINGS, PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process,
-};
+use leaktrace_common::config::{MAX_MAPPINGS, PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process};
 
 use super::{
     address_space::{AddressSpace, CodeSpan},
+    code::{CodeTables, code_spans},
     program::Program,
     pump::Notice,
     survey::{CodeFile, Survey, Surveyor},
@@ -30,7 +29,7 @@ use crate::{
         links::{AttachError, Links, Probe, Role},
         processes::{ProcessTable, ProcessTableError, Slot},
         program_set::ProgramSet,
-        tables::{ArrayFull, TablePlace, UnwindArrays},
+        tables::{ArrayFull, UnwindArrays},
         usage::Usage,
     },
     model::ProcessKey,
@@ -38,9 +37,8 @@ use crate::{
     proc::{ProcError, maps::FileId},
 };
 
-/// How long a run of mappings that was replaced may still be read by a program in the kernel. Programs run for
-/// microseconds; this is generous.
-const RETIREMENT: Duration = Duration::from_secs(1);
+/// How many sets of programs are kept for later.
+const SPARE_PROGRAMS: usize = 4;
 
 /// Longest mean distance of samples: what fits into 32 bits in units of 16 bytes.
 pub const MAX_INTERVAL: u64 = 16 << 31;
@@ -104,7 +102,7 @@ pub enum TraceError {
     Load(#[from] LoadError),
     /// Probes could not be attached.
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    Attach(AttachError),
     /// It could not be made known to the kernel side.
     #[error("failed to trace pid {pid}: {cause}")]
     Table {
@@ -121,6 +119,15 @@ pub enum TraceError {
         /// Which array.
         cause: ArrayFull,
     },
+}
+
+impl From<AttachError> for TraceError {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Load(cause) => Self::Load(cause),
+            refused @ AttachError::Refused { .. } => Self::Attach(refused),
+        }
+    }
 }
 
 /// What is traced of one process.
@@ -140,24 +147,18 @@ struct Traced {
     active: bool,
 }
 
-/// Runs of arrays that a program in the kernel may still be reading.
-enum Retired {
-    Mappings(Range<u32>),
-    Table(TablePlace),
-}
-
 /// Everything traced.
 pub struct Tracer {
     kernel: Kernel,
-    arrays: UnwindArrays,
+    code: CodeTables,
     table: ProcessTable,
     surveyor: Surveyor,
     processes: HashMap<u32, Traced>,
-    places: HashMap<FileId, (Arc<CodeFile>, TablePlace)>,
-    retired: Vec<(Instant, Retired)>,
     generation: u64,
     /// There while some process's growth is followed.
     growth_probes: Option<GrowthProbes>,
+    /// Programs of processes that are not traced any more, for the next ones: they need not be verified again.
+    spare: Vec<ProgramSet>,
 }
 
 /// Sizes of the arrays for what was surveyed, with room for libraries that come later, and of the ring buffer.
@@ -188,14 +189,13 @@ impl Tracer {
         kernel.attach_tracepoints()?;
         Ok(Self {
             kernel,
-            arrays,
+            code: CodeTables::new(arrays),
             table,
             surveyor,
             processes: HashMap::new(),
-            places: HashMap::new(),
-            retired: Vec::new(),
             generation: 0,
             growth_probes: None,
+            spare: Vec::new(),
         })
     }
 
@@ -214,7 +214,7 @@ impl Tracer {
 
     /// The same, with programs of its own, so that [`usage`](Self::usage) can tell its cost.
     pub fn add_measured(&mut self, survey: Survey, settings: Settings) -> Result<(), TraceError> {
-        let programs = self.kernel.program_set()?;
+        let programs = self.spare.pop().unwrap_or_else(|| self.kernel.program_set());
         self.add_with(survey, settings, Some(programs))
     }
 
@@ -266,9 +266,9 @@ impl Tracer {
 
     fn update(&mut self, survey: Survey) -> Result<(), TraceError> {
         let pid = survey.key().pid;
-        self.release_retired();
-        let spans = self.code_spans(&survey);
-        let run = self.store_mappings(pid, &survey, &spans)?;
+        let spans = code_spans(&survey);
+        let stored = self.code.store(&survey, &spans);
+        let run = stored.map_err(|cause| TraceError::Full { pid, cause })?;
         self.generation += 1;
         let Some(traced) = self.processes.get_mut(&pid) else {
             return Ok(());
@@ -312,7 +312,7 @@ impl Tracer {
             }
         };
         let old = std::mem::replace(&mut traced.run, run);
-        self.retired.push((Instant::now(), Retired::Mappings(old)));
+        self.code.retire(old);
         let probes = wanted(&survey, &traced.probed);
         if !probes.is_empty() && traced.settings.growth_interval == 0 {
             let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
@@ -324,105 +324,6 @@ impl Tracer {
         }
         traced.program.plan = survey.plan;
         Ok(())
-    }
-
-    /// Executable file mappings with their file, in the order of addresses.
-    fn code_spans(&self, survey: &Survey) -> Vec<(CodeSpan, Arc<CodeFile>)> {
-        let mut spans = Vec::new();
-        for mapping in survey.mappings.iter().filter(|mapping| mapping.execute) {
-            let Some(file) = survey.files.iter().find(|file| Some(file.id) == mapping.file) else {
-                continue;
-            };
-            let elf_start = file
-                .mapping_address(mapping.offset)
-                .map_or(mapping.offset.0, |address| address.0);
-            let span = CodeSpan {
-                start: mapping.start.0,
-                end: mapping.end.0,
-                offset: mapping.offset.0,
-                file: 0,
-                elf_start,
-            };
-            spans.push((span, Arc::clone(file)));
-        }
-        spans
-    }
-
-    /// Writes the process's mappings, and the tables that they need, to the arrays.
-    fn store_mappings(
-        &mut self,
-        pid: u32,
-        survey: &Survey,
-        spans: &[(CodeSpan, Arc<CodeFile>)],
-    ) -> Result<Range<u32>, TraceError> {
-        let mut mappings = Vec::new();
-        for (span, file) in spans {
-            let mut mapping = CodeMapping {
-                start: span.start,
-                end: span.end,
-                ..CodeMapping::default()
-            };
-            if let Some(Ok(table)) = &file.table {
-                let place = self.table_place(pid, file)?;
-                mapping.delta = span.start.wrapping_sub(span.elf_start.wrapping_sub(table.base.0));
-                mapping.block_first = place.blocks.start;
-                mapping.block_count = (place.blocks.end - place.blocks.start).saturating_sub(1);
-            }
-            mappings.push(mapping);
-        }
-        // Code without a file was made by the program itself; such code keeps frame pointers or cannot be followed.
-        for mapping in survey
-            .mappings
-            .iter()
-            .filter(|mapping| mapping.execute && mapping.file.is_none())
-        {
-            mappings.push(CodeMapping {
-                start: mapping.start.0,
-                end: mapping.end.0,
-                flags: MAPPING_FRAME_POINTER,
-                ..CodeMapping::default()
-            });
-        }
-        mappings.sort_by_key(|mapping| mapping.start);
-        mappings.truncate(MAX_MAPPINGS as usize);
-        self.arrays
-            .mappings
-            .store(mappings.into_iter())
-            .map_err(|cause| TraceError::Full { pid, cause })
-    }
-
-    fn table_place(&mut self, pid: u32, file: &Arc<CodeFile>) -> Result<TablePlace, TraceError> {
-        if let Some((known, place)) = self.places.get(&file.id)
-            && Arc::ptr_eq(known, file)
-        {
-            return Ok(place.clone());
-        }
-        let Some(Ok(table)) = &file.table else {
-            return Ok(TablePlace {
-                blocks: 0..0,
-                rows: 0..0,
-            });
-        };
-        let place = self
-            .arrays
-            .store_table(&table.blocks, &table.rows)
-            .map_err(|cause| TraceError::Full { pid, cause })?;
-        self.places.insert(file.id, (Arc::clone(file), place.clone()));
-        Ok(place)
-    }
-
-    fn release_retired(&mut self) {
-        let arrays = &mut self.arrays;
-        self.retired.retain(|(since, what)| {
-            let keep = since.elapsed() < RETIREMENT;
-            if !keep {
-                match what {
-                    Retired::Mappings(run) => arrays.mappings.release(run.clone()),
-                    Retired::Table(place) => arrays.release_table(place.clone()),
-                }
-            }
-            keep
-        });
     }
 
     /// Acts on something that the kernel side noticed.
@@ -460,11 +361,15 @@ impl Tracer {
         self.set_active(pid, false);
         let mut traced = self.processes.remove(&pid)?;
         traced.links = Links::new();
+        if let Some(programs) = traced.programs.take()
+            && self.spare.len() < SPARE_PROGRAMS
+        {
+            self.spare.push(programs);
+        }
         if let Some(slot) = traced.slot.take() {
             self.table.remove(slot);
         }
-        self.retired
-            .push((Instant::now(), Retired::Mappings(traced.run.clone())));
+        self.code.retire(traced.run);
         if self
             .processes
             .values()
@@ -511,19 +416,7 @@ impl Tracer {
 
     /// Gives up the unwind tables of files that no traced process maps any more, and what was learned of them.
     pub fn drop_unused(&mut self) {
-        self.release_retired();
-        // Besides a process's own, one reference is here and one is the surveyor's.
-        let unused: Vec<FileId> = self
-            .places
-            .iter()
-            .filter(|(_, (file, _))| Arc::strong_count(file) <= 2)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in unused {
-            if let Some((_, place)) = self.places.remove(&id) {
-                self.retired.push((Instant::now(), Retired::Table(place)));
-            }
-        }
+        self.code.drop_unused();
         self.surveyor.drop_unused();
     }
 
