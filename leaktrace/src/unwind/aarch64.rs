@@ -9,6 +9,9 @@ use super::rule::UnknownReason;
 
 pub(super) const REGISTERS: RegisterNumbers = RegisterNumbers { sp: 31, bp: 29, ra: 30 };
 
+/// `mov x29, sp`, which follows the storing of the pair.
+pub(super) const PROLOGUE: [u8; 4] = [0xfd, 0x03, 0x00, 0x91];
+
 /// `struct rt_sigframe`: 128 bytes of siginfo, then the ucontext, whose `regs` begin at byte 184 (16-byte alignment).
 const SIGNAL_REGISTERS: u64 = 128 + 184;
 /// Offset of the interrupted x29 from the trampoline's stack pointer.

@@ -16,6 +16,7 @@ use super::compact::{self, Extent, TableStats, UnwindTable};
 use super::program::{BadProgram, Common, Interpreter, Slice};
 use super::rule::{RawRow, Rule};
 use super::sections::{FrameSection, Image};
+use super::uncovered;
 use crate::model::ElfAddress;
 
 /// Most rows of a table.
@@ -135,7 +136,14 @@ pub fn compile<'data, R: ReadRef<'data>>(
         frames.stats.overlapping += compact::settle(&mut more);
         compact::add_missing(&mut extents, more);
     }
+    let covered = extents
+        .iter()
+        .map(|extent| base + u64::from(extent.start)..base + u64::from(extent.end));
+    let uncovered = uncovered::keeping_frame_pointers(file, image.machine, &image.text, covered);
     frames.extents = extents;
+    for range in uncovered {
+        frames.force(range, Rule::plain(RULE_FRAME_POINTER));
+    }
     frames.mark_entry(&image);
     for rule in forced {
         let (range, rule) = match rule {

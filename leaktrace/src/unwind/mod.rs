@@ -3,8 +3,8 @@
 //! [`compile`] turns the call-frame information of one ELF file into an [`UnwindTable`] of fixed-size rows that the
 //! kernel side searches; [`TableCache`] shares tables between the processes that map the same file; [`replay`] walks a
 //! stack in userspace by the very steps that the kernel side takes. Nothing here knows of processes or maps.
-//! Invariant: every address below the end of a table has a rule, and a rule that is not exactly what the call-frame
-//! information says is [`RULE_UNKNOWN`](leaktrace_common::unwind::RULE_UNKNOWN).
+//! Invariant: every address below the end of a table has a rule, and where there is call-frame information, a rule that is
+//! not exactly what it says is [`RULE_UNKNOWN`](leaktrace_common::unwind::RULE_UNKNOWN).
 //!
 //! ```no_run
 //! use object::read::ReadCache;
@@ -26,6 +26,7 @@ mod replay;
 mod rule;
 
 mod sections;
+mod uncovered;
 mod x86_64;
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use super::rule::UnknownReason;
 
 pub(super) const REGISTERS: RegisterNumbers = RegisterNumbers { sp: 7, bp: 6, ra: 16 };
 
+/// `push rbp; mov rbp, rsp`, as compilers and assemblers encode it.
+pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
 /// `rsp` points at `struct ucontext` while the trampoline runs: 40 bytes, then `uc_mcontext`, whose 8-byte registers are
 /// r8…r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
 pub(super) const SIGNAL_BP: u64 = 40 + 10 * 8;

@@ -9,6 +9,7 @@ mod live;
 mod shapes;
 mod sharing;
 mod steps;
+mod uncovered;
 
 use std::path::PathBuf;
 use std::process::Command;
