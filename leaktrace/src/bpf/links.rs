@@ -140,7 +140,8 @@ impl Kernel {
         let set = own.unwrap_or(&self.shared);
         let mut links = Links::new();
         for ((_, role, _), group) in groups {
-            for program in set.serving(&self.source, role)? {
+            for instance in set.serving(role) {
+                let program = instance.load(&self.source)?;
                 links.links.append(&mut attach(program, &group, pid)?);
             }
         }

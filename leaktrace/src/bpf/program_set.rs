@@ -1,7 +1,7 @@
 //! The uprobe programs, one instance of each. A process that has a set of its own can be told apart in what the kernel
 //! counts.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use super::{
     kernel::{LoadError, UprobeMechanism},
@@ -11,72 +11,67 @@ use super::{
     usage::Usage,
 };
 
-/// One instance of each uprobe program, for any number of places. Each is loaded when a probe needs it first: the
-/// verifier takes a tenth of a second and more for those that walk stacks, and most processes need two of them.
+/// One instance of each uprobe program, for any number of places.
 pub struct ProgramSet {
-    mechanism: UprobeMechanism,
-    /// For returns of calls, where another program serves their entries.
-    returns: OnceLock<UprobeProgram>,
+    /// For returns of calls, where another program serves their entries. A return without its entry is ignored, so these
+    /// probes come first.
+    returns: Option<Instance>,
     /// For entries of calls, and a session's returns.
-    calls: OnceLock<UprobeProgram>,
-    entries: OnceLock<UprobeProgram>,
-    return_sites: OnceLock<UprobeProgram>,
-    releases: OnceLock<UprobeProgram>,
+    calls: Instance,
+    entries: Instance,
+    return_sites: Instance,
+    releases: Instance,
 }
 
 impl ProgramSet {
-    /// None is loaded yet.
     pub(super) fn new(mechanism: UprobeMechanism) -> Self {
+        let (returns, calls, others) = match mechanism {
+            UprobeMechanism::Session => (
+                None,
+                Instance::new("allocate_session", AttachType::Session),
+                AttachType::Multi,
+            ),
+            UprobeMechanism::PerfEvent => (
+                Some(Instance::for_returns("allocate_leave")),
+                Instance::new("allocate_enter", AttachType::PerfEvent),
+                AttachType::PerfEvent,
+            ),
+        };
         Self {
-            mechanism,
-            returns: OnceLock::new(),
-            calls: OnceLock::new(),
-            entries: OnceLock::new(),
-            return_sites: OnceLock::new(),
-            releases: OnceLock::new(),
+            returns,
+            calls,
+            entries: Instance::new("allocate_enter_site", others),
+            return_sites: Instance::new("allocate_return_site", others),
+            releases: Instance::new("release_enter", others),
         }
+    }
+
+    /// The programs that serve a probe, in the order of attaching.
+    pub(super) fn serving(&self, role: Role) -> impl Iterator<Item = &Instance> {
+        let (first, last) = match role {
+            Role::Release => (None, &self.releases),
+            Role::Call => (self.returns.as_ref(), &self.calls),
+            Role::Entry => (None, &self.entries),
+            Role::ReturnSite => (None, &self.return_sites),
+        };
+        first.into_iter().chain([last])
     }
 
     /// Loads all of them.
     pub(super) fn load_all(&self, source: &ProgramSource) -> Result<(), LoadError> {
         for role in [Role::Release, Role::Call, Role::Entry, Role::ReturnSite] {
-            self.serving(source, role)?;
+            for instance in self.serving(role) {
+                instance.load(source)?;
+            }
         }
         Ok(())
     }
 
-    /// The programs that serve a probe, in the order of attaching. A return without its entry is ignored, so its program
-    /// comes first.
-    pub(super) fn serving(&self, source: &ProgramSource, role: Role) -> Result<Vec<&UprobeProgram>, LoadError> {
-        let others = match self.mechanism {
-            UprobeMechanism::Session => AttachType::Multi,
-            UprobeMechanism::PerfEvent => AttachType::PerfEvent,
-        };
-        let single =
-            |cell, name| loaded(cell, || UprobeProgram::load(source, name, others)).map(|program| vec![program]);
-        match (role, self.mechanism) {
-            (Role::Release, _) => single(&self.releases, "release_enter"),
-            (Role::Entry, _) => single(&self.entries, "allocate_enter_site"),
-            (Role::ReturnSite, _) => single(&self.return_sites, "allocate_return_site"),
-            (Role::Call, UprobeMechanism::Session) => loaded(&self.calls, || {
-                UprobeProgram::load(source, "allocate_session", AttachType::Session)
-            })
-            .map(|program| vec![program]),
-            (Role::Call, UprobeMechanism::PerfEvent) => Ok(vec![
-                loaded(&self.returns, || {
-                    UprobeProgram::load_for_returns(source, "allocate_leave")
-                })?,
-                loaded(&self.calls, || UprobeProgram::load(source, "allocate_enter", others))?,
-            ]),
-        }
-    }
-
     /// How often the programs ran and for how long, all together.
     pub fn usage(&self) -> Usage {
-        let of = |program: &OnceLock<UprobeProgram>| program.get().map(UprobeProgram::usage).unwrap_or_default();
-        let (calls, entries) = (of(&self.calls), of(&self.entries));
-        let (return_sites, releases) = (of(&self.return_sites), of(&self.releases));
-        let returns = of(&self.returns);
+        let (calls, entries) = (self.calls.usage(), self.entries.usage());
+        let (return_sites, releases) = (self.return_sites.usage(), self.releases.usage());
+        let returns = self.returns.as_ref().map(Instance::usage).unwrap_or_default();
         Usage {
             calls: calls.0 + entries.0,
             returns: returns.0,
@@ -87,14 +82,47 @@ impl ProgramSet {
     }
 }
 
-/// What a cell holds, loaded if it holds nothing yet.
-fn loaded(
-    cell: &OnceLock<UprobeProgram>,
-    load: impl FnOnce() -> Result<UprobeProgram, LoadError>,
-) -> Result<&UprobeProgram, LoadError> {
-    if let Some(program) = cell.get() {
-        return Ok(program);
+/// An instance of one program, loaded when a probe needs it first: the verifier takes a tenth of a second and more for
+/// those that walk stacks, and most processes need two programs.
+pub(super) struct Instance {
+    name: &'static str,
+    attach_type: AttachType,
+    at_return: bool,
+    program: OnceLock<UprobeProgram>,
+}
+
+impl Instance {
+    fn new(name: &'static str, attach_type: AttachType) -> Self {
+        Self {
+            name,
+            attach_type,
+            at_return: false,
+            program: OnceLock::new(),
+        }
     }
-    let program = load()?;
-    Ok(cell.get_or_init(|| program))
+
+    /// The same for returns alone, as perf events.
+    fn for_returns(name: &'static str) -> Self {
+        Self {
+            at_return: true,
+            ..Self::new(name, AttachType::PerfEvent)
+        }
+    }
+
+    /// The program, loaded now if it was not yet.
+    pub(super) fn load(&self, source: &ProgramSource) -> Result<&UprobeProgram, LoadError> {
+        if let Some(program) = self.program.get() {
+            return Ok(program);
+        }
+        let program = if self.at_return {
+            UprobeProgram::load_for_returns(source, self.name)?
+        } else {
+            UprobeProgram::load(source, self.name, self.attach_type)?
+        };
+        Ok(self.program.get_or_init(|| program))
+    }
+
+    fn usage(&self) -> (u64, Duration) {
+        self.program.get().map(UprobeProgram::usage).unwrap_or_default()
+    }
 }

@@ -46,8 +46,8 @@ pub enum Excess {
 /// Compares the daemon's figures with its own budgets.
 #[derive(Debug, Default)]
 pub struct Keeper {
-    /// Since when it is beyond one, and what was said of it.
-    over: Option<(Instant, String)>,
+    /// Since when it is beyond one, which it is, and what was said of it.
+    over: Option<(Instant, Excess, String)>,
     /// When something was given up last.
     gave_up: Option<Instant>,
 }
@@ -64,7 +64,11 @@ impl Keeper {
             *self = Self::default();
             return (None, None);
         };
-        let (since, what) = self.over.get_or_insert_with(|| (now, told(excess, figures, budget)));
+        let said = || told(excess, figures, budget);
+        let (since, of, what) = self.over.get_or_insert_with(|| (now, excess, said()));
+        if *of != excess {
+            (*of, *what) = (excess, said());
+        }
         let due =
             now.duration_since(*since) >= PATIENCE && self.gave_up.is_none_or(|last| now.duration_since(last) > RECENT);
         if due {
@@ -225,5 +229,14 @@ mod tests {
             Some("leaktrace takes 50.0 % of a CPU, its budget is 10.0 %")
         );
         assert_eq!(keeper.compare(figures(0.6), &budget, now).0, said.as_deref());
+        // Beyond the other budget it is another trouble.
+        let large = Figures {
+            rss: 200 << 20,
+            ..figures(0.6)
+        };
+        assert_eq!(
+            keeper.compare(large, &budget, now).0,
+            Some("leaktrace takes 200 MiB of memory, its budget is 150 MiB")
+        );
     }
 }
