@@ -16,7 +16,7 @@ pub enum Counter {
     ReallocBeginDeferred,
     /// A stack that did not fit: its allocation counts as lost, too.
     StackLost,
-    /// A call that was not seen: no memory to remember its thread.
+    /// A call that was not seen: the kernel gave no memory to remember its thread.
     ThreadTableFull,
     /// A sampled allocation beyond the capacity of the sampled-address set.
     SampledSetFull,
@@ -36,11 +36,13 @@ pub enum Counter {
     GrowthLost,
     /// Bytes of those, before scaling.
     GrowthBytesLost,
+    /// A hash map refused to be changed: a sample that was not taken, or one that was not taken out.
+    MapRefused,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: usize = Self::GrowthBytesLost as usize + 1;
+    pub const COUNT: usize = Self::MapRefused as usize + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -60,6 +62,7 @@ impl Counter {
         Self::NoticeLost,
         Self::GrowthLost,
         Self::GrowthBytesLost,
+        Self::MapRefused,
     ];
 }
 

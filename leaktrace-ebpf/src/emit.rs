@@ -39,6 +39,19 @@ pub fn record<T: 'static>(value: T) -> bool {
     put(value, NO_WAKEUP)
 }
 
+/// The same for one that was put together in the thread's record.
+#[inline(always)]
+pub fn copy<T: Copy + 'static>(value: &T) -> bool {
+    match EVENTS.reserve::<T>(0) {
+        Some(mut entry) => {
+            entry.write(*value);
+            entry.submit(NO_WAKEUP);
+            true
+        }
+        None => false,
+    }
+}
+
 #[inline(always)]
 fn put<T: 'static>(value: T, flags: u64) -> bool {
     match EVENTS.reserve::<T>(0) {
@@ -70,7 +83,7 @@ pub fn free(pid: u32, address: u64) {
 }
 
 /// The beginning of a reallocation. Returns the flags for the record of its end.
-#[inline(always)]
+#[inline(never)]
 pub fn realloc_begin(pid: u32, tid: u32, old: u64) -> u8 {
     if record(ReallocBegin {
         header: header(KIND_REALLOC_BEGIN, 0, pid),
@@ -98,9 +111,11 @@ fn defer(pid: u32, address: u64, counter: Counter) -> i32 {
 }
 
 /// The old block of a failed reallocation lives on: it is not to be freed after all.
-#[inline(always)]
-pub fn undo_deferred(pid: u32, address: u64) {
+#[inline(never)]
+pub fn undo_deferred(pid: u32, address: u64) -> u64 {
+    // Userspace may have taken it out and applied it already.
     let _ = DEFERRED_FREES.remove(BlockKey { address, pid, pad: 0 });
+    0
 }
 
 /// Part of the address space given back.
@@ -133,7 +148,9 @@ pub fn notice(kind: u8, pid: u32, subject: u32) {
 /// The stack that was put together in the thread's record.
 #[inline(always)]
 pub fn stack(thread: &mut Thread) -> bool {
-    let depth = thread.record.depth as u64;
+    // SAFETY: plain numbers, in which every bit pattern is valid.
+    let record = unsafe { &mut thread.walk.piece.record };
+    let depth = record.depth as u64;
     if depth > leaktrace_common::config::MAX_FRAMES as u64 {
         return false;
     }
@@ -142,7 +159,7 @@ pub fn stack(thread: &mut Thread) -> bool {
     unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),
-            (&raw mut thread.record).cast(),
+            (&raw mut *record).cast(),
             length,
             NO_WAKEUP,
         ) == 0

@@ -5,8 +5,11 @@
 //! attachment (kernel 6.13 and later), *enter/leave* programs serve older kernels and functions that must not have
 //! a return probe, and tracepoints follow the address space and the life of a process.
 //!
-//! Programs of one kind may be preempted by another task on the same CPU, so scratch memory belongs to the thread
-//! (`thread.rs`), never to the CPU.
+//! A program may be preempted, and another task may run the same program on the same CPU, so scratch memory belongs to
+//! the thread (`thread.rs`), never to the CPU. The programs' own stacks are no exception: since 6.13 the kernel keeps the
+//! frame of a uprobe program or of one of its functions *per CPU* if it has more than 48 bytes. So no frame has
+//! (`cargo xtask check` looks), and the programs that walk stacks rule such stacks out besides
+//! ([`arch::rule_out_private_stack`]).
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -38,8 +41,8 @@ const SKIP_RETURN: u32 = 1;
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
-    let regs = arch::Registers::from_context(ctx);
-    if allocate::enter_or_leave(ctx, &regs) {
+    arch::rule_out_private_stack();
+    if allocate::enter_or_leave(ctx) {
         WANT_RETURN
     } else {
         SKIP_RETURN
@@ -49,35 +52,37 @@ pub extern "C" fn allocate_session(ctx: *mut c_void) -> u32 {
 /// Entry of an allocation call whose return `allocate_leave` serves.
 #[uprobe]
 pub fn allocate_enter(ctx: ProbeContext) -> u32 {
-    let ctx = ctx.regs.cast();
-    allocate::enter(ctx, &arch::Registers::from_context(ctx), true);
+    arch::rule_out_private_stack();
+    allocate::enter(ctx.regs.cast(), true);
     0
 }
 
 /// Entry of an allocation call whose return `allocate_return_site` serves.
 #[uprobe]
 pub fn allocate_enter_site(ctx: ProbeContext) -> u32 {
-    let ctx = ctx.regs.cast();
-    allocate::enter(ctx, &arch::Registers::from_context(ctx), false);
+    arch::rule_out_private_stack();
+    allocate::enter(ctx.regs.cast(), false);
     0
 }
 
 /// Return of an allocation call, by return probe.
 #[uretprobe]
 pub fn allocate_leave(ctx: RetProbeContext) -> u32 {
+    arch::rule_out_private_stack();
     let ctx = ctx.regs.cast();
     let regs = arch::Registers::from_context(ctx);
-    allocate::leave(ctx, &regs, regs.ip(), regs.sp());
+    allocate::leave(ctx, regs.ip(), regs.sp());
     0
 }
 
 /// Return of an allocation call, by a probe on its return instruction.
 #[uprobe]
 pub fn allocate_return_site(ctx: ProbeContext) -> u32 {
+    arch::rule_out_private_stack();
     let ctx = ctx.regs.cast();
     let regs = arch::Registers::from_context(ctx);
     if let Some((ip, sp)) = arch::caller_at_return_instruction(&regs) {
-        allocate::leave(ctx, &regs, ip, sp);
+        allocate::leave(ctx, ip, sp);
     }
     0
 }

@@ -13,7 +13,10 @@ use leaktrace_common::{
     unwind::Row,
 };
 
-use crate::{task_storage::TaskStorage, thread::Thread};
+use crate::{
+    task_storage::TaskStorage,
+    thread::{Scratch, Thread, ThreadById},
+};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -34,9 +37,22 @@ pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, B
 pub static GROWTH: Array<GrowthState> = Array::with_max_entries(MAX_PROCESSES, 0);
 
 /// Threads that made a hooked call: task-local storage, three times as fast to find as an entry of a hash map, zeroed
-/// when it is made and gone with the thread. No memory for it: the thread's calls are not seen, counted.
+/// when it is made and gone with the thread. Where the kernel refuses one: [`THREADS_BY_ID`].
 #[btf_map]
 pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
+
+/// The half of their records that stack walks need.
+#[btf_map]
+pub static SCRATCHES: TaskStorage<Scratch> = TaskStorage::new();
+
+/// Threads by id, of which the kernel refused a record (see `thread.rs`); gone with the thread. All memory is taken when
+/// the map is made. Full: the thread's calls are not seen, counted.
+#[map]
+pub static THREADS_BY_ID: HashMap<u32, ThreadById> = HashMap::with_max_entries(1, 0);
+
+/// What a new entry of [`THREADS_BY_ID`] is made from: zeros.
+#[map]
+pub static NEW_THREAD: Array<ThreadById> = Array::with_max_entries(1, 0);
 
 /// Frees whose record did not fit: key → position in the ring at which they happened. Userspace drains it and applies
 /// each free when its reading has come to that position. Full: the free is lost, counted.
@@ -125,8 +141,14 @@ pub fn process_by_pid(pid: u32) -> Option<&'static Process> {
 /// `core` has no atomic addition for this target.
 #[inline(always)]
 pub fn count(counter: Counter, amount: u64) {
+    add(counter, amount);
+}
+
+#[inline(never)]
+fn add(counter: Counter, amount: u64) -> u64 {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: adds to an aligned map value and touches nothing else.
         unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) amount) };
     }
+    0
 }

@@ -14,15 +14,21 @@ use leaktrace_common::{
 use crate::{
     arch, emit,
     maps::{KNOWN_STACKS, count},
-    thread::{FRAME_MASK, Thread},
+    thread::{self, FRAME_MASK, Thread},
     unwind::{CONTINUE, walk},
 };
 
 /// Walks the stack of the current thread from the given registers and makes its id known to userspace.
-/// `None` if the stack's record did not fit into the ring.
+/// `None` (counted) if the stack's record did not fit into the ring, or there is no memory to walk with.
 #[inline(always)]
 pub fn id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp: u64) -> Option<u64> {
-    walk(&mut thread.walk, process, ip, sp, bp);
+    let scratch = thread::scratch()?;
+    thread.walk.ip = ip;
+    thread.walk.sp = sp;
+    thread.walk.bp = bp;
+    thread.is_walking = 1;
+    walk(&mut thread.walk, scratch, process);
+    thread.is_walking = 0;
     let id = thread.walk.hash;
     if is_known(id) {
         return Some(id);
@@ -37,14 +43,17 @@ pub fn id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp
 /// instruction lies before the instruction pointer, and 1 in a fault, where it points to the instruction itself.
 #[inline(always)]
 pub fn entry_id(thread: &mut Thread, process: &Process, pid: u32, behind: u64) -> Option<u64> {
-    // SAFETY: both helpers return trusted pointers for the current task.
-    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
-    if regs.is_null() {
-        return None;
-    }
-    let regs = arch::Registers::from_task(regs);
+    let regs = entry_registers()?;
     let ip = regs.ip().wrapping_add(behind);
     id(thread, process, pid, ip, regs.sp(), regs.frame_pointer())
+}
+
+/// The registers with which the current thread entered the kernel.
+#[inline(always)]
+pub fn entry_registers() -> Option<arch::Registers> {
+    // SAFETY: both helpers return trusted pointers for the current task.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+    (!regs.is_null()).then(|| arch::Registers::from_task(regs))
 }
 
 #[inline(always)]
@@ -67,10 +76,12 @@ struct Shared(*mut Thread);
 #[inline(never)]
 fn publish(thread: &mut Thread, pid: u32) -> u64 {
     let depth = thread.walk.kept;
-    thread.record.header = emit::header(KIND_STACK, 0, pid);
-    thread.record.id = thread.walk.hash;
-    thread.record.depth = depth;
-    thread.record.end = thread.walk.end;
+    // SAFETY: plain numbers, in which every bit pattern is valid.
+    let record = unsafe { &mut thread.walk.piece.record };
+    record.header = emit::header(KIND_STACK, 0, pid);
+    record.id = thread.walk.hash;
+    record.depth = depth;
+    record.end = thread.walk.end;
     let mut shared = Shared(thread);
     // SAFETY: the callback gets `shared`, which outlives the loop.
     unsafe { bpf_loop(depth, copy_frame as *mut c_void, (&raw mut shared).cast(), 0) };
@@ -99,7 +110,8 @@ extern "C" fn copy_frame(index: u32, context: *mut c_void) -> c_long {
     let from = thread.walk.kept.wrapping_sub(1).wrapping_sub(index) & FRAME_MASK;
     let frame = thread.walk.memo[from as usize].ip;
     if (index as usize) < MAX_FRAMES {
-        thread.record.frames[index as usize] = frame;
+        // SAFETY: as in `publish`.
+        unsafe { thread.walk.piece.record.frames[index as usize] = frame };
     }
     CONTINUE
 }

@@ -2,6 +2,10 @@
 //!
 //! The definition follows the convention of BTF-defined maps: fields of pointer types that are never dereferenced tell
 //! the loader type, key, value and flags.
+//!
+//! Since 7.3 the kernel takes an element from memory that serves at most 8 KiB in one piece; a greater one is accepted
+//! when the map is made, and then no thread gets one. So [`TaskStorage::new`] does not compile for more than
+//! [`MOST_BYTES`].
 
 use core::{marker::PhantomData, ptr};
 
@@ -11,6 +15,9 @@ use aya_ebpf::{
     },
     helpers::{bpf_get_current_task_btf, generated},
 };
+
+/// Most bytes of a value: 8 KiB less the kernel's own part of an element, which is 72 bytes so far.
+const MOST_BYTES: usize = 8192 - 192;
 
 /// One zeroed `T` for each task that asks.
 #[repr(C)]
@@ -28,6 +35,12 @@ unsafe impl<T> Sync for TaskStorage<T> {}
 impl<T> TaskStorage<T> {
     /// The definition.
     pub const fn new() -> Self {
+        const {
+            assert!(
+                size_of::<T>() <= MOST_BYTES,
+                "the kernel would give no thread so much memory"
+            )
+        };
         Self {
             r#type: ptr::null(),
             key: ptr::null(),

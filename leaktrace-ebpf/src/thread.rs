@@ -1,11 +1,32 @@
 //! What is remembered of each thread between its probes.
 //!
-//! A thread runs one probe at a time, so nothing here needs a lock.
+//! A thread runs one probe at a time, so nothing here needs a lock; what a page fault runs in the middle of a probe's
+//! read of the thread's memory writes nothing but [`Thread::fault`], and that not while [`Thread::is_walking`].
+//!
+//! A record has two halves, because the kernel gives no more than 8 KiB in one piece (see `task_storage.rs`). The kernel
+//! may refuse to *make* one while another thread is preempted in the middle of looking for its own, so a thread whose
+//! half cannot be made gets an entry of the hash map [`THREADS_BY_ID`] and keeps it: each half has one home as long as
+//! the thread lives. Before 6.2 it may even refuse to *find* one; there all threads live in the hash map
+//! ([`ALL_BY_ID`]).
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use leaktrace_common::{config::MAX_FRAMES, event::Stack, reason::Counter, unwind::Row};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
+use leaktrace_common::{
+    config::MAX_FRAMES,
+    event::{ReallocEnd, Remap, Stack},
+    reason::Counter,
+    unwind::Row,
+};
 
-use crate::maps::{THREADS, count};
+use crate::{
+    maps::{NEW_THREAD, SCRATCHES, THREADS, THREADS_BY_ID, count},
+    task_storage::TaskStorage,
+};
+
+/// Not 0: all records are entries of [`THREADS_BY_ID`]. Set by userspace on kernels before 6.2.
+#[unsafe(no_mangle)]
+static ALL_BY_ID: u32 = 0;
+/// How many records were ever made in [`THREADS_BY_ID`]: while there are none, nothing is looked up there.
+static mut MADE_BY_ID: u64 = 0;
 
 /// Places for frames: a power of two, so that a masked index is a safe one.
 pub const FRAME_SLOTS: usize = 128;
@@ -42,9 +63,11 @@ pub struct Pending {
     /// The new block is not taken (not sampled, too small): only the end of the old one is told.
     pub skip_new: u8,
     /// A return probe waits for it, which a call that it makes last (a jump) does not take away.
-    pub returns_surely: u8,
+    pub has_return_probe: u8,
     /// Hooked calls seen inside this one.
     pub nested: u64,
+    /// The return address at the entry, where return instructions are probed; else 0.
+    pub return_address: u64,
 }
 
 /// A system call that was entered and has not returned.
@@ -80,8 +103,18 @@ pub struct Frame {
     pub bp: u64,
     /// Stack slot that the caller's frame pointer was read from; 0: unchanged; 1: cannot be verified by one read.
     pub bp_slot: u64,
-    /// Hash over this frame and all that are further out (used in the remembered walk only).
+    /// Hash over this frame and all that are further out.
     pub hash: u64,
+}
+
+/// A [`Frame`] that is not remembered yet.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct FreshFrame {
+    pub ip: u64,
+    pub sp: u64,
+    pub bp: u64,
+    pub bp_slot: u64,
 }
 
 /// The row that a search found for a code address.
@@ -93,6 +126,17 @@ pub struct FoundRow {
     pub generation: u64,
     pub row: Row,
 }
+
+/// Memory that serves a walk and, when it has ended, the record of its stack.
+#[repr(C)]
+pub union Piece {
+    /// Copy of a piece of the stack.
+    pub window: [u64; WINDOW_WORDS],
+    /// Where a stack record is put together.
+    pub record: Stack,
+}
+
+const _: () = assert!(size_of::<Stack>() <= WINDOW_WORDS * 8);
 
 /// State of the walk in progress and memory of the last one.
 #[repr(C)]
@@ -138,16 +182,28 @@ pub struct Walk {
     pub window_bytes: u64,
     /// Where a piece that could not be read would have crossed into another page, or 0.
     pub wall: u64,
-    pub window: [u64; WINDOW_WORDS],
-    /// Rows found lately, by a hash of the address: the same few call sites lead to most allocations.
-    pub rows: [FoundRow; ROW_SLOTS],
-    /// Frames found in this walk, innermost first.
-    pub fresh: [Frame; FRAME_SLOTS],
+    pub piece: Piece,
     /// The last walk, outermost first: its outer part stays in place when only the inner part changes.
     pub memo: [Frame; FRAME_SLOTS],
 }
 
-/// Everything remembered of a thread.
+/// The half of a thread's record that only walks need.
+#[repr(C)]
+pub struct Scratch {
+    /// Rows found recently, by a hash of the address: the same few call sites lead to most allocations.
+    pub rows: [FoundRow; ROW_SLOTS],
+    /// Frames found in this walk, innermost first.
+    pub fresh: [FreshFrame; FRAME_SLOTS],
+}
+
+/// Both halves, of a thread whose home is [`THREADS_BY_ID`].
+#[repr(C)]
+pub struct ThreadById {
+    pub thread: Thread,
+    pub scratch: Scratch,
+}
+
+/// The half of a thread's record that every call needs.
 #[repr(C)]
 pub struct Thread {
     /// What `bpf_get_current_pid_tgid` said, or 0: finding it here costs less than asking again.
@@ -162,9 +218,16 @@ pub struct Thread {
     pub resident: Stream,
     /// Address of the last page fault that has not made memory resident yet, or 0.
     pub fault: u64,
+    /// Its stack is being walked: a page that is missing then is the walk's.
+    pub is_walking: u64,
+    /// Where the return probes of this process lead, once one was seen.
+    pub trampoline: u64,
+    /// Where the record of a call's end is put together: programs keep next to nothing on their own stack (see
+    /// `main.rs`).
+    pub end: ReallocEnd,
+    /// The same of a system call's end.
+    pub mapped: Remap,
     pub walk: Walk,
-    /// Where a stack record is put together.
-    pub record: Stack,
 }
 
 impl Thread {
@@ -198,20 +261,125 @@ fn split(ids: u64) -> (u32, u32) {
     ((ids >> 32) as u32, ids as u32)
 }
 
+/// A constant that userspace may have replaced at load.
+#[inline(always)]
+fn all_by_id() -> bool {
+    // SAFETY: the static above.
+    unsafe { (&raw const ALL_BY_ID).read_volatile() != 0 }
+}
+
+/// Whether a record may be an entry of [`THREADS_BY_ID`].
+#[inline(always)]
+fn some_by_id() -> bool {
+    // SAFETY: the static above; an aligned load.
+    unsafe { (&raw const MADE_BY_ID).read_volatile() != 0 }
+}
+
+/// The current thread's entry of [`THREADS_BY_ID`], if that is its home.
+#[inline(never)]
+fn find_by_id() -> *mut ThreadById {
+    let ids = bpf_get_current_pid_tgid();
+    let Some(record) = THREADS_BY_ID.get_ptr_mut(ids as u32) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: a live map value that belongs to the current thread.
+    let thread = unsafe { &mut (*record).thread };
+    if thread.ids != ids {
+        // Of a thread that had the same id before: nothing of it is pending any more.
+        thread.exec();
+        thread.walk.kept_generation = 0;
+        thread.ids = ids;
+    }
+    record
+}
+
+/// The same, made if need be; null (counted) where there is no room for one.
+#[inline(never)]
+fn make_by_id() -> *mut ThreadById {
+    let record = find_by_id();
+    if !record.is_null() {
+        return record;
+    }
+    let Some(empty) = NEW_THREAD.get(0) else {
+        return core::ptr::null_mut();
+    };
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let made = THREADS_BY_ID.insert(tid, empty, BPF_NOEXIST.into());
+    // SAFETY: an aligned word of a map value.
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) &raw mut MADE_BY_ID, in(reg) 1u64) };
+    if made.is_err() {
+        count(Counter::ThreadTableFull, 1);
+        return core::ptr::null_mut();
+    }
+    find_by_id()
+}
+
+/// A half of the current thread's record, at its home; null if there is none yet.
+#[inline(always)]
+fn find<T>(storage: &TaskStorage<T>, half: impl Fn(*mut ThreadById) -> *mut T) -> *mut T {
+    if !all_by_id() {
+        let found = storage.current();
+        if !found.is_null() {
+            return found;
+        }
+        if !some_by_id() {
+            return found;
+        }
+    }
+    let record = find_by_id();
+    if record.is_null() {
+        core::ptr::null_mut()
+    } else {
+        half(record)
+    }
+}
+
+/// The same, made if need be; null (counted) without memory for it.
+#[inline(always)]
+fn find_or_make<T>(storage: &TaskStorage<T>, half: impl Fn(*mut ThreadById) -> *mut T) -> *mut T {
+    let found = find(storage, &half);
+    if !found.is_null() {
+        return found;
+    }
+    if !all_by_id() {
+        let made = storage.current_or_new();
+        if !made.is_null() {
+            return made;
+        }
+    }
+    let record = make_by_id();
+    if record.is_null() {
+        core::ptr::null_mut()
+    } else {
+        half(record)
+    }
+}
+
 /// What is remembered of the current thread, if it was seen before.
 #[inline(always)]
 pub fn known() -> Option<&'static mut Thread> {
     // SAFETY: a map value that belongs to its thread, which runs one program at a time.
-    unsafe { THREADS.current().as_mut() }
+    unsafe { find(&THREADS, |record| &raw mut (*record).thread).as_mut() }
 }
 
 /// What is remembered of the current thread; begins to remember it if need be. `None` (counted) without memory for it.
 #[inline(always)]
 pub fn get() -> Option<&'static mut Thread> {
     // SAFETY: as in `known`.
-    let thread = unsafe { THREADS.current_or_new().as_mut() };
-    if thread.is_none() {
-        count(Counter::ThreadTableFull, 1);
+    unsafe { find_or_make(&THREADS, |record| &raw mut (*record).thread).as_mut() }
+}
+
+/// The other half of the current thread's record. `None` (counted) without memory for it.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: as in `known`.
+    unsafe { find_or_make(&SCRATCHES, |record| &raw mut (*record).scratch).as_mut() }
+}
+
+/// The thread with this id is gone.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    if all_by_id() || some_by_id() {
+        let _ = THREADS_BY_ID.remove(tid);
     }
-    thread
 }

@@ -23,7 +23,7 @@ use leaktrace_common::{
 use crate::{
     arch::{self, signal_frame},
     maps::{BLOCKS, MAPPINGS, ROWS},
-    thread::{FRAME_MASK, FoundRow, Frame, ROW_SLOTS, WINDOW_WORDS, Walk},
+    thread::{FRAME_MASK, FoundRow, Frame, FreshFrame, ROW_SLOTS, Scratch, WINDOW_WORDS, Walk},
 };
 
 const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
@@ -39,14 +39,25 @@ const FRAMES_A_CALL: usize = 8;
 pub const CONTINUE: c_long = 0;
 const STOP: c_long = 1;
 
-struct Context(*mut Walk);
+struct Context {
+    walk: *mut Walk,
+    scratch: *mut Scratch,
+}
 
-/// Walks the stack of the current thread from the given registers; the walk keeps what came of it.
+/// What a callback works on.
+#[inline(always)]
+fn parts<'a>(context: *mut c_void) -> (&'a mut Walk, &'a mut Scratch) {
+    // SAFETY: `walk` passes a `Context` with two live halves of one thread's record.
+    unsafe {
+        let context = &*context.cast::<Context>();
+        (&mut *context.walk, &mut *context.scratch)
+    }
+}
+
+/// Walks the stack of the current thread from the registers that `walk` holds; it keeps what came of it.
 #[inline(never)]
-pub fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u64 {
-    walk.ip = ip;
-    walk.sp = sp;
-    walk.bp = bp;
+pub fn walk(walk: &mut Walk, scratch: &mut Scratch, process: &Process) -> u64 {
+    let sp = walk.sp;
     walk.exact = 0;
     walk.unreadable = 0;
     walk.depth = 0;
@@ -64,7 +75,7 @@ pub fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u6
     // The first piece is asked for sooner or later.
     fill(walk, sp);
     let frames = MAX_FRAMES as u32;
-    let mut context = Context(walk);
+    let mut context = Context { walk, scratch };
     let pointer = (&raw mut context).cast();
     // SAFETY: each callback gets `context`, which outlives the loops.
     unsafe { bpf_loop(frames, step as *mut c_void, pointer, 0) };
@@ -103,20 +114,26 @@ pub fn walk(walk: &mut Walk, process: &Process, ip: u64, sp: u64, bp: u64) -> u6
 
 /// Puts the outermost frames found that are not yet remembered on top of the remembered ones.
 extern "C" fn remember(_index: u32, context: *mut c_void) -> c_long {
-    // SAFETY: `walk` passes a `Context` with a live walk.
-    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let (walk, scratch) = parts(context);
     for _ in 0..FRAMES_A_CALL {
         if walk.depth == 0 {
             return STOP;
         }
         let from = walk.depth.wrapping_sub(1);
-        let frame = walk.fresh[(from & FRAME_MASK) as usize];
+        let frame = scratch.fresh[(from & FRAME_MASK) as usize];
         let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash ^= hash >> 32;
         hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
         hash ^= hash >> 29;
         walk.hash = hash;
-        walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame { hash, ..frame };
+        let FreshFrame { ip, sp, bp, bp_slot } = frame;
+        walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame {
+            ip,
+            sp,
+            bp,
+            bp_slot,
+            hash,
+        };
         walk.kept += 1;
         walk.depth = from;
     }
@@ -125,8 +142,7 @@ extern "C" fn remember(_index: u32, context: *mut c_void) -> c_long {
 
 /// Checks that the slots which led from remembered frames to the next ones out still hold what they held.
 extern "C" fn verify(_index: u32, context: *mut c_void) -> c_long {
-    // SAFETY: as in `remember`.
-    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let (walk, _) = parts(context);
     for _ in 0..FRAMES_A_CALL {
         if walk.verify <= 1 {
             return STOP;
@@ -152,8 +168,7 @@ extern "C" fn verify(_index: u32, context: *mut c_void) -> c_long {
 /// Takes the innermost remembered frame of the verified part over into the frames found, and its outer neighbour's
 /// registers as the state to go on from.
 extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
-    // SAFETY: as in `remember`.
-    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let (walk, scratch) = parts(context);
     let at = walk.cursor;
     let frame = walk.memo[(at.wrapping_sub(1) & FRAME_MASK) as usize];
     walk.ip = frame.ip;
@@ -166,7 +181,10 @@ extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
     if walk.depth >= MAX_FRAMES as u32 {
         return STOP;
     }
-    walk.fresh[(walk.depth & FRAME_MASK) as usize] = frame;
+    let Frame {
+        ip, sp, bp, bp_slot, ..
+    } = frame;
+    scratch.fresh[(walk.depth & FRAME_MASK) as usize] = FreshFrame { ip, sp, bp, bp_slot };
     walk.depth += 1;
     walk.cursor = at - 1;
     CONTINUE
@@ -174,8 +192,7 @@ extern "C" fn adopt(_index: u32, context: *mut c_void) -> c_long {
 
 /// Notes the current frame and goes to its caller's.
 extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
-    // SAFETY: as in `remember`.
-    let walk = unsafe { &mut *(*context.cast::<Context>()).0 };
+    let (walk, scratch) = parts(context);
     // Remembered frames lie above each other as long as they are on one stack; those below the current one are gone.
     for _ in 0..4 {
         if walk.cursor == 0 || walk.memo[(walk.cursor.wrapping_sub(1) & FRAME_MASK) as usize].sp >= walk.sp {
@@ -195,14 +212,13 @@ extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
         return STOP;
     }
     let at = (walk.depth & FRAME_MASK) as usize;
-    // The hash is `remember`'s to fill in; two zeros side by side would become a call of `memset`.
-    let frame = &mut walk.fresh[at];
+    let frame = &mut scratch.fresh[at];
     frame.ip = walk.ip;
     frame.sp = walk.sp;
     frame.bp = walk.bp;
     frame.bp_slot = 0;
     walk.depth += 1;
-    match advance(walk, at) {
+    match advance(walk, scratch, at) {
         None => CONTINUE,
         Some(end) => {
             walk.end = end as u32;
@@ -213,7 +229,7 @@ extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
 
 /// Replaces the walk's registers by the caller's; the reason if there is no going on.
 #[inline(always)]
-fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
+fn advance(walk: &mut Walk, scratch: &mut Scratch, at: usize) -> Option<WalkEnd> {
     // A return address may lie behind the function's last byte, so the call itself is looked up.
     let pc = if walk.exact != 0 {
         walk.ip
@@ -221,7 +237,7 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
         walk.ip.wrapping_sub(1)
     };
     let place = row_place(pc);
-    let found = walk.rows[place];
+    let found = scratch.rows[place];
     let row = if found.pc == pc && found.generation == walk.kept_generation {
         found.row
     } else {
@@ -229,7 +245,7 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
             Ok(row) => row,
             Err(end) => return Some(end),
         };
-        walk.rows[place] = FoundRow {
+        scratch.rows[place] = FoundRow {
             pc,
             generation: walk.kept_generation,
             row,
@@ -252,14 +268,14 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
             walk.sp.wrapping_add(if pushed { 16 } else { 8 })
         }
         rule @ (RULE_BP_DEREF | RULE_SP_DEREF) => {
-            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            scratch.fresh[at].bp_slot = UNVERIFIABLE;
             let base = if rule == RULE_BP_DEREF { walk.bp } else { walk.sp };
             let value = slot(walk, base.wrapping_add(deref_offset(row.cfa) as i64 as u64));
             value.wrapping_add(deref_addend(row.cfa) as i64 as u64)
         }
         RULE_GO_CGOCALL => {
             // The goroutine's stack may have moved meanwhile: its end and the depth are what stays true.
-            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            scratch.fresh[at].bp_slot = UNVERIFIABLE;
             let goroutine = slot(walk, walk.sp.wrapping_add(deref_offset(row.cfa) as i64 as u64));
             let depth = slot(walk, walk.sp.wrapping_add(deref_addend(row.cfa) as i64 as u64));
             let own = if goroutine == 0 {
@@ -286,7 +302,7 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
             };
         }
         RULE_SIGNAL => {
-            walk.fresh[at].bp_slot = UNVERIFIABLE;
+            scratch.fresh[at].bp_slot = UNVERIFIABLE;
             let frame = walk.sp;
             walk.ip = slot(walk, frame.wrapping_add(signal_frame::INSTRUCTION_POINTER));
             walk.sp = slot(walk, frame.wrapping_add(signal_frame::STACK_POINTER));
@@ -323,8 +339,8 @@ fn advance(walk: &mut Walk, at: usize) -> Option<WalkEnd> {
     walk.ip = slot(walk, arch::return_address_slot(cfa));
     walk.sp = cfa;
     if bp_slot != 0 {
-        if walk.fresh[at].bp_slot == 0 {
-            walk.fresh[at].bp_slot = bp_slot;
+        if scratch.fresh[at].bp_slot == 0 {
+            scratch.fresh[at].bp_slot = bp_slot;
         }
         walk.bp = slot(walk, bp_slot);
     }
@@ -366,9 +382,20 @@ fn search_row(walk: &mut Walk, pc: u64) -> Result<Row, WalkEnd> {
 fn slot(walk: &mut Walk, address: u64) -> u64 {
     let offset = address.wrapping_sub(walk.window_base);
     if offset < walk.window_bytes && offset & 7 == 0 {
-        return walk.window[((offset >> 3) as usize) & (WINDOW_WORDS - 1)];
+        return window_word(walk, offset);
     }
     refill(walk, address)
+}
+
+/// The word at an offset into the copied piece. The mask is an instruction of its own: left to itself, the compiler drops
+/// it where it knows the offset to be in bounds, which verifiers before 6.3 cannot follow.
+#[inline(always)]
+fn window_word(walk: &Walk, offset: u64) -> u64 {
+    let mut index = offset >> 3;
+    // SAFETY: changes its one operand.
+    unsafe { core::arch::asm!("{0} &= {1}", inout(reg) index, const WINDOW_WORDS - 1) };
+    // SAFETY: every bit pattern is a word.
+    unsafe { walk.piece.window[index as usize & (WINDOW_WORDS - 1)] }
 }
 
 /// Copies a piece of the stack around an address and returns the slot's value. The piece begins a little below: a
@@ -394,25 +421,26 @@ fn fill(walk: &mut Walk, address: u64) -> u64 {
     walk.window_bytes = 0;
     // SAFETY: the destination is a map value of at least this size; the helper checks the source.
     let failed =
-        unsafe { generated::bpf_probe_read_user((&raw mut walk.window).cast(), bytes as u32, base as *const c_void) };
+        unsafe { generated::bpf_probe_read_user((&raw mut walk.piece).cast(), bytes as u32, base as *const c_void) };
     let offset = address.wrapping_sub(base);
     if failed == 0 && offset & 7 == 0 && offset < bytes {
         walk.window_bytes = bytes;
-        return walk.window[((offset >> 3) as usize) & (WINDOW_WORDS - 1)];
+        return window_word(walk, offset);
     }
     if failed != 0 {
         walk.wall = (base | (arch::LEAST_PAGE - 1)).wrapping_add(1);
     }
-    walk.window[0] = 0;
+    // SAFETY: any bit pattern is a word, and no longer record is in use while a stack is walked.
+    unsafe { walk.piece.window[0] = 0 };
     // SAFETY: as above, for one word.
-    let failed = unsafe { generated::bpf_probe_read_user((&raw mut walk.window).cast(), 8, address as *const c_void) };
+    let failed = unsafe { generated::bpf_probe_read_user((&raw mut walk.piece).cast(), 8, address as *const c_void) };
     if failed != 0 {
         walk.unreadable = 1;
         return 0;
     }
     walk.window_base = address;
     walk.window_bytes = 8;
-    walk.window[0]
+    window_word(walk, 0)
 }
 
 /// A half-open range that a search narrows. It lives in map memory, so that after each step the verifier knows nothing
@@ -442,6 +470,14 @@ impl Range<'_> {
         // SAFETY: as in `get`.
         unsafe { (&raw mut self.0[1]).write_volatile(high) }
     }
+}
+
+/// Whether an address lies in code that the process is known to have mapped.
+#[inline(always)]
+pub fn is_known_code(walk: &mut Walk, process: &Process, pc: u64) -> bool {
+    walk.mapping_first = process.mapping_first;
+    walk.mapping_count = process.mapping_count;
+    find_mapping(walk, pc) != 0
 }
 
 /// Finds the executable mapping of an address and makes it the walk's current one. 0 if there is none.

@@ -13,43 +13,73 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     config::{BlockKey, PROCESS_ACTIVE, Process},
-    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
+    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END},
     reason::Counter,
     signature::{Op, Signature},
 };
 
 use crate::{
-    arch::{RETURN_ADDRESS_BYTES, Registers, has_returned, read_user},
+    arch::{LEAST_PAGE, RETURN_ADDRESS_BYTES, Registers, has_returned, read_user},
     emit,
     maps::{self, SAMPLED, count},
     sample, stack,
-    thread::{self, Thread},
+    thread::{self, Pending, Thread},
+    unwind::is_known_code,
 };
 
 const ALLOC_OUT: u8 = Op::AllocOut as u8;
 const REALLOC: u8 = Op::Realloc as u8;
 const RESIZE: u8 = Op::Resize as u8;
-/// Calls nested in one pending call before it is held to be abandoned: no allocator nests that deep.
+/// What a map says that is full (`E2BIG`).
+const NO_ROOM: i32 = -7;
+/// What a map says that has no such key (`ENOENT`).
+const NOT_THERE: i32 = -2;
+/// Calls nested in one pending call before it is treated as abandoned, whatever its frame looks like: no allocator nests
+/// that deep.
 const MAX_NESTED: u64 = 4096;
 
 /// Whether a call at this stack pointer is part of a pending one. Drops a pending call that cannot return any more.
 #[inline(always)]
-pub fn is_nested(thread: &mut Thread, sp: u64) -> bool {
-    let pending = &mut thread.pending;
-    if pending.sp == 0 {
-        return false;
+pub fn is_nested(thread: &mut Thread, process: &Process, sp: u64) -> bool {
+    thread.pending.sp != 0 && is_inside(thread, process, sp) != 0
+}
+
+/// The same where a call is pending. A lost return must not hide the calls after it, so the stack pointer alone does not
+/// decide: the pending call's frame has to be there still.
+#[inline(never)]
+fn is_inside(thread: &mut Thread, process: &Process, sp: u64) -> u64 {
+    let pending = &thread.pending;
+    let further_in = sp < pending.sp || sp == pending.sp && pending.has_return_probe != 0;
+    if further_in && pending.nested < MAX_NESTED && frame_is_there(thread, process) {
+        thread.pending.nested += 1;
+        return 1;
     }
-    let inside = sp < pending.sp || sp == pending.sp && pending.returns_surely != 0;
-    if inside && pending.nested < MAX_NESTED {
-        pending.nested += 1;
-        count(Counter::Nested, 1);
-        return true;
-    }
-    pending.sp = 0;
-    if pending.returns_surely != 0 {
+    if thread.pending.has_return_probe != 0 {
         count(Counter::ReturnMissed, 1);
     }
-    false
+    thread.pending.sp = 0;
+    0
+}
+
+/// Whether the slot of the pending call's return address holds what it held during the call: the address itself or,
+/// under a return probe, that of the kernel's trampoline, which begins a page and is no code that the process mapped.
+/// Whoever is called from the same frame later overwrites it.
+#[inline(always)]
+fn frame_is_there(thread: &mut Thread, process: &Process) -> bool {
+    let Some(held) = read_user(thread.pending.sp) else {
+        // Not in memory: nothing is known, and what the stack pointer says stands.
+        return true;
+    };
+    if thread.pending.has_return_probe == 0 {
+        return held == thread.pending.return_address;
+    }
+    if held != thread.trampoline {
+        if held & (LEAST_PAGE - 1) != 0 || is_known_code(&mut thread.walk, process, held) {
+            return false;
+        }
+        thread.trampoline = held;
+    }
+    true
 }
 
 /// What the probed function is like, as the probe's cookie tells.
@@ -59,38 +89,21 @@ pub fn signature(ctx: *mut c_void) -> Signature {
     Signature(unsafe { bpf_get_attach_cookie(ctx) })
 }
 
-/// What both ends of a call need.
-struct Call {
-    pid: u32,
-    tid: u32,
-    slot: u16,
-    process: &'static Process,
-}
-
-impl Call {
-    /// In the process in this slot. `None` if the thread's process is not traced (any more).
-    #[inline(always)]
-    fn of(thread: &mut Thread, slot: u16) -> Option<Self> {
-        let (pid, tid) = thread.ids();
-        let process = maps::process(slot.into(), pid)?;
-        Some(Self {
-            pid,
-            tid,
-            slot,
-            process,
-        })
-    }
+/// The process in this slot, if it is the thread's. `None` if that is not traced (any more).
+#[inline(always)]
+fn process_of(thread: &mut Thread, slot: u16) -> Option<&'static Process> {
+    maps::process(slot.into(), thread.ids().0)
 }
 
 /// An allocation call begins. Returns whether its return is wanted.
 #[inline(always)]
-pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
+pub fn enter(ctx: *mut c_void, has_return_probe: bool) -> bool {
     let Some(thread) = thread::get() else {
         return false;
     };
     let signature = signature(ctx);
-    match Call::of(thread, signature.process_slot()) {
-        Some(call) => begin(&call, thread, signature, regs, returns_surely),
+    match process_of(thread, signature.process_slot()) {
+        Some(process) => begin(thread, process, ctx, signature, has_return_probe),
         None => false,
     }
 }
@@ -99,10 +112,11 @@ pub fn enter(ctx: *mut c_void, regs: &Registers, returns_surely: bool) -> bool {
 /// convention leaves no doubt, else in the instruction pointer: the probed instruction at an entry, the caller's at a
 /// return. Its lowest byte tells nearly always, without asking the kernel.
 #[inline(always)]
-pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
+pub fn enter_or_leave(ctx: *mut c_void) -> bool {
     let Some(thread) = thread::get() else {
         return false;
     };
+    let regs = Registers::from_context(ctx);
     let (ip, sp) = (regs.ip(), regs.sp());
     let pending = &thread.pending;
     let returned = pending.sp != 0 && has_returned(pending.sp, sp);
@@ -112,80 +126,104 @@ pub fn enter_or_leave(ctx: *mut c_void, regs: &Registers) -> bool {
     } else {
         signature.process_slot()
     };
-    let Some(call) = Call::of(thread, slot) else {
+    let Some(process) = process_of(thread, slot) else {
         return false;
     };
     if !returned {
         let pending = thread.pending.sp != 0;
         // SAFETY: the helper takes the program's own context.
         if ip as u8 == signature.site_byte() && (!pending || unsafe { bpf_get_func_ip(ctx) } == ip) {
-            return begin(&call, thread, signature, regs, true);
+            return begin(thread, process, ctx, signature, true);
         }
         if !pending {
             // A return without anything pending has nothing to tell.
             return false;
         }
     }
-    end(&call, thread, regs, ip, sp);
+    end(thread, process, ctx, ip, sp);
     true
 }
 
-#[inline(always)]
-fn begin(call: &Call, thread: &mut Thread, signature: Signature, regs: &Registers, returns_surely: bool) -> bool {
-    let Call { pid, tid, process, .. } = *call;
+#[inline(never)]
+fn begin(
+    thread: &mut Thread,
+    process: &Process,
+    ctx: *mut c_void,
+    signature: Signature,
+    has_return_probe: bool,
+) -> bool {
     if process.flags & PROCESS_ACTIVE == 0 {
         return false;
     }
+    let regs = Registers::from_context(ctx);
     let sp = regs.sp();
-    if is_nested(thread, sp) {
+    if is_nested(thread, process, sp) {
+        count(Counter::Nested, 1);
         return false;
     }
-    let op = signature.op();
-    let mut size = regs.argument(signature.size_argument());
-    let count_argument = signature.count_argument();
-    if count_argument != 0 {
-        let count = regs.argument(count_argument);
-        // An overflowing product makes the call fail; its size is of no interest then.
-        size = size.wrapping_mul(count);
-    }
-    let old = if op == REALLOC || op == RESIZE {
-        regs.argument(signature.pointer_argument())
-    } else {
-        0
-    };
-    let takes = sample::takes(thread, process, size);
-    let old_taken = old != 0 && (process.sample_interval == 0 || is_sampled(pid, old));
+    note_request(thread, ctx, signature);
+    let takes = sample::takes(thread, process, thread.pending.size);
+    let old_taken = is_taken(thread, process);
     // A call that is not taken still has to be known while it lasts: what the allocator maps inside it is its own, and so
     // are hooked calls that it makes. In sampled mode that would cost each call its return probe; direct mappings are
     // not followed there instead, and those functions alone pay that do make such calls.
     if !takes && !old_taken && process.sample_interval != 0 && !signature.nests() {
         return false;
     }
-    let mut flags = 0;
-    if op == REALLOC && old_taken {
-        flags = emit::realloc_begin(pid, tid, old);
-    }
     let pending = &mut thread.pending;
-    pending.size = size;
-    pending.old = if old_taken { old } else { 0 };
-    pending.out = if op == ALLOC_OUT {
+    pending.interval = (process.sample_interval >> 4) as u32;
+    pending.flags = 0;
+    pending.skip_new = !takes as u8;
+    pending.has_return_probe = has_return_probe as u8;
+    pending.nested = 0;
+    pending.return_address = 0;
+    if !old_taken {
+        pending.old = 0;
+    } else if pending.op == REALLOC {
+        let (old, (pid, tid)) = (pending.old, thread.ids());
+        thread.pending.flags = emit::realloc_begin(pid, tid, old);
+    }
+    if !has_return_probe {
+        thread.pending.return_address = read_user(sp).unwrap_or(0);
+    }
+    thread.pending.sp = sp;
+    true
+}
+
+/// Notes what the call asks for, while none is pending.
+#[inline(never)]
+fn note_request(thread: &mut Thread, ctx: *mut c_void, signature: Signature) -> u64 {
+    let regs = Registers::from_context(ctx);
+    let pending = &mut thread.pending;
+    pending.op = signature.op();
+    pending.slot = signature.process_slot();
+    pending.size = regs.argument(signature.size_argument());
+    if signature.count_argument() != 0 {
+        // An overflowing product makes the call fail; its size is of no interest then.
+        pending.size = pending.size.wrapping_mul(regs.argument(signature.count_argument()));
+    }
+    pending.old = if pending.op == REALLOC || pending.op == RESIZE {
+        regs.argument(signature.pointer_argument())
+    } else {
+        0
+    };
+    pending.out = if pending.op == ALLOC_OUT {
         regs.argument(signature.out_argument())
     } else {
         0
     };
-    pending.interval = (process.sample_interval >> 4) as u32;
-    pending.slot = call.slot;
-    pending.op = op;
-    pending.flags = flags;
-    pending.skip_new = !takes as u8;
-    pending.returns_surely = returns_surely as u8;
-    pending.nested = 0;
-    pending.sp = sp;
-    true
+    0
+}
+
+/// Whether the old block of the call that begins is followed.
+#[inline(always)]
+fn is_taken(thread: &mut Thread, process: &Process) -> bool {
+    let old = thread.pending.old;
+    old != 0 && (process.sample_interval == 0 || is_sampled(thread.ids().0, old))
 }
 
 /// Whether a block was taken as a sample.
-#[inline(always)]
+#[inline(never)]
 pub fn is_sampled(pid: u32, address: u64) -> bool {
     // SAFETY: read-only access to a map value.
     unsafe { SAMPLED.get(BlockKey { address, pid, pad: 0 }) }.is_some()
@@ -193,50 +231,84 @@ pub fn is_sampled(pid: u32, address: u64) -> bool {
 
 /// An allocation call returned to `ip`, where the stack pointer is `sp`.
 #[inline(always)]
-pub fn leave(ctx: *mut c_void, regs: &Registers, ip: u64, sp: u64) {
+pub fn leave(ctx: *mut c_void, ip: u64, sp: u64) {
     if let Some(thread) = thread::known()
-        && let Some(call) = Call::of(thread, signature(ctx).process_slot())
+        && let Some(process) = process_of(thread, signature(ctx).process_slot())
     {
-        end(&call, thread, regs, ip, sp);
+        end(thread, process, ctx, ip, sp);
     }
 }
 
-#[inline(always)]
-fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
-    let Call { pid, tid, .. } = *call;
+#[inline(never)]
+fn end(thread: &mut Thread, process: &Process, ctx: *mut c_void, ip: u64, sp: u64) -> u64 {
     if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
-        return;
+        return 0;
     }
     thread.pending.sp = 0;
-    let (op, old, flags) = (thread.pending.op, thread.pending.old, thread.pending.flags);
-    let mut alloc = Alloc {
-        header: emit::header(KIND_ALLOC, flags, pid),
-        address: regs.return_value(),
-        size: thread.pending.size,
-        stack: 0,
-        tid,
-        interval: thread.pending.interval,
-    };
-    if op == ALLOC_OUT {
-        if alloc.address != 0 {
-            count(Counter::AllocFailed, 1);
-            return;
-        }
-        match read_user(thread.pending.out) {
-            Some(address) => alloc.address = address,
-            None => {
-                count(Counter::ResultUnreadable, 1);
-                emit::lost(&alloc);
-                return;
+    let regs = Registers::from_context(ctx);
+    match note_result(thread, process, regs.return_value()) {
+        NOTHING => return 0,
+        TAKEN => {
+            let pid = thread.end.new.header.pid;
+            match stack::id(thread, process, pid, ip, sp, regs.frame_pointer()) {
+                Some(stack) => thread.end.new.stack = stack,
+                None => return lose(thread, process),
             }
         }
+        _ => {}
+    }
+    let told = if thread.end.new.header.kind == KIND_REALLOC_END {
+        emit::copy(&thread.end)
+    } else {
+        emit::copy(&thread.end.new)
+    };
+    // A reallocation to nothing leaves nothing to lose: its old block has been taken out at its beginning.
+    if !told && thread.end.new.size != 0 {
+        return lose(thread, process);
+    }
+    0
+}
+
+/// What a call that returned leaves to do: nothing,
+const NOTHING: u64 = 0;
+/// the record of a block that is gone,
+const GONE: u64 = 1;
+/// or that of a new block, which has a stack.
+const TAKEN: u64 = 2;
+
+/// Puts together the record of a call that returned `result`, all but its stack.
+#[inline(never)]
+fn note_result(thread: &mut Thread, process: &Process, result: u64) -> u64 {
+    let (pid, tid) = thread.ids();
+    let Pending { op, old, flags, .. } = thread.pending;
+    let reallocates = (op == REALLOC || op == RESIZE) && old != 0;
+    thread.end.old = old;
+    let alloc = &mut thread.end.new;
+    let kind = if reallocates { KIND_REALLOC_END } else { KIND_ALLOC };
+    alloc.header = emit::header(kind, flags, pid);
+    alloc.address = result;
+    alloc.size = thread.pending.size;
+    alloc.stack = 0;
+    alloc.tid = tid;
+    alloc.interval = thread.pending.interval;
+    if op == ALLOC_OUT {
+        if result != 0 {
+            count(Counter::AllocFailed, 1);
+            return NOTHING;
+        }
+        alloc.address = match read_user(thread.pending.out) {
+            Some(address) => address,
+            None => {
+                count(Counter::ResultUnreadable, 1);
+                emit::lost(alloc);
+                return NOTHING;
+            }
+        };
     } else if op == RESIZE {
         // Returns the size that the block has now, at the same address.
-        alloc.size = alloc.address;
+        alloc.size = result;
         alloc.address = old;
     }
-    let process = call.process;
-    let reallocates = (op == REALLOC || op == RESIZE) && old != 0;
     let failed = alloc.address == 0;
     if failed && !(reallocates && alloc.size == 0) {
         count(Counter::AllocFailed, 1);
@@ -247,43 +319,41 @@ fn end(call: &Call, thread: &mut Thread, regs: &Registers, ip: u64, sp: u64) {
         forget(process, pid, old);
     }
     let wanted = !failed && thread.pending.skip_new == 0;
-    if !wanted && !reallocates {
-        return;
+    if wanted && remember(process, thread.pending.slot, &thread.end.new) {
+        return TAKEN;
     }
-    let taken = wanted && remember(call, &alloc);
-    if taken {
-        match stack::id(thread, process, pid, ip, sp, regs.frame_pointer()) {
-            Some(stack) => alloc.stack = stack,
-            None => {
-                forget(process, pid, alloc.address);
-                emit::lost(&alloc);
-                return;
-            }
-        }
-    } else if !reallocates {
-        emit::lost(&alloc);
-        return;
-    } else if !failed {
+    if wanted {
+        emit::lost(&thread.end.new);
+    }
+    if !reallocates {
+        return NOTHING;
+    }
+    if !failed {
         // The old block is gone and the new one is not followed: told as a reallocation to nothing.
-        alloc.address = 0;
-        alloc.size = 0;
+        thread.end.new.address = 0;
+        thread.end.new.size = 0;
     }
-    let told = if reallocates {
-        alloc.header.kind = KIND_REALLOC_END;
-        emit::record(ReallocEnd { new: alloc, old })
+    GONE
+}
+
+/// The block of the record that was put together is not followed after all: the new one or, where a reallocation failed,
+/// the old one, which lives on.
+#[inline(never)]
+fn lose(thread: &mut Thread, process: &Process) -> u64 {
+    let alloc = &thread.end.new;
+    let block = if alloc.address != 0 {
+        alloc.address
     } else {
-        emit::record(alloc)
+        thread.end.old
     };
-    if !told && taken {
-        forget(process, pid, alloc.address);
-        emit::lost(&alloc);
-    }
+    forget(process, alloc.header.pid, block);
+    emit::lost(alloc);
+    0
 }
 
 /// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
-#[inline(always)]
-fn remember(call: &Call, alloc: &Alloc) -> bool {
-    let process = call.process;
+#[inline(never)]
+fn remember(process: &Process, slot: u16, alloc: &Alloc) -> bool {
     if process.sample_interval == 0 {
         return true;
     }
@@ -292,17 +362,32 @@ fn remember(call: &Call, alloc: &Alloc) -> bool {
         pid: alloc.header.pid,
         pad: 0,
     };
-    let execs = maps::execs(call.slot.into());
-    if SAMPLED.insert(key, execs, BPF_ANY.into()).is_ok() {
-        return true;
+    let execs = maps::execs(slot.into());
+    match SAMPLED.insert(key, execs, BPF_ANY.into()) {
+        Ok(()) => return true,
+        Err(NO_ROOM) => count(Counter::SampledSetFull, 1),
+        Err(_) => count(Counter::MapRefused, 1),
     }
-    count(Counter::SampledSetFull, 1);
     false
 }
 
 #[inline(always)]
 fn forget(process: &Process, pid: u32, address: u64) {
     if process.sample_interval != 0 {
-        let _ = SAMPLED.remove(BlockKey { address, pid, pad: 0 });
+        unremember(pid, address);
+    }
+}
+
+/// Takes a block out of the samples. False if it is none (any more); where the map refuses, which is counted, nothing is
+/// known, and it counts as one.
+#[inline(never)]
+pub fn unremember(pid: u32, address: u64) -> bool {
+    match SAMPLED.remove(BlockKey { address, pid, pad: 0 }) {
+        Ok(()) => true,
+        Err(NOT_THERE) => false,
+        Err(_) => {
+            count(Counter::MapRefused, 1);
+            true
+        }
     }
 }

@@ -100,6 +100,7 @@ fn new_pages(slot: u32, pid: u32, memory: u64) -> u64 {
 pub fn fault(address: u64) {
     if followed().is_some()
         && let Some(thread) = thread::get()
+        && thread.is_walking == 0
     {
         thread.fault = address;
     }

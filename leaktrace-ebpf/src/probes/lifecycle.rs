@@ -12,6 +12,8 @@ use crate::{emit, maps, probes::growth, thread};
 static FORK_CHILD_OFFSET: u32 = NEW_CHILD_OFFSET;
 const NEW_CHILD_OFFSET: u32 = 20;
 const OLD_CHILD_OFFSET: usize = 44;
+/// Where `sched_process_exec` keeps the thread's id before: it takes over that of its process's first.
+const EXEC_OLD_TID_OFFSET: usize = 16;
 
 /// `sched_process_fork`: the process has a new thread or a child; which, `/proc` tells.
 pub fn fork(ctx: &TracePointContext) {
@@ -34,7 +36,13 @@ pub fn fork(ctx: &TracePointContext) {
 
 /// `sched_process_exec`: the process runs another program now.
 pub fn exec(ctx: &TracePointContext) {
-    let (pid, _) = thread::current();
+    let (pid, tid) = thread::current();
+    // SAFETY: the offset lies inside the tracepoint's record.
+    if let Ok(before) = unsafe { ctx.read_at::<u32>(EXEC_OLD_TID_OFFSET) }
+        && before != tid
+    {
+        thread::forget(before);
+    }
     if let Some(thread) = thread::known() {
         thread.exec();
     }
@@ -49,6 +57,7 @@ pub fn exec(ctx: &TracePointContext) {
 /// `sched_process_exit`: a thread ends.
 pub fn thread_exit() {
     let (pid, tid) = thread::current();
+    thread::forget(tid);
     if maps::process_by_pid(pid).is_some() {
         emit::notice(KIND_THREAD_EXIT, pid, tid);
     }

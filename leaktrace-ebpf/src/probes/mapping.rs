@@ -15,7 +15,7 @@ use leaktrace_common::{
 use crate::{
     emit,
     maps::{self, count},
-    probes::growth,
+    probes::{allocate, growth},
     stack,
     thread::{self, PendingMapping, Thread},
 };
@@ -57,6 +57,13 @@ fn begins() -> Option<(u32, u32, &'static Process)> {
     traced().filter(|(_, _, process)| process.flags & PROCESS_ACTIVE != 0)
 }
 
+/// Whether a system call is made inside a pending allocation call, and so is the allocator's own.
+#[inline(always)]
+fn is_inside_call(thread: &mut Thread, process: &Process) -> bool {
+    thread.pending.sp != 0
+        && stack::entry_registers().is_none_or(|registers| allocate::is_nested(thread, process, registers.sp()))
+}
+
 pub fn mmap_enter(ctx: &TracePointContext) {
     let Some((_, _, process)) = begins() else {
         return;
@@ -80,7 +87,7 @@ pub fn mmap_enter(ctx: &TracePointContext) {
     let Some(thread) = thread::get() else {
         return;
     };
-    if call == CALL_MMAP && thread.pending.sp != 0 {
+    if call == CALL_MMAP && is_inside_call(thread, process) {
         return;
     }
     thread.mapping = PendingMapping {
@@ -111,7 +118,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
         emit::unmap(pid, address, length);
         growth::asked(thread, process, pid, length);
     } else if call == CALL_MMAP {
-        let mut alloc = Alloc {
+        thread.mapped.new = Alloc {
             header: emit::header(KIND_MMAP, 0, pid),
             address,
             size: length,
@@ -119,16 +126,17 @@ pub fn mmap_leave(ctx: &TracePointContext) {
             tid,
             interval: 0,
         };
-        if !with_stack(thread, process, &mut alloc) || !emit::record(alloc) {
+        if !with_stack(thread, process) || !emit::copy(&thread.mapped.new) {
             count(Counter::MappingLost, 1);
         }
     }
 }
 
+/// Finds the stack of the record that was put together.
 #[inline(always)]
-fn with_stack(thread: &mut Thread, process: &Process, alloc: &mut Alloc) -> bool {
-    let id = stack::entry_id(thread, process, alloc.header.pid, 0);
-    alloc.stack = id.unwrap_or(0);
+fn with_stack(thread: &mut Thread, process: &Process) -> bool {
+    let id = stack::entry_id(thread, process, thread.mapped.new.header.pid, 0);
+    thread.mapped.new.stack = id.unwrap_or(0);
     id.is_some()
 }
 
@@ -153,7 +161,8 @@ pub fn munmap_enter(ctx: &TracePointContext) {
         emit::unmap(pid, field(ctx, 0), field(ctx, 1));
         return;
     }
-    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| thread.pending.sp != 0) {
+    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| is_inside_call(thread, process))
+    {
         return;
     }
     emit::unmap(pid, field(ctx, 0), field(ctx, 1));
@@ -169,7 +178,7 @@ pub fn mremap_enter(ctx: &TracePointContext) {
     let Some(thread) = thread::get() else {
         return;
     };
-    if thread.pending.sp != 0 {
+    if is_inside_call(thread, process) {
         return;
     }
     thread.mapping = PendingMapping {
@@ -203,15 +212,19 @@ pub fn mremap_leave(ctx: &TracePointContext) {
         growth::asked(thread, process, pid, length.saturating_sub(old_length));
         return;
     }
-    let mut new = Alloc {
-        header: emit::header(KIND_MREMAP, 0, pid),
-        address,
-        size: length,
-        stack: 0,
-        tid,
-        interval: 0,
+    thread.mapped = Remap {
+        new: Alloc {
+            header: emit::header(KIND_MREMAP, 0, pid),
+            address,
+            size: length,
+            stack: 0,
+            tid,
+            interval: 0,
+        },
+        old,
+        old_length,
     };
-    if !with_stack(thread, process, &mut new) || !emit::record(Remap { new, old, old_length }) {
+    if !with_stack(thread, process) || !emit::copy(&thread.mapped) {
         count(Counter::MappingLost, 1);
     }
 }

@@ -1,9 +1,15 @@
 //! Calls that give a block back: told at their entry, while no one else can have been handed the address.
 
 use aya_ebpf::cty::c_void;
-use leaktrace_common::config::{BlockKey, PROCESS_ACTIVE};
+use leaktrace_common::{config::PROCESS_ACTIVE, reason::Counter};
 
-use crate::{arch::Registers, emit, maps, maps::SAMPLED, probes::allocate, thread};
+use crate::{
+    arch::Registers,
+    emit,
+    maps::{self, count},
+    probes::allocate,
+    thread,
+};
 
 /// A block is given back.
 #[inline(always)]
@@ -30,12 +36,13 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) {
         thread = thread::known();
     }
     if let Some(thread) = thread
-        && allocate::is_nested(thread, regs.sp())
+        && allocate::is_nested(thread, process, regs.sp())
     {
+        count(Counter::Nested, 1);
         return;
     }
     // Of two threads that give the same block back, a bug of theirs, one is told.
-    if sampled && SAMPLED.remove(BlockKey { address, pid, pad: 0 }).is_err() {
+    if sampled && !allocate::unremember(pid, address) {
         return;
     }
     emit::free(pid, address);

@@ -21,6 +21,7 @@ use super::{
     processes::ProcessTable,
     program::{self, ProgramSource},
     program_set::ProgramSet,
+    release::Release,
     ring::Ring,
     sampled::SampledBlocks,
     syscall::AttachType,
@@ -68,6 +69,15 @@ pub enum LoadError {
         cause: io::Error,
         /// What the verifier said.
         log: String,
+    },
+    /// The kernel keeps a program's stack per CPU.
+    #[error(
+        "BPF program `{program}` is not used: this kernel keeps its stack per CPU, where threads that preempt each other \
+         would share it; please report this with the output of uname -r"
+    )]
+    PrivateStack {
+        /// Which.
+        program: String,
     },
     /// A program that aya loads was refused.
     #[error("failed to load BPF program `{program}`: {cause}")]
@@ -146,6 +156,17 @@ pub struct Kernel {
     pub(super) places: Places,
 }
 
+/// Threads that have room in the map `THREADS_BY_ID` where all have their records there, 15 KiB each,
+const ALL_THREADS: u32 = 2048;
+/// and where those alone have that the kernel refuses one while it is busy with another's.
+const FEW_THREADS: u32 = 128;
+
+/// Whether task-local storage is of no use: before 6.2 the kernel does not even find a record while another thread of the
+/// CPU was preempted in the middle of looking for its own.
+fn threads_live_by_id() -> bool {
+    Release::running().is_some_and(|running| running < Release::new(6, 2))
+}
+
 /// Tracepoints: program, group, name.
 pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
@@ -186,6 +207,11 @@ impl Kernel {
             .override_global("ANON_PAGES_OFFSET", &sizes.places.anon_pages, true)
             .override_global("TASK_MEMORY_OFFSET", &sizes.places.task_memory, true)
             .override_global("PAGE_SHIFT", &page_size().ilog2(), true)
+            .override_global("ALL_BY_ID", &u32::from(threads_live_by_id()), true)
+            .map_max_entries(
+                "THREADS_BY_ID",
+                if threads_live_by_id() { ALL_THREADS } else { FEW_THREADS },
+            )
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))

@@ -13,6 +13,7 @@ pub mod links;
 pub mod log;
 pub mod processes;
 pub mod program_set;
+pub mod release;
 pub mod ring;
 pub mod sampled;
 pub mod syscall;
@@ -21,4 +22,5 @@ pub mod trap;
 pub mod usage;
 
 mod perf_event;
+mod private_stack;
 mod program;

@@ -14,7 +14,7 @@ use aya_obj::Object;
 
 use super::{
     kernel::LoadError,
-    perf_event,
+    perf_event, private_stack,
     syscall::{self, AttachType, ProgramImage},
 };
 
@@ -81,11 +81,31 @@ impl ProgramSource {
             func_info: (&func_info, function.func_info_rec_size),
             line_info: (&line_info, function.line_info_rec_size),
         };
-        syscall::load_program(&image, attach_type).map_err(|(cause, log)| LoadError::Verifier {
+        let loaded = syscall::load_program(&image, attach_type).map_err(|(cause, log)| LoadError::Verifier {
             program: name.to_owned(),
             cause,
             log,
-        })
+        })?;
+        refuse_private_stack(name, loaded.as_fd())?;
+        Ok(loaded)
+    }
+}
+
+/// An error if the kernel gave the program a stack that threads on one CPU would share.
+fn refuse_private_stack(name: &str, program: BorrowedFd<'_>) -> Result<(), LoadError> {
+    match private_stack::is_private(program) {
+        Ok(Some(true)) => Err(LoadError::PrivateStack {
+            program: name.to_owned(),
+        }),
+        Ok(Some(false)) => Ok(()),
+        Ok(None) => {
+            tracing::debug!("the kernel does not show what BPF program `{name}` was compiled to");
+            Ok(())
+        }
+        Err(error) => {
+            tracing::debug!("failed to read what BPF program `{name}` was compiled to: {error}");
+            Ok(())
+        }
     }
 }
 

@@ -129,6 +129,10 @@ struct ObjectInfo {
 
 /// `struct bpf_prog_info` up to and with `run_cnt`, in words of 8 bytes.
 const PROGRAM_INFO_WORDS: usize = 26;
+/// Lengths of the compiled code (low half) and of the checked instructions.
+const LENGTHS_WORD: usize = 2;
+/// Address of a buffer for the compiled code.
+const COMPILED_WORD: usize = 3;
 const RUN_TIME_WORD: usize = 24;
 const RUN_COUNT_WORD: usize = 25;
 
@@ -269,15 +273,33 @@ pub fn run_once(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<()> {
 /// How often a program ran and for how many nanoseconds, counted while someone asks for statistics.
 pub fn program_usage(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let mut info = [0u64; PROGRAM_INFO_WORDS];
+    program_info(program, &mut info)?;
+    Ok((info[RUN_COUNT_WORD], info[RUN_TIME_WORD]))
+}
+
+/// What a loaded program and its functions were compiled to, one behind the other. `None` where the kernel keeps it to itself.
+pub fn compiled_code(program: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
+    let mut info = [0u64; PROGRAM_INFO_WORDS];
+    program_info(program, &mut info)?;
+    let length = info[LENGTHS_WORD] as u32;
+    let mut code = vec![0u8; length as usize];
+    info = [0; PROGRAM_INFO_WORDS];
+    info[LENGTHS_WORD] = u64::from(length);
+    info[COMPILED_WORD] = code.as_mut_ptr() as u64;
+    program_info(program, &mut info)?;
+    Ok((length != 0 && info[COMPILED_WORD] != 0).then_some(code))
+}
+
+fn program_info(program: BorrowedFd<'_>, info: &mut [u64; PROGRAM_INFO_WORDS]) -> io::Result<()> {
     bpf(
         BPF_OBJ_GET_INFO_BY_FD,
         &mut ObjectInfo {
             object: program.as_raw_fd() as u32,
-            length: size_of_val(&info) as u32,
+            length: size_of_val(info) as u32,
             info: info.as_mut_ptr() as u64,
         },
     )?;
-    Ok((info[RUN_COUNT_WORD], info[RUN_TIME_WORD]))
+    Ok(())
 }
 
 /// Loads type information.

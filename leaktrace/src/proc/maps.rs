@@ -69,11 +69,19 @@ impl Mapping {
         self.file.map(|_| ProcessAddress(self.start.0 + distance))
     }
 
+    /// Whether this is the kernel's page of displaced instructions and the trampoline of return probes.
+    pub fn is_uprobes(&self) -> bool {
+        self.file.is_none() && self.path.as_os_str() == UPROBES
+    }
+
     /// Whether this is memory of a real file (not anonymous, not `/dev/zero`-like shared anonymous memory).
     pub fn is_file(&self) -> bool {
         self.file.is_some() && self.path.as_os_str().as_bytes().first() == Some(&b'/')
     }
 }
+
+/// How the kernel names its own page for probes. No process can give such a name (`prctl` names get `anon:` before them).
+const UPROBES: &str = "[uprobes]";
 
 /// Most mappings that are read: the kernel's default `vm.max_map_count` is 65,530, and it can be raised.
 pub const MAX_MAPPINGS: usize = 1 << 20;

@@ -66,11 +66,12 @@ impl CodeTables {
             }
             mappings.push(mapping);
         }
-        // Code without a file was made by the program itself; such code keeps frame pointers or cannot be followed.
+        // Code without a file was made by the program itself; such code keeps frame pointers or cannot be followed. The
+        // kernel's own page for probes is none of it: return addresses that lead there were put there by a return probe.
         for mapping in survey
             .mappings
             .iter()
-            .filter(|mapping| mapping.execute && mapping.file.is_none())
+            .filter(|mapping| mapping.execute && mapping.file.is_none() && !mapping.is_uprobes())
         {
             mappings.push(CodeMapping {
                 start: mapping.start.0,

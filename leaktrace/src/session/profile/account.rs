@@ -30,7 +30,7 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "thread_table_full",
             count(Counter::ThreadTableFull),
-            "calls not seen: no memory to remember their threads",
+            "calls not seen: the kernel gave no memory to remember their threads",
         ),
         (
             "sampled_set_full",
@@ -40,7 +40,7 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "return_missed",
             count(Counter::ReturnMissed),
-            "calls that were entered and never returned",
+            "calls whose return was not seen: they threw or jumped away, or the kernel dropped the probe",
         ),
         (
             "result_unreadable",
@@ -66,6 +66,11 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
             "growth_bytes_lost",
             count(Counter::GrowthBytesLost),
             "bytes of those, before scaling",
+        ),
+        (
+            "map_refused",
+            count(Counter::MapRefused),
+            "samples that the kernel refused to note or to strike out",
         ),
         ("undecodable", undecodable, "records that could not be decoded"),
     ];
