@@ -37,8 +37,8 @@ const _: () = assert!(size_of::<Process>() == 56 && align_of::<Process>() == 8);
 
 /// The place of a traced process, which the cookies of its probes name.
 ///
-/// Userspace writes the version that is not current and then makes it current with one store; a program that is in the
-/// middle of the old one has until the next change to finish.
+/// Userspace writes the version that is not current and then makes it current with one store; the next change waits for
+/// programs that are in the middle of the old one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ProcessSlot {
@@ -76,6 +76,13 @@ pub const PROCESS_TRACK_MMAP: u32 = 1;
 /// Calls that begin are told. Off while probes are attached and detached one by one, so that tracing begins and ends for
 /// all of them at one moment; a call that had begun may still end.
 pub const PROCESS_ACTIVE: u32 = 2;
+
+/// Where what is remembered of threads may be: in task-local storage alone,
+pub const HOME_STORAGE: u32 = 0;
+/// there or, where the kernel refuses it at times, in a hash map by thread id,
+pub const HOME_STORAGE_OR_BY_ID: u32 = 1;
+/// or in the hash map alone.
+pub const HOME_BY_ID: u32 = 2;
 
 /// One executable mapping of a process and the table for its code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

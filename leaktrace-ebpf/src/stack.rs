@@ -14,18 +14,14 @@ use leaktrace_common::{
 use crate::{
     arch, emit,
     maps::{KNOWN_STACKS, count},
-    thread::{self, FRAME_MASK, Thread},
+    thread::{FRAME_MASK, Scratch, Thread},
     unwind::{CONTINUE, walk},
 };
 
-/// Walks the stack of the current thread from the given registers and makes its id known to userspace.
-/// `None` (counted) if the stack's record did not fit into the ring, or there is no memory to walk with.
+/// Walks the stack of the current thread from the registers that its walk holds and makes its id known to userspace.
+/// `None` (counted) if the stack's record did not fit into the ring.
 #[inline(always)]
-pub fn id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp: u64) -> Option<u64> {
-    let scratch = thread::scratch()?;
-    thread.walk.ip = ip;
-    thread.walk.sp = sp;
-    thread.walk.bp = bp;
+pub fn id(thread: &mut Thread, scratch: &mut Scratch, process: &Process, pid: u32) -> Option<u64> {
     thread.is_walking = 1;
     walk(&mut thread.walk, scratch, process);
     thread.is_walking = 0;
@@ -42,10 +38,12 @@ pub fn id(thread: &mut Thread, process: &Process, pid: u32, ip: u64, sp: u64, bp
 /// The same from the registers with which the thread entered the kernel. `behind` is 0 after a system call, whose
 /// instruction lies before the instruction pointer, and 1 in a fault, where it points to the instruction itself.
 #[inline(always)]
-pub fn entry_id(thread: &mut Thread, process: &Process, pid: u32, behind: u64) -> Option<u64> {
+pub fn entry_id(thread: &mut Thread, scratch: &mut Scratch, process: &Process, pid: u32, behind: u64) -> Option<u64> {
     let regs = entry_registers()?;
-    let ip = regs.ip().wrapping_add(behind);
-    id(thread, process, pid, ip, regs.sp(), regs.frame_pointer())
+    thread
+        .walk
+        .begin_at(regs.ip().wrapping_add(behind), regs.sp(), regs.frame_pointer());
+    id(thread, scratch, process, pid)
 }
 
 /// The registers with which the current thread entered the kernel.

@@ -5,26 +5,25 @@
 //!
 //! A record has two halves, because the kernel gives no more than 8 KiB in one piece (see `task_storage.rs`). The kernel
 //! may refuse to *make* one while another thread is preempted in the middle of looking for its own, so a thread whose
-//! half cannot be made gets an entry of the hash map [`THREADS_BY_ID`] and keeps it: each half has one home as long as
-//! the thread lives. Before 6.2 it may even refuse to *find* one; there all threads live in the hash map
-//! ([`ALL_BY_ID`]).
+//! halves cannot both be made gets an entry of the hash map [`THREADS_BY_ID`] and keeps it: each thread has one home as
+//! long as it lives. Before 6.2 the kernel may even refuse to *find* one; there all threads live in the hash map. Where
+//! threads may live userspace knows ([`HOMES`]): the verifier follows a walk once for each home.
+
+use core::ptr;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
 use leaktrace_common::{
-    config::MAX_FRAMES,
+    config::{HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, MAX_FRAMES},
     event::{ReallocEnd, Remap, Stack},
     reason::Counter,
     unwind::Row,
 };
 
-use crate::{
-    maps::{NEW_THREAD, SCRATCHES, THREADS, THREADS_BY_ID, count},
-    task_storage::TaskStorage,
-};
+use crate::maps::{NEW_THREAD, SCRATCHES, THREADS, THREADS_BY_ID, count};
 
-/// Not 0: all records are entries of [`THREADS_BY_ID`]. Set by userspace on kernels before 6.2.
+/// Where threads may live: one of the `HOME_*` constants. Set by userspace.
 #[unsafe(no_mangle)]
-static ALL_BY_ID: u32 = 0;
+static HOMES: u32 = HOME_STORAGE_OR_BY_ID;
 /// How many records were ever made in [`THREADS_BY_ID`]: while there are none, nothing is looked up there.
 static mut MADE_BY_ID: u64 = 0;
 
@@ -187,6 +186,16 @@ pub struct Walk {
     pub memo: [Frame; FRAME_SLOTS],
 }
 
+impl Walk {
+    /// The registers to begin with.
+    #[inline(always)]
+    pub fn begin_at(&mut self, ip: u64, sp: u64, bp: u64) {
+        self.ip = ip;
+        self.sp = sp;
+        self.bp = bp;
+    }
+}
+
 /// The half of a thread's record that only walks need.
 #[repr(C)]
 pub struct Scratch {
@@ -208,6 +217,8 @@ pub struct ThreadById {
 pub struct Thread {
     /// What `bpf_get_current_pid_tgid` said, or 0: finding it here costs less than asking again.
     ids: u64,
+    /// Its home is [`THREADS_BY_ID`], although this half could be made.
+    is_elsewhere: u64,
     pub pending: Pending,
     pub mapping: PendingMapping,
     /// Where the next sample of allocated bytes is.
@@ -261,18 +272,18 @@ fn split(ids: u64) -> (u32, u32) {
     ((ids >> 32) as u32, ids as u32)
 }
 
-/// A constant that userspace may have replaced at load.
+/// A constant that userspace replaces at load.
 #[inline(always)]
-fn all_by_id() -> bool {
+fn homes() -> u32 {
     // SAFETY: the static above.
-    unsafe { (&raw const ALL_BY_ID).read_volatile() != 0 }
+    unsafe { (&raw const HOMES).read_volatile() }
 }
 
-/// Whether a record may be an entry of [`THREADS_BY_ID`].
+/// Whether a thread may live in [`THREADS_BY_ID`].
 #[inline(always)]
 fn some_by_id() -> bool {
     // SAFETY: the static above; an aligned load.
-    unsafe { (&raw const MADE_BY_ID).read_volatile() != 0 }
+    homes() == HOME_BY_ID || homes() != HOME_STORAGE && unsafe { (&raw const MADE_BY_ID).read_volatile() != 0 }
 }
 
 /// The current thread's entry of [`THREADS_BY_ID`], if that is its home.
@@ -280,7 +291,7 @@ fn some_by_id() -> bool {
 fn find_by_id() -> *mut ThreadById {
     let ids = bpf_get_current_pid_tgid();
     let Some(record) = THREADS_BY_ID.get_ptr_mut(ids as u32) else {
-        return core::ptr::null_mut();
+        return ptr::null_mut();
     };
     // SAFETY: a live map value that belongs to the current thread.
     let thread = unsafe { &mut (*record).thread };
@@ -301,7 +312,7 @@ fn make_by_id() -> *mut ThreadById {
         return record;
     }
     let Some(empty) = NEW_THREAD.get(0) else {
-        return core::ptr::null_mut();
+        return ptr::null_mut();
     };
     let tid = bpf_get_current_pid_tgid() as u32;
     let made = THREADS_BY_ID.insert(tid, empty, BPF_NOEXIST.into());
@@ -309,77 +320,96 @@ fn make_by_id() -> *mut ThreadById {
     unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) &raw mut MADE_BY_ID, in(reg) 1u64) };
     if made.is_err() {
         count(Counter::ThreadTableFull, 1);
-        return core::ptr::null_mut();
+        return ptr::null_mut();
     }
     find_by_id()
 }
 
-/// A half of the current thread's record, at its home; null if there is none yet.
+/// The first half of the current thread's record, if its home is task-local storage.
 #[inline(always)]
-fn find<T>(storage: &TaskStorage<T>, half: impl Fn(*mut ThreadById) -> *mut T) -> *mut T {
-    if !all_by_id() {
-        let found = storage.current();
-        if !found.is_null() {
-            return found;
-        }
-        if !some_by_id() {
-            return found;
-        }
+fn find_in_storage() -> *mut Thread {
+    if homes() == HOME_BY_ID {
+        return ptr::null_mut();
     }
-    let record = find_by_id();
-    if record.is_null() {
-        core::ptr::null_mut()
-    } else {
-        half(record)
+    let thread = THREADS.current();
+    // SAFETY: a map value that belongs to its thread, which runs one program at a time.
+    if !thread.is_null() && unsafe { (*thread).is_elsewhere } != 0 {
+        return ptr::null_mut();
     }
-}
-
-/// The same, made if need be; null (counted) without memory for it.
-#[inline(always)]
-fn find_or_make<T>(storage: &TaskStorage<T>, half: impl Fn(*mut ThreadById) -> *mut T) -> *mut T {
-    let found = find(storage, &half);
-    if !found.is_null() {
-        return found;
-    }
-    if !all_by_id() {
-        let made = storage.current_or_new();
-        if !made.is_null() {
-            return made;
-        }
-    }
-    let record = make_by_id();
-    if record.is_null() {
-        core::ptr::null_mut()
-    } else {
-        half(record)
-    }
+    thread
 }
 
 /// What is remembered of the current thread, if it was seen before.
 #[inline(always)]
 pub fn known() -> Option<&'static mut Thread> {
-    // SAFETY: a map value that belongs to its thread, which runs one program at a time.
-    unsafe { find(&THREADS, |record| &raw mut (*record).thread).as_mut() }
+    let thread = find_in_storage();
+    if !thread.is_null() {
+        // SAFETY: as in `find_in_storage`.
+        return unsafe { thread.as_mut() };
+    }
+    if !some_by_id() {
+        return None;
+    }
+    // SAFETY: as in `find_in_storage`.
+    unsafe { find_by_id().as_mut() }.map(|record| &mut record.thread)
 }
 
 /// What is remembered of the current thread; begins to remember it if need be. `None` (counted) without memory for it.
 #[inline(always)]
 pub fn get() -> Option<&'static mut Thread> {
-    // SAFETY: as in `known`.
-    unsafe { find_or_make(&THREADS, |record| &raw mut (*record).thread).as_mut() }
+    if let Some(thread) = known() {
+        return Some(thread);
+    }
+    if homes() != HOME_BY_ID {
+        let thread = make_in_storage();
+        if !thread.is_null() {
+            // SAFETY: as in `find_in_storage`.
+            return unsafe { thread.as_mut() };
+        }
+    }
+    if homes() == HOME_STORAGE {
+        count(Counter::ThreadTableFull, 1);
+        return None;
+    }
+    // SAFETY: as in `find_in_storage`.
+    unsafe { make_by_id().as_mut() }.map(|record| &mut record.thread)
 }
 
-/// The other half of the current thread's record. `None` (counted) without memory for it.
+/// Makes both halves in task-local storage; null without memory for both.
+#[inline(never)]
+fn make_in_storage() -> *mut Thread {
+    let thread = THREADS.current_or_new();
+    if thread.is_null() {
+        return thread;
+    }
+    if SCRATCHES.current_or_new().is_null() {
+        // SAFETY: as in `find_in_storage`.
+        unsafe { (*thread).is_elsewhere = (homes() != HOME_STORAGE) as u64 };
+        return ptr::null_mut();
+    }
+    thread
+}
+
+/// Both halves of what is remembered of the current thread, if it was seen before. Found at one place, so that the verifier
+/// knows that they are of one home.
 #[inline(always)]
-pub fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: as in `known`.
-    unsafe { find_or_make(&SCRATCHES, |record| &raw mut (*record).scratch).as_mut() }
+pub fn both() -> Option<(&'static mut Thread, &'static mut Scratch)> {
+    let thread = find_in_storage();
+    if !thread.is_null() {
+        // SAFETY: as in `find_in_storage`.
+        return unsafe { Some((thread.as_mut()?, SCRATCHES.current().as_mut()?)) };
+    }
+    if !some_by_id() {
+        return None;
+    }
+    // SAFETY: as in `find_in_storage`.
+    unsafe { find_by_id().as_mut() }.map(|record| (&mut record.thread, &mut record.scratch))
 }
 
 /// The thread with this id is gone.
 #[inline(always)]
 pub fn forget(tid: u32) {
-    if all_by_id() || some_by_id() {
+    if some_by_id() {
         let _ = THREADS_BY_ID.remove(tid);
     }
 }

@@ -1,10 +1,10 @@
-//! `check`: formatting, lints, both eBPF targets, layering.
+//! `check`: formatting, lints, both eBPF targets and their frames, layering.
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::setup::{self, Purpose};
-use crate::{build, command, layering, workspace};
+use crate::{bpf_frames, build, command, layering, workspace};
 
 /// Arguments of `check`.
 #[derive(Args)]
@@ -41,6 +41,8 @@ pub fn run(options: &Options) -> Result<()> {
     build::bpf("x86_64")?;
     build::bpf("aarch64")?;
     eprintln!("check: the eBPF crate compiles for programs on x86_64 and on aarch64");
+    let (function, bytes) = bpf_frames::check(&workspace::bpf_object())?;
+    eprintln!("check: no BPF frame is kept per CPU (the largest is {function}'s, {bytes} bytes)");
     command::run(command::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     eprintln!("check: clippy is content");
     Ok(())

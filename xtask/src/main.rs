@@ -4,6 +4,7 @@
 //! needs (`setup` is never a thing to remember), and every step that changes the machine says so in one line.
 
 mod bench;
+mod bpf_frames;
 mod bpf_toolchain;
 mod build;
 mod check;
@@ -47,7 +48,7 @@ enum Task {
     Bench(bench::Options),
     /// Update the table of Go runtime offsets from a release's sources.
     GoOffsets(go_offsets::GoOffsetsArgs),
-    /// rustfmt, clippy with warnings denied, both eBPF targets, and the module layering.
+    /// rustfmt, clippy with warnings denied, both eBPF targets and their frames, and the module layering.
     Check(check::Options),
 }
 

@@ -23,7 +23,7 @@ use crate::{
     emit,
     maps::{self, SAMPLED, count},
     sample, stack,
-    thread::{self, Pending, Thread},
+    thread::{self, Pending, Scratch, Thread},
     unwind::is_known_code,
 };
 
@@ -140,7 +140,10 @@ pub fn enter_or_leave(ctx: *mut c_void) -> bool {
             return false;
         }
     }
-    end(thread, process, ctx, ip, sp);
+    if let Some((thread, scratch)) = thread::both() {
+        thread.walk.begin_at(ip, sp, regs.frame_pointer());
+        end(thread, scratch, process, regs.return_value());
+    }
     true
 }
 
@@ -232,25 +235,27 @@ pub fn is_sampled(pid: u32, address: u64) -> bool {
 /// An allocation call returned to `ip`, where the stack pointer is `sp`.
 #[inline(always)]
 pub fn leave(ctx: *mut c_void, ip: u64, sp: u64) {
-    if let Some(thread) = thread::known()
+    if let Some((thread, scratch)) = thread::both()
         && let Some(process) = process_of(thread, signature(ctx).process_slot())
     {
-        end(thread, process, ctx, ip, sp);
+        let regs = Registers::from_context(ctx);
+        thread.walk.begin_at(ip, sp, regs.frame_pointer());
+        end(thread, scratch, process, regs.return_value());
     }
 }
 
+/// A call returned `result`, with the registers that the thread's walk holds.
 #[inline(never)]
-fn end(thread: &mut Thread, process: &Process, ctx: *mut c_void, ip: u64, sp: u64) -> u64 {
-    if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != sp {
+fn end(thread: &mut Thread, scratch: &mut Scratch, process: &Process, result: u64) -> u64 {
+    if thread.pending.sp == 0 || thread.pending.sp.wrapping_add(RETURN_ADDRESS_BYTES) != thread.walk.sp {
         return 0;
     }
     thread.pending.sp = 0;
-    let regs = Registers::from_context(ctx);
-    match note_result(thread, process, regs.return_value()) {
+    match note_result(thread, process, result) {
         NOTHING => return 0,
         TAKEN => {
             let pid = thread.end.new.header.pid;
-            match stack::id(thread, process, pid, ip, sp, regs.frame_pointer()) {
+            match stack::id(thread, scratch, process, pid) {
                 Some(stack) => thread.end.new.stack = stack,
                 None => return lose(thread, process),
             }

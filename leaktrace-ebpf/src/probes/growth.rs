@@ -19,7 +19,7 @@ use crate::{
     emit,
     maps::{self, GROWTH, count},
     sample, stack,
-    thread::{self, Thread},
+    thread::{self, Scratch, Thread},
 };
 
 /// Where `mm_struct` keeps the number of anonymous pages. Set by userspace from the kernel's type information.
@@ -58,7 +58,7 @@ pub fn resident(memory: u64, kind: u32) {
     let Some((slot, pid, process)) = followed() else {
         return;
     };
-    let Some(thread) = thread::known() else {
+    let Some((thread, scratch)) = thread::both() else {
         return;
     };
     let page = core::mem::replace(&mut thread.fault, 0);
@@ -71,7 +71,7 @@ pub fn resident(memory: u64, kind: u32) {
     let pages = new_pages(slot, pid, memory);
     let bytes = pages << (given(&raw const PAGE_SHIFT) & 31);
     if sample::passes(&mut thread.resident, process.growth_interval, bytes) {
-        tell(thread, process, pid, page, bytes, FLAG_RESIDENT);
+        tell(thread, scratch, process, pid, page, bytes, FLAG_RESIDENT);
     }
 }
 
@@ -115,9 +115,9 @@ fn given(constant: *const u32) -> u64 {
 
 /// Address space was asked for.
 #[inline(always)]
-pub fn asked(thread: &mut Thread, process: &Process, pid: u32, bytes: u64) {
+pub fn asked(thread: &mut Thread, scratch: &mut Scratch, process: &Process, pid: u32, bytes: u64) {
     if sample::passes(&mut thread.asked, process.growth_interval, bytes) {
-        tell(thread, process, pid, 0, bytes, 0);
+        tell(thread, scratch, process, pid, 0, bytes, 0);
     }
 }
 
@@ -138,9 +138,10 @@ pub fn moved_break(end: u64) {
     if end < before {
         emit::unmap(pid, end, before - end);
     } else if end > before
-        && let Some(thread) = thread::get()
+        && thread::get().is_some()
+        && let Some((thread, scratch)) = thread::both()
     {
-        asked(thread, process, pid, end - before);
+        asked(thread, scratch, process, pid, end - before);
     }
 }
 
@@ -159,9 +160,9 @@ pub fn forget(pid: u32) {
 }
 
 #[inline(always)]
-fn tell(thread: &mut Thread, process: &Process, pid: u32, page: u64, bytes: u64, flags: u8) {
+fn tell(thread: &mut Thread, scratch: &mut Scratch, process: &Process, pid: u32, page: u64, bytes: u64, flags: u8) {
     let behind = (flags & FLAG_RESIDENT) as u64;
-    let stack = stack::entry_id(thread, process, pid, behind);
+    let stack = stack::entry_id(thread, scratch, process, pid, behind);
     let told = stack.is_some_and(|stack| {
         emit::record(Alloc {
             header: emit::header(KIND_GROWTH, flags, pid),

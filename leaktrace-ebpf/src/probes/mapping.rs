@@ -17,7 +17,7 @@ use crate::{
     maps::{self, count},
     probes::{allocate, growth},
     stack,
-    thread::{self, PendingMapping, Thread},
+    thread::{self, PendingMapping, Scratch, Thread},
 };
 
 const CALL_MMAP: u64 = 1;
@@ -102,7 +102,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known() else {
+    let Some((thread, scratch)) = thread::both() else {
         return;
     };
     let PendingMapping { call, length, .. } = thread.mapping;
@@ -116,7 +116,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     } else if call == CALL_MMAP_GROWTH {
         // Whatever was there before is gone.
         emit::unmap(pid, address, length);
-        growth::asked(thread, process, pid, length);
+        growth::asked(thread, scratch, process, pid, length);
     } else if call == CALL_MMAP {
         thread.mapped.new = Alloc {
             header: emit::header(KIND_MMAP, 0, pid),
@@ -126,7 +126,7 @@ pub fn mmap_leave(ctx: &TracePointContext) {
             tid,
             interval: 0,
         };
-        if !with_stack(thread, process) || !emit::copy(&thread.mapped.new) {
+        if !with_stack(thread, scratch, process) || !emit::copy(&thread.mapped.new) {
             count(Counter::MappingLost, 1);
         }
     }
@@ -134,8 +134,8 @@ pub fn mmap_leave(ctx: &TracePointContext) {
 
 /// Finds the stack of the record that was put together.
 #[inline(always)]
-fn with_stack(thread: &mut Thread, process: &Process) -> bool {
-    let id = stack::entry_id(thread, process, thread.mapped.new.header.pid, 0);
+fn with_stack(thread: &mut Thread, scratch: &mut Scratch, process: &Process) -> bool {
+    let id = stack::entry_id(thread, scratch, process, thread.mapped.new.header.pid, 0);
     thread.mapped.new.stack = id.unwrap_or(0);
     id.is_some()
 }
@@ -193,7 +193,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
     let Some((pid, tid, process)) = traced() else {
         return;
     };
-    let Some(thread) = thread::known() else {
+    let Some((thread, scratch)) = thread::both() else {
         return;
     };
     let PendingMapping {
@@ -209,7 +209,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
     }
     if process.growth_interval != 0 {
         emit::unmap(pid, old, old_length);
-        growth::asked(thread, process, pid, length.saturating_sub(old_length));
+        growth::asked(thread, scratch, process, pid, length.saturating_sub(old_length));
         return;
     }
     thread.mapped = Remap {
@@ -224,7 +224,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
         old,
         old_length,
     };
-    if !with_stack(thread, process) || !emit::copy(&thread.mapped) {
+    if !with_stack(thread, scratch, process) || !emit::copy(&thread.mapped) {
         count(Counter::MappingLost, 1);
     }
 }

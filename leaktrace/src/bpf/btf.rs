@@ -206,6 +206,15 @@ impl<'a> Types<'a> {
     }
 }
 
+/// Whether the running kernel's type information names something: a type, a function, a variable of each CPU.
+pub fn names(name: &str) -> bool {
+    let Ok(information) = std::fs::read(KERNEL) else {
+        return false;
+    };
+    // Names stand in one section, each with a zero byte behind it.
+    information.split(|byte| *byte == 0).any(|text| text == name.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

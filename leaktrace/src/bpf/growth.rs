@@ -65,6 +65,7 @@ impl Kernel {
         let loaded: &mut RawTracePoint = self.program(program)?;
         if loaded.fd().is_err() {
             program::load(program, || loaded.load())?;
+            program::refuse_private_stack_of(program, loaded.fd())?;
         }
         let link = loaded.attach(name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
@@ -75,6 +76,7 @@ impl Kernel {
         let loaded: &mut TracePoint = self.program(program)?;
         if loaded.fd().is_err() {
             program::load(program, || loaded.load())?;
+            program::refuse_private_stack_of(program, loaded.fd())?;
         }
         let link = loaded.attach(category, name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })

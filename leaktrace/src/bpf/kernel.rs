@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use aya::{
@@ -10,13 +11,16 @@ use aya::{
     maps::{Array, Map, MapData, MapError},
     programs::{Program, ProgramError, TracePoint},
 };
-use leaktrace_common::config::{EXPONENTIAL_ONE, EXPONENTIAL_TABLE, MAX_PROCESSES};
+use leaktrace_common::config::{
+    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, MAX_PROCESSES,
+};
 
 use super::{
-    btf::Places,
+    btf::{self, Places},
     counters::Counters,
     deferred::DeferredFrees,
     features::{self, Trial},
+    grace::GracePeriod,
     log::KernelLog,
     processes::ProcessTable,
     program::{self, ProgramSource},
@@ -161,10 +165,26 @@ const ALL_THREADS: u32 = 2048;
 /// and where those alone have that the kernel refuses one while it is busy with another's.
 const FEW_THREADS: u32 = 128;
 
-/// Whether task-local storage is of no use: before 6.2 the kernel does not even find a record while another thread of the
-/// CPU was preempted in the middle of looking for its own.
-fn threads_live_by_id() -> bool {
-    Release::running().is_some_and(|running| running < Release::new(6, 2))
+/// Where the kernel side may remember threads (a `HOME_*` constant). Kernels that guard task-local storage by a counter for
+/// each CPU refuse to make a record, and before 6.2 even to find one, while another thread of the CPU was preempted in the
+/// middle of looking for its own.
+fn homes_of_threads() -> u32 {
+    match Release::running() {
+        Some(running) if running < Release::new(6, 2) => HOME_BY_ID,
+        _ if btf::names(STORAGE_GUARD) => HOME_STORAGE_OR_BY_ID,
+        _ => HOME_STORAGE,
+    }
+}
+
+/// The counter, as type information names it.
+const STORAGE_GUARD: &str = "bpf_task_storage_busy";
+
+fn threads_by_id(homes: u32) -> u32 {
+    match homes {
+        HOME_BY_ID => ALL_THREADS,
+        HOME_STORAGE_OR_BY_ID => FEW_THREADS,
+        _ => 1,
+    }
 }
 
 /// Tracepoints: program, group, name.
@@ -200,6 +220,7 @@ pub struct Parts {
 impl Kernel {
     /// Makes maps; attaches nothing. Programs are loaded when they are needed.
     pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
+        let homes = homes_of_threads();
         let mut ebpf = EbpfLoader::new()
             // aya 0.14 has no type for task-local storage, which only the kernel side uses.
             .allow_unsupported_maps()
@@ -207,11 +228,8 @@ impl Kernel {
             .override_global("ANON_PAGES_OFFSET", &sizes.places.anon_pages, true)
             .override_global("TASK_MEMORY_OFFSET", &sizes.places.task_memory, true)
             .override_global("PAGE_SHIFT", &page_size().ilog2(), true)
-            .override_global("ALL_BY_ID", &u32::from(threads_live_by_id()), true)
-            .map_max_entries(
-                "THREADS_BY_ID",
-                if threads_live_by_id() { ALL_THREADS } else { FEW_THREADS },
-            )
+            .override_global("HOMES", &homes, true)
+            .map_max_entries("THREADS_BY_ID", threads_by_id(homes))
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
@@ -221,6 +239,7 @@ impl Kernel {
         let mechanism = UprobeMechanism::of_this_kernel();
         let shared = ProgramSet::new(mechanism);
         fill_exponentials(&mut ebpf)?;
+        let grace = Arc::new(GracePeriod::new());
         Ok(Parts {
             ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
             deferred: {
@@ -232,13 +251,20 @@ impl Kernel {
                 mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
                 blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
                 rows: MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
+                grace: Arc::clone(&grace),
             },
             log: KernelLog::new(&mut ebpf),
             processes: {
                 let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
                 let fd = duplicate(&ebpf, "SAMPLED")?;
                 let sampled = SampledBlocks::new(take(&mut ebpf, "SAMPLED")?, fd);
-                ProcessTable::new(array, take(&mut ebpf, "SLOTS")?, take(&mut ebpf, "GROWTH")?, sampled)
+                ProcessTable::new(
+                    array,
+                    take(&mut ebpf, "SLOTS")?,
+                    take(&mut ebpf, "GROWTH")?,
+                    sampled,
+                    grace,
+                )
             },
             kernel: Self {
                 ebpf,
@@ -270,6 +296,7 @@ impl Kernel {
         for (program, category, name) in TRACEPOINTS {
             let tracepoint: &mut TracePoint = self.program(program)?;
             program::load(program, || tracepoint.load())?;
+            program::refuse_private_stack_of(program, tracepoint.fd())?;
             tracepoint
                 .attach(category, name)
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod deferred;
 pub mod features;
 pub mod feed;
+pub mod grace;
 pub mod growth;
 pub mod kernel;
 pub mod links;

@@ -1,18 +1,15 @@
 //! Traced processes as the kernel side sees them: one slot each, named by the cookies of its probes.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Instant};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use leaktrace_common::config::{GrowthState, MAX_PROCESSES, Process, ProcessSlot};
 
 use super::{
+    grace::GracePeriod,
     sampled::SampledBlocks,
     tables::{ArrayFull, MappedArray},
 };
-
-/// Least time between two changes of a slot: a program in the kernel that still reads the version before has finished by
-/// then.
-const SETTLE: Duration = Duration::from_millis(5);
 
 /// Why a process could not be made known.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +34,7 @@ pub struct ProcessTable {
     /// What the kernel side remembers to see growth, by slot.
     growth: Array<MapData, GrowthState>,
     sampled: SampledBlocks,
+    grace: Arc<GracePeriod>,
 }
 
 /// The place of one process; given back by [`ProcessTable::remove`].
@@ -45,7 +43,8 @@ pub struct Slot {
     index: u32,
     pid: u32,
     current: u64,
-    changed: Instant,
+    /// When it was changed last; until then programs may have begun that read the version that is not current now.
+    changed: Option<Instant>,
     /// Its blocks are taken as samples.
     is_sampled: bool,
 }
@@ -64,12 +63,14 @@ impl ProcessTable {
         by_pid: HashMap<MapData, u32, u32>,
         growth: Array<MapData, GrowthState>,
         sampled: SampledBlocks,
+        grace: Arc<GracePeriod>,
     ) -> Self {
         Self {
             slots,
             by_pid,
             growth,
             sampled,
+            grace,
         }
     }
 
@@ -85,7 +86,7 @@ impl ProcessTable {
             index: run.start,
             pid: process.pid,
             current: 0,
-            changed: Instant::now(),
+            changed: None,
             is_sampled: process.sample_interval != 0,
         };
         let known = self.growth.set(slot.index, GrowthState::default(), 0);
@@ -103,7 +104,9 @@ impl ProcessTable {
 
     /// Replaces what is known of a process, at once for each program that begins after this.
     pub fn change(&mut self, slot: &mut Slot, process: Process) {
-        std::thread::sleep(SETTLE.saturating_sub(slot.changed.elapsed()));
+        if let Some(changed) = slot.changed {
+            self.grace.wait_for_programs_of(changed);
+        }
         let next = 1 - slot.current;
         self.slots.change(slot.index, |entry| {
             // SAFETY: `entry` points to a whole slot; programs do not read the version that is not current.
@@ -113,7 +116,7 @@ impl ProcessTable {
             unsafe { (&raw mut (*entry).current).write_volatile(next) };
         });
         slot.current = next;
-        slot.changed = Instant::now();
+        slot.changed = Some(Instant::now());
     }
 
     /// Forgets the samples of the programs that a process ran before the one that it runs now.
@@ -137,6 +140,8 @@ impl ProcessTable {
                 (&raw mut (*entry).versions[1].pid).write_volatile(0);
             }
         });
+        // A program in the middle must not come to see the next process's numbers.
+        self.grace.wait_for_programs_of(Instant::now());
         self.slots.release(slot.index..slot.index + 1);
         if slot.is_sampled {
             self.sampled.forget(slot.pid, None);

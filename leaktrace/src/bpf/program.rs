@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::ProgramError;
+use aya::programs::{ProgramError, ProgramFd};
 use aya_obj::Object;
 
 use super::{
@@ -116,6 +116,15 @@ pub fn load(program: &'static str, load: impl FnMut() -> Result<(), ProgramError
         |error| matches!(error, ProgramError::LoadError { io_error, .. } if syscall::was_interrupted(io_error)),
     )
     .map_err(|cause| LoadError::Program { program, cause })
+}
+
+/// The same as for uprobe programs, of one that aya keeps and has loaded.
+pub fn refuse_private_stack_of(
+    program: &'static str,
+    loaded: Result<&ProgramFd, ProgramError>,
+) -> Result<(), LoadError> {
+    let fd = loaded.map_err(|cause| LoadError::Program { program, cause })?;
+    refuse_private_stack(program, fd.as_fd())
 }
 
 /// A loaded uprobe program and how it is attached.

@@ -13,6 +13,8 @@ use std::{
 
 use aya_obj::generated::bpf_insn;
 
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -136,6 +138,26 @@ const COMPILED_WORD: usize = 3;
 const RUN_TIME_WORD: usize = 24;
 const RUN_COUNT_WORD: usize = 25;
 
+/// What is made of a map here: one element of 4 bytes.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum MapType {
+    /// A number.
+    Array = 2,
+    /// Another map.
+    ArrayOfMaps = 12,
+}
+
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map: u32,
+}
+
 #[repr(C)]
 struct MapElement {
     map: u32,
@@ -196,6 +218,36 @@ pub fn through_signals<T, E>(
         }
     }
     attempt()
+}
+
+/// Makes a map with one element; `inner` is an example of the maps in an array of maps.
+pub fn create_map(map_type: MapType, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    bpf_fd(
+        BPF_MAP_CREATE,
+        &mut MapCreate {
+            map_type: map_type as u32,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+            inner_map: inner.map_or(0, |inner| inner.as_raw_fd() as u32),
+        },
+    )
+}
+
+/// Sets an element of a map that [`create_map`] made.
+pub fn set_element(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<()> {
+    bpf(
+        BPF_MAP_UPDATE_ELEM,
+        &mut MapElement {
+            map: map.as_raw_fd() as u32,
+            pad: 0,
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        },
+    )?;
+    Ok(())
 }
 
 /// Takes one entry out of a hash map: its value, which no one else can get after this (kernel 5.14).

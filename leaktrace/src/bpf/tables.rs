@@ -9,13 +9,14 @@ use std::{
     marker::PhantomData,
     ops::Range,
     os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
 };
 
 use aya::Pod;
 use leaktrace_common::{config::CodeMapping, unwind::Row};
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::kernel::LoadError;
+use super::{grace::GracePeriod, kernel::LoadError};
 
 /// An array is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +106,8 @@ pub struct UnwindArrays {
     pub blocks: MappedArray<u32>,
     /// Rows.
     pub rows: MappedArray<Row>,
+    /// Waits for programs that may be reading a run.
+    pub grace: Arc<GracePeriod>,
 }
 
 /// Where a file's table stands.

@@ -21,8 +21,7 @@ use crate::{
     proc::maps::FileId,
 };
 
-/// How long a run of mappings that was replaced may still be read by a program in the kernel. Programs run for
-/// microseconds; this is generous.
+/// How long a run that was replaced is kept at least, so that one wait for the programs that may be reading it serves many.
 const RETIREMENT: Duration = Duration::from_secs(1);
 
 /// Runs of arrays that a program in the kernel may still be reading.
@@ -125,17 +124,19 @@ impl CodeTables {
     }
 
     fn release_retired(&mut self) {
-        let arrays = &mut self.arrays;
-        self.retired.retain(|(since, what)| {
-            let keep = since.elapsed() < RETIREMENT;
-            if !keep {
-                match what {
-                    Retired::Mappings(run) => arrays.mappings.release(run.clone()),
-                    Retired::Table(place) => arrays.release_table(place.clone()),
-                }
+        let (due, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.retired)
+            .into_iter()
+            .partition(|(since, _)| since.elapsed() >= RETIREMENT);
+        self.retired = kept;
+        if let Some(youngest) = due.iter().map(|(since, _)| *since).max() {
+            self.arrays.grace.wait_for_programs_of(youngest);
+        }
+        for (_, what) in due {
+            match what {
+                Retired::Mappings(run) => self.arrays.mappings.release(run),
+                Retired::Table(place) => self.arrays.release_table(place),
             }
-            keep
-        });
+        }
     }
 }
 
