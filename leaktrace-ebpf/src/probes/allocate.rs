@@ -147,7 +147,7 @@ pub fn enter_or_leave(ctx: *mut c_void) -> bool {
     true
 }
 
-#[inline(never)]
+#[inline(always)]
 fn begin(
     thread: &mut Thread,
     process: &Process,
@@ -194,7 +194,7 @@ fn begin(
 }
 
 /// Notes what the call asks for, while none is pending.
-#[inline(never)]
+#[inline(always)]
 fn note_request(thread: &mut Thread, ctx: *mut c_void, signature: Signature) -> u64 {
     let regs = Registers::from_context(ctx);
     let pending = &mut thread.pending;
@@ -357,11 +357,13 @@ fn lose(thread: &mut Thread, process: &Process) -> u64 {
 }
 
 /// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
-#[inline(never)]
+#[inline(always)]
 fn remember(process: &Process, slot: u16, alloc: &Alloc) -> bool {
-    if process.sample_interval == 0 {
-        return true;
-    }
+    process.sample_interval == 0 || note_sample(slot, alloc)
+}
+
+#[inline(never)]
+fn note_sample(slot: u16, alloc: &Alloc) -> bool {
     let key = BlockKey {
         address: alloc.address,
         pid: alloc.header.pid,
