@@ -13,6 +13,7 @@ mod go_offsets;
 mod go_toolchains;
 mod layering;
 mod packages;
+mod private_apt;
 mod run;
 mod setup;
 mod test;
