@@ -191,7 +191,7 @@ impl Daemon<'_> {
         patience: Duration,
         mut holds: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + machine::scaled(patience);
         loop {
             if holds(self)? {
                 return Ok(());
@@ -251,8 +251,8 @@ impl Daemon<'_> {
 /// When there is no answer that can be read.
 pub fn ask(socket: &Path, method: &str, path: &str, body: Option<&str>) -> Result<(u16, Vec<u8>)> {
     let mut stream = UnixStream::connect(socket).with_context(|| format!("`{}`", socket.display()))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(machine::scaled(PATIENCE)))?;
+    stream.set_write_timeout(Some(machine::scaled(PATIENCE)))?;
     let body = body.unwrap_or_default();
     // HTTP/1.0: the answer ends with the connection and is not cut into pieces.
     write!(

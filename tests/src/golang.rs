@@ -1,5 +1,6 @@
 //! Go toolchains and the programs that they build from `tests/programs/go`.
 //!
+//! In the folder of programs that were built before (see [`programs`](crate::programs)) they lie as [`file_name`] says.
 //! Invariant: a build needs no network; a toolchain that tests cannot do without fails them with the way to get it.
 
 use std::fs;
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 
 use crate::machine;
-use crate::programs::run;
+use crate::programs::{prebuilt, run};
 
 /// Where `cargo xtask setup` unpacks toolchains; `1.NN/usr/lib/go-1.NN` below it is a GOROOT.
 pub const CACHE: &str = "/var/cache/leaktrace-tests/go";
@@ -121,6 +122,32 @@ impl Toolchain {
         run(command.arg(format!("./{program}")))?;
         Ok(output)
     }
+}
+
+/// The programs in Go that a guest gets, of each mandatory release.
+pub const FOR_GUESTS: [(&str, Form); 1] = [("truth", Form::Pure)];
+
+/// How a program is called in a folder of programs that were built before.
+pub fn file_name(minor: u32, program: &str, form: Form) -> String {
+    format!("go-1.{minor}-{program}-{form:?}")
+}
+
+/// A program by a mandatory release: built, or the one that was built before.
+///
+/// # Errors
+/// When it is not there, or does not build.
+pub fn program(minor: u32, program: &str, form: Form) -> Result<PathBuf> {
+    if let Some(folder) = prebuilt() {
+        let path = folder.join(file_name(minor, program, form));
+        ensure!(
+            path.exists(),
+            "`{}` is not there: it was not built before",
+            path.display()
+        );
+        return Ok(path);
+    }
+    let root = goroot(minor).with_context(|| format!("no Go 1.{minor} here: run `cargo xtask setup`"))?;
+    Toolchain { minor, root }.build(program, form)
 }
 
 /// The C library of `cgocache`: optimized, without frame pointers.

@@ -7,6 +7,7 @@
 pub mod breakpoints;
 pub mod daemon;
 pub mod golang;
+pub mod losses;
 pub mod machine;
 pub mod pprof;
 pub mod process;

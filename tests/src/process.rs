@@ -1,4 +1,5 @@
-//! A child process under a test's control: lines in and out, every wait with a limit.
+//! A child process under a test's control: lines in and out, every wait with a limit, which is
+//! [`scaled`](machine::scaled) to the machine.
 //!
 //! Invariant: the process is dead and reaped when its [`Process`] is dropped.
 
@@ -13,6 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
+
+use crate::machine;
 
 /// Enough for anything that works, on two cores that are busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +55,7 @@ impl Lines {
 
     /// The next line for which `wanted` holds; all others until then are kept in `seen` too.
     fn wait(&mut self, wanted: impl Fn(&str) -> bool, patience: Duration) -> Result<String, RecvTimeoutError> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + machine::scaled(patience);
         loop {
             let line = self
                 .receiver
@@ -281,7 +284,7 @@ impl Process {
     /// # Errors
     /// When it does not end in time.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + machine::scaled(patience);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 self.status = Some(status);

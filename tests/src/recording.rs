@@ -58,8 +58,9 @@ impl Recording {
     ///
     /// # Errors
     /// When it does not come so far in time.
-    pub fn attach_with_variables(pid: u32, variables: &[(&str, &str)]) -> Result<Self> {
-        Self::start(&["-p", &pid.to_string()], &[], "profile.json", variables)
+    pub fn attach_with_variables(pid: u32, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let pid = pid.to_string();
+        Self::start(&[&["-p", &pid], arguments].concat(), &[], "profile.json", variables)
     }
 
     /// Starts a command under the tracer.

@@ -48,7 +48,7 @@ pub fn record_program(name: &str, argument: &str) -> Result<(Truth, Recorded)> {
 pub fn unharmed(target: &mut Process) -> Result<()> {
     ensure!(target.alive(), "the target ended:\n{}", target.errors());
     // The kernel removes probes a moment after their last descriptor is closed.
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + machine::scaled(Duration::from_secs(5));
     loop {
         let changed = breakpoints::changed_code(target.pid())?;
         if changed.is_empty() {
@@ -118,7 +118,7 @@ pub fn late_library(library: &str, function: &str) -> Result<()> {
     let recording = Recording::attach(target.pid(), &[])?;
     target.send("go")?;
     target.expect("loaded")?;
-    thread::sleep(Duration::from_secs(1));
+    machine::pause();
     target.send("on")?;
     let truth = target.finished()?;
     let recorded = recording.stop()?;

@@ -6,19 +6,8 @@ use std::process::Command;
 use anyhow::Result;
 use leaktrace_tests::process::Process;
 use leaktrace_tests::recording::Recording;
-use leaktrace_tests::scenario::{assert_exact, assert_exact_through, record_program};
+use leaktrace_tests::scenario::{assert_exact, assert_exact_through};
 use leaktrace_tests::{machine, programs};
-
-/// A filter that ends the process at any unexpected system call: return probes of some kernels make such calls.
-#[test]
-fn a_seccomp_filter() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let (truth, recorded) = record_program("seccomp", "")?;
-    assert_exact(&truth, &recorded.profile);
-    Ok(())
-}
 
 /// The program lies in a mount namespace of its own: its path leads nowhere outside.
 #[test]

@@ -77,17 +77,6 @@ fn bad_alloc_through_libstdcxx() -> Result<()> {
     Ok(())
 }
 
-/// Here operator new itself has to be probed: nothing else is called.
-#[test]
-fn bad_alloc_through_operators_of_the_program_itself() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let (truth, recorded) = record_program("throwing_custom", "")?;
-    assert_exact(&truth, &recorded.profile);
-    Ok(())
-}
-
 #[test]
 fn bad_alloc_through_jemalloc() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {

@@ -1,4 +1,4 @@
-//! Processes that change while they are recorded: threads, fork, exec, dlopen, and their end.
+//! Processes that change while they are recorded: threads, and their end. fork, exec and dlopen: `tests/kernels/lifecycle.rs`.
 
 use std::thread;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use leaktrace_tests::process::{PATIENCE, Process, Truth};
 use leaktrace_tests::recording::Recording;
 use leaktrace_tests::scenario::{amount, assert_exact, record_program, unharmed};
-use leaktrace_tests::{machine, programs, scenario};
+use leaktrace_tests::{machine, programs};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -20,52 +20,6 @@ fn eight_threads_free_each_others_blocks() -> Result<()> {
     let exchanged = recorded.profile.allocated_through("allocate_for_neighbour");
     assert_eq!(exchanged.objects, 8 * 5000, "{}", recorded.profile.shown());
     Ok(())
-}
-
-/// The child frees its copies: the parent's blocks stay outstanding.
-#[test]
-fn fork_then_exec_in_the_child() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let (truth, recorded) = record_program("fork_exec", "fork")?;
-    let profile = &recorded.profile;
-    assert_eq!(
-        profile.outstanding_through("leak_here"),
-        amount(truth.leaked_objects, truth.leaked_bytes),
-        "{}",
-        profile.shown()
-    );
-    Ok(())
-}
-
-/// What was outstanding before the exec is gone with the old program; the new one is followed.
-#[test]
-fn exec_in_the_target() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let mut target = Process::ready(programs::command("fork_exec")?.arg("exec"))?;
-    let recording = Recording::attach(target.pid(), &[])?;
-    target.send("go")?;
-    target.expect("exec")?;
-    // The new program's libraries are inspected as they are mapped; it allocates only when it is told to.
-    thread::sleep(Duration::from_secs(1));
-    let truth = target.work()?;
-    let recorded = recording.stop()?;
-    assert_exact(&truth, &recorded.profile);
-    unharmed(&mut target)?;
-    target.exit()
-}
-
-#[test]
-fn dlopen_of_a_library_after_attach() -> Result<()> {
-    scenario::late_library("libplugin.so", "plugin_leak")
-}
-
-#[test]
-fn dlopen_of_an_allocator_after_attach() -> Result<()> {
-    scenario::late_library("libplugin_allocator.so", "malloc")
 }
 
 /// A profile is written all the same, of what was outstanding at the end.

@@ -26,7 +26,7 @@ fn attachments(tracer: u32, kind: &str) -> Result<usize> {
 /// As `scenario::record`, attached through perf events.
 fn record(command: &mut Command) -> Result<(Truth, Recorded)> {
     let mut target = Process::ready(command)?;
-    let mut recording = Recording::attach_with_variables(target.pid(), &[("LEAKTRACE_UPROBES", "perf")])?;
+    let mut recording = Recording::attach_with_variables(target.pid(), &[], &[("LEAKTRACE_UPROBES", "perf")])?;
     let tracer = recording.tracer().pid();
     ensure!(attachments(tracer, "uprobe_multi")? == 0, "a session is in use");
     // malloc, calloc, realloc and free at least, three of them twice; and the tracepoints.

@@ -10,9 +10,20 @@ use leaktrace_tests::recording::leaktrace;
 use leaktrace_tests::scenario::unharmed;
 use leaktrace_tests::{breakpoints, machine, programs};
 
+/// How much the service grows while it is followed, in MiB, and KiB between two samples of that: 768 of them, of which
+/// 3.6 % is one standard deviation. An emulated machine grows by less and samples as often.
+fn course() -> (u32, u32) {
+    if machine::slowness() == 1 { (48, 64) } else { (12, 16) }
+}
+
 /// A process is a suspect after a quarter of `growth_time`, half a minute at least; it is never traced here.
-const WATCH: &str =
-    "growth_slope = \"100MiB/h\"\ngrowth_time = \"2m\"\nsuspect_interval = \"64KiB\"\n\n[trace]\nauto = false\n\n";
+fn configuration(budget: &str) -> String {
+    let (_, interval) = course();
+    format!(
+        "growth_slope = \"100MiB/h\"\ngrowth_time = \"2m\"\nsuspect_interval = \"{interval}KiB\"\n\n[trace]\nauto = false\n\n{budget}"
+    )
+}
+
 /// The service touches more pages a second than any real one.
 const ENOUGH: &str = "[budget]\nmachine_cpu = \"100%\"";
 const TOO_LITTLE: &str = "[budget]\nmachine_cpu = \"0.001%\"";
@@ -46,14 +57,13 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
     let mut service = Process::spawn(programs::command("arena_service")?.arg(RATE.to_string()))?;
     service.expect("ready")?;
     let pid = service.pid();
-    let home = Home::new(&format!("{WATCH}{ENOUGH}"))?;
+    let home = Home::new(&configuration(ENOUGH))?;
     let mut daemon = home.start()?;
     daemon.until("its growth is followed", Duration::from_secs(90), |daemon| {
         Ok(daemon.state(pid)?.is_some() && suspect(daemon, pid)?.is_some())
     })?;
     let before = anonymous(&daemon, pid)?;
-    // At 64 KiB a sample, 48 MiB are 768 of them: 3.6 % is one standard deviation.
-    let grown = 48.0 * 1024.0 * 1024.0;
+    let grown = f64::from(course().0) * 1024.0 * 1024.0;
     daemon.until("it grows", Duration::from_secs(120), |daemon| {
         Ok(anonymous(daemon, pid)? - before > grown)
     })?;
@@ -92,7 +102,7 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
     // What it costs is told, and beyond the budget it ends.
     let status = daemon.get("/api/v1/status")?;
     ensure!(status["own"]["growth"].as_f64() > Some(0.0), "{status}");
-    daemon.configure(&format!("{WATCH}{TOO_LITTLE}"))?;
+    daemon.configure(&configuration(TOO_LITTLE))?;
     daemon.until("it ends", Duration::from_secs(30), |daemon| {
         let status = daemon.get("/api/v1/status")?;
         Ok(suspect(daemon, pid)?.is_none() && status["own"]["growth"].as_f64() == Some(0.0))
