@@ -12,6 +12,7 @@ mod command;
 mod go_offsets;
 mod go_toolchains;
 mod layering;
+mod matrix;
 mod packages;
 mod private_apt;
 mod run;
@@ -43,7 +44,8 @@ enum Task {
     Build,
     /// Build leaktrace and run it: `cargo xtask run -- record -p PID`.
     Run(run::Options),
-    /// Build everything and run unit and end-to-end tests (as root); arguments are passed on as test filters.
+    /// Build everything and run unit and end-to-end tests (as root), here or on other kernels; arguments are passed on as
+    /// test filters.
     Test(test::Options),
     /// Measure leaktrace beside its peers and write target/bench.json.
     Bench(bench::Options),

@@ -41,6 +41,20 @@ pub const TEST: &[&str] = &[
 /// Programs that `bench` measures leaktrace against, beside those of [`TEST`].
 pub const BENCH: &[&str] = &["bpftrace", "heaptrack", "gdb", "libllvm14"];
 
+/// What `test --kernel` boots other kernels with.
+pub const GUESTS: &[&str] = &[
+    "qemu-system-x86",
+    "busybox-static",
+    "cpio",
+    "e2fsprogs",
+    "kmod",
+    "dpkg",
+    "xz-utils",
+    "util-linux",
+    "binutils",
+    "debian-archive-keyring",
+];
+
 /// Consulted by Debian's maintainer scripts before they start a service: 101 is "forbidden".
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 

@@ -1,0 +1,136 @@
+//! The result as a table: on standard output, in README between two marks, and as JSON.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::guest::Outcome;
+
+/// Marks in README, between which the table stands.
+const BEGIN: &str = "<!-- kernels:begin -->";
+const END: &str = "<!-- kernels:end -->";
+
+/// One boot.
+#[derive(Serialize)]
+pub struct Row {
+    /// As on the command line: `6.12+full`.
+    pub name: String,
+    /// Whether the kernel is one that has to be refused.
+    pub is_refused: bool,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// The rows in Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let head = "| kernel | preemption | mechanism | tests passed | result |\n|---|---|---|---|---|\n";
+    let lines = rows.iter().map(|row| {
+        let outcome = &row.outcome;
+        format!(
+            "| {} | {} | {} | {} of {} | {} |\n",
+            outcome.release,
+            or_dash(&outcome.preemption),
+            if row.is_refused {
+                "–"
+            } else {
+                or_dash(&outcome.mechanism)
+            },
+            outcome.passed,
+            outcome.passed + outcome.failed.len(),
+            result(row)
+        )
+    });
+    std::iter::once(head.to_owned()).chain(lines).collect()
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "–" } else { text }
+}
+
+fn result(row: &Row) -> String {
+    let outcome = &row.outcome;
+    if outcome.is_success() {
+        return if row.is_refused {
+            "refused, with the version that is needed"
+        } else {
+            "right"
+        }
+        .to_owned();
+    }
+    let failed = outcome.failed.iter().map(|name| format!("`{name}` failed"));
+    let all: Vec<String> = failed.chain(outcome.troubles.iter().cloned()).collect();
+    // A cell has no lines and no bars.
+    all.join("; ").replace('|', "/")
+}
+
+/// Writes all that is known of each boot.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
+    let text = serde_json::to_string_pretty(rows)?;
+    fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// Replaces the table in a file that has the marks.
+///
+/// # Errors
+/// When the file has no marks, or cannot be read or written.
+pub fn write_between_marks(path: &Path, rows: &[Row]) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+    let new = replaced(&text, &markdown(rows))
+        .with_context(|| format!("`{}` has no lines `{BEGIN}` and `{END}`", path.display()))?;
+    fs::write(path, new).with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+fn replaced(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(failed: &[&str], is_refused: bool) -> Row {
+        Row {
+            name: "6.12".to_owned(),
+            is_refused,
+            outcome: Outcome {
+                release: "6.12.118".to_owned(),
+                mechanism: "perf events".to_owned(),
+                passed: 3,
+                failed: failed.iter().map(|name| (*name).to_owned()).collect(),
+                ..Outcome::default()
+            },
+        }
+    }
+
+    #[test]
+    fn rows_say_what_passed_and_what_did_not() {
+        let table = markdown(&[row(&[], false), row(&["truth::exact"], false), row(&[], true)]);
+        let lines: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(lines[0], "| 6.12.118 | – | perf events | 3 of 3 | right |");
+        assert_eq!(
+            lines[1],
+            "| 6.12.118 | – | perf events | 3 of 4 | `truth::exact` failed |"
+        );
+        assert_eq!(
+            lines[2],
+            "| 6.12.118 | – | – | 3 of 3 | refused, with the version that is needed |"
+        );
+    }
+
+    #[test]
+    fn only_what_is_between_the_marks_is_replaced() {
+        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        assert_eq!(
+            replaced(&text, "new\n"),
+            Some(format!("before\n{BEGIN}\nnew\n{END}\nafter\n"))
+        );
+        assert_eq!(replaced("no marks", "new\n"), None);
+    }
+}
