@@ -28,15 +28,16 @@ static ANON_PAGES_OFFSET: u32 = 0;
 /// Where `task_struct` keeps its `mm_struct`. Set by userspace from the kernel's type information.
 #[unsafe(no_mangle)]
 static TASK_MEMORY_OFFSET: u32 = 0;
+/// A difference of the number of anonymous pages from which on it is how many came. Set by userspace: it depends on how the
+/// kernel counts.
+#[unsafe(no_mangle)]
+static LEAST_JUMP: u32 = 256;
 /// Binary logarithm of the page size. Set by userspace.
 #[unsafe(no_mangle)]
 static PAGE_SHIFT: u32 = 12;
 
 /// `MM_ANONPAGES`.
 const ANONYMOUS: u32 = 1;
-/// A huge page goes past the batches in which the kernel counts (32 pages, or twice the number of CPUs) at once; by so
-/// many pages no small ones do.
-const HUGE: u64 = 256;
 /// More is no number of pages.
 const MAX_PAGES: u64 = 1 << 40;
 
@@ -62,13 +63,17 @@ pub fn resident(memory: u64, kind: u32) {
         return;
     };
     let page = core::mem::replace(&mut thread.fault, 0);
-    // Memory that is given back, or another process's (a debugger's write), is no growth.
     // SAFETY: the helper takes no argument and cannot fail.
     let task = unsafe { bpf_get_current_task() };
-    if page == 0 || read_kernel(task.wrapping_add(given(&raw const TASK_MEMORY_OFFSET))) != memory {
+    if read_kernel(task.wrapping_add(given(&raw const TASK_MEMORY_OFFSET))) != memory {
+        // Another process's (a debugger's write).
         return;
     }
     let pages = new_pages(slot, pid, memory);
+    if page == 0 {
+        // Memory that is given back is no growth.
+        return;
+    }
     let bytes = pages << (given(&raw const PAGE_SHIFT) & 31);
     if sample::passes(&mut thread.resident, process.growth_interval, bytes) {
         tell(thread, scratch, process, pid, page, bytes, FLAG_RESIDENT);
@@ -88,7 +93,7 @@ fn new_pages(slot: u32, pid: u32, memory: u64) -> u64 {
     state.pages = pages;
     state.pid = pid;
     let jump = pages.wrapping_sub(before);
-    if is_known && pages <= MAX_PAGES && jump >= HUGE && jump <= MAX_PAGES {
+    if is_known && pages <= MAX_PAGES && jump >= given(&raw const LEAST_JUMP) && jump <= MAX_PAGES {
         jump
     } else {
         1

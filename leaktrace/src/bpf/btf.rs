@@ -25,7 +25,14 @@ pub struct Places {
     pub anon_pages: u32,
     /// Of the `mm_struct` in `task_struct`.
     pub task_memory: u32,
+    /// By how many pages at least the number jumps when more than the one that was missing came. Before 6.2 threads count for
+    /// themselves and add what came to it from time to time: each difference is a number of pages.
+    pub least_jump: u32,
 }
+
+/// A huge page goes past the batches in which kernels from 6.2 on count (32 pages, or twice the number of CPUs) at once; by
+/// so many pages no small ones do.
+const HUGE: u32 = 256;
 
 impl Places {
     /// Of the running kernel; `None` if its type information cannot be read or does not have them.
@@ -38,23 +45,25 @@ impl Places {
         let types = Types::read(bytes)?;
         let memory = types.named("mm_struct")?;
         let (counters_at, counters) = types.member(memory, "rss_stat", MAX_DEPTH)?;
-        let anon_pages = match types.get(counters)?.kind() {
+        let (anon_pages, least_jump) = match types.get(counters)?.kind() {
             // One `percpu_counter` for each kind of memory (6.2).
             KIND_ARRAY => {
                 let counter = types.element(counters)?;
                 let (count_at, _) = types.member(counter, "count", MAX_DEPTH)?;
-                counters_at + ANONYMOUS * u64::from(types.get(counter)?.size) + count_at
+                let at = counters_at + ANONYMOUS * u64::from(types.get(counter)?.size) + count_at;
+                (at, HUGE)
             }
             // `struct mm_rss_stat` with an array of 8-byte numbers.
             _ => {
                 let (count_at, _) = types.member(counters, "count", MAX_DEPTH)?;
-                counters_at + count_at + ANONYMOUS * 8
+                (counters_at + count_at + ANONYMOUS * 8, 1)
             }
         };
         let (task_memory, _) = types.member(types.named("task_struct")?, "mm", MAX_DEPTH)?;
         Some(Self {
             anon_pages: u32::try_from(anon_pages).ok()?,
             task_memory: u32::try_from(task_memory).ok()?,
+            least_jump,
         })
     }
 }
@@ -284,6 +293,7 @@ mod tests {
         let expected = Places {
             anon_pages: 16 + 64 + 40 + 8,
             task_memory: 72,
+            least_jump: HUGE,
         };
         assert_eq!(Places::of(&new_kernel()), Some(expected));
 
@@ -296,6 +306,7 @@ mod tests {
         let expected = Places {
             anon_pages: 24 + 8,
             task_memory: 8,
+            least_jump: 1,
         };
         assert_eq!(Places::of(&builder.finish()), Some(expected));
     }
