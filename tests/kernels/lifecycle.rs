@@ -52,14 +52,14 @@ fn dlopen_of_an_allocator_after_attach() -> Result<()> {
     scenario::late_library("libplugin_allocator.so", "malloc")
 }
 
-/// Anonymous memory that is mapped, grown, moved, cut and given back, to the page.
+/// Anonymous memory that is mapped, grown, moved, cut and given back, to the page. What is grown belongs to who grew it.
 #[test]
 fn mappings() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
     let (truth, recorded) = record_program("mappings", "")?;
-    let mapped = recorded.profile.mapped_through("map_here");
+    let mapped = recorded.profile.mapped_through("main");
     assert_eq!(
         mapped.bytes,
         i64::try_from(truth.leaked_bytes)?,

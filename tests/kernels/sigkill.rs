@@ -1,5 +1,6 @@
 //! leaktrace killed in the middle, again and again, under load: the target goes on, unprobed.
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +21,13 @@ fn rounds(target: &mut Process) -> Result<u64> {
     Ok(target.json::<Count>(PATIENCE)?.rounds)
 }
 
+/// A load that leaves a processor to whoever wants it: attaching to it is no race for that.
+fn churning() -> Result<Process> {
+    let mut target = Process::ready(Command::new("nice").args(["-n", "19"]).arg(programs::path("churn")?))?;
+    target.send("go")?;
+    Ok(target)
+}
+
 /// How often: an emulated machine is as slow at it as it is at everything.
 fn often(times: u64) -> u64 {
     times / u64::from(machine::slowness().min(10))
@@ -30,8 +38,7 @@ fn again_and_again() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut target = Process::ready(&mut programs::command("churn")?)?;
-    target.send("go")?;
+    let mut target = churning()?;
     let mut before = rounds(&mut target)?;
     for round in 0..often(50) {
         let recording = Recording::attach(target.pid(), &[])?;
@@ -74,10 +81,9 @@ fn while_attaching() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut target = Process::ready(&mut programs::command("churn")?)?;
-    target.send("go")?;
+    let mut target = churning()?;
     for round in 0..often(20) {
-        let mut command = std::process::Command::new(machine::leaktrace());
+        let mut command = Command::new(machine::leaktrace());
         command.args(["record", "-o", "/dev/null", "-p", &target.pid().to_string()]);
         let mut tracer = Process::spawn(&mut command)?;
         thread::sleep(Duration::from_millis(round * 15));

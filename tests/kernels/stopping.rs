@@ -21,7 +21,9 @@ fn a_leak_is_named_and_the_daemon_ends_in_time() -> Result<()> {
     let mut leaky = Process::spawn(programs::command("leaky_service")?.arg("256"))?;
     leaky.expect("ready")?;
     let pid = leaky.pid();
-    let home = Home::new("\n[trace]\nauto = false\n\n[budget]\ntarget_cpu = \"100%\"\nmachine_cpu = \"100%\"")?;
+    let home = Home::new(
+        "\n[trace]\nauto = false\n\n[budget]\ntarget_cpu = \"100%\"\nmachine_cpu = \"100%\"\nown_cpu = \"100%\"",
+    )?;
     let mut daemon = home.start()?;
     daemon.until("it is known", PATIENCE, |daemon| Ok(daemon.state(pid)?.is_some()))?;
     daemon.trace(pid, 4096)?;

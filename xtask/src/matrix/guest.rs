@@ -19,7 +19,7 @@ use crate::command;
 
 /// How many times slower a guest is than the suite's limits are made for. It is rather a hundred times where a page is
 /// touched for the first time and three where code is hot; limits are made with a wide margin.
-const SLOWNESS: u32 = 10;
+const SLOWNESS: u32 = 6;
 /// What the kernel says when something is wrong with itself, whatever the tests came to.
 const COMPLAINTS: &[&str] = &[
     "BUG: ",
@@ -202,7 +202,9 @@ struct Reading {
 impl Reading {
     fn line(&mut self, line: &str, at: f64) {
         if let Some(rest) = line.strip_prefix("matrix: ") {
-            self.word(rest, at);
+            self.word(rest);
+        } else if line.starts_with("running ") {
+            self.last = at;
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             let number = |word: &str| {
                 let before = rest.split(word).next()?;
@@ -221,7 +223,7 @@ impl Reading {
     }
 
     /// A line of the init script.
-    fn word(&mut self, line: &str, at: f64) {
+    fn word(&mut self, line: &str) {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "release" => self.outcome.release = rest.to_owned(),
@@ -230,7 +232,6 @@ impl Reading {
                 if let Some(how) = rest.split_once("uprobes").map(|(_, how)| how) {
                     self.outcome.mechanism = mechanism(how).to_owned();
                 }
-                self.last = at;
             }
             "end" => self.ended = true,
             _ => self.outcome.troubles.push(line.to_owned()),

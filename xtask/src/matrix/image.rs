@@ -20,6 +20,8 @@ use crate::command;
 const BUSYBOX: &str = "/bin/busybox";
 /// What tests and the init script call by name.
 const APPLETS: &[&str] = &["sh", "sleep", "true", "cat", "mount", "ip", "uname"];
+/// Of this machine, since busybox has none.
+const TOOLS: &[&str] = &["/usr/bin/nice", "/usr/bin/setpriv"];
 /// The first process of the root file system.
 const INIT: &str = include_str!("init.sh");
 /// The first process of the initrd.
@@ -63,6 +65,11 @@ pub fn root(folder: &Path, program: &Path, tests: &Path) -> Result<PathBuf> {
     let mut linked = vec![root.join("t/leaktrace"), root.join("t/tests")];
     for (from, to) in [program, tests].into_iter().zip(&linked) {
         command::run(Command::new("strip").arg("-o").arg(to).arg(from))?;
+    }
+    for tool in TOOLS.iter().map(Path::new) {
+        let to = root.join("bin").join(tool.file_name().unwrap_or_default());
+        copy(tool, &to)?;
+        linked.push(to);
     }
     for name in programs::of_own_libc() {
         let to = root.join("t/programs").join(name);

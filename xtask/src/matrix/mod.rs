@@ -27,7 +27,7 @@ use self::table::Row;
 use crate::{command, packages, workspace};
 
 /// What a guest may take, without repetitions, and what each repetition may add.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1200);
 const LIMIT_OF_REPETITION: Duration = Duration::from_secs(300);
 /// The tests that a kernel is for that is too old.
 const REFUSAL: &str = "refusal";
