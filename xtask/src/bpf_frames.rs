@@ -70,7 +70,7 @@ fn frame_bytes(code: &[u8]) -> u32 {
         let (opcode, destination, source) = (instruction[0], instruction[1] & 0xf, instruction[1] >> 4);
         let offset = i32::from(i16::from_le_bytes([instruction[2], instruction[3]]));
         let immediate = i32::from_le_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]);
-        let copied = copies >> destination & 1 != 0;
+        let copied = copies & (1 << destination) != 0;
         match opcode & CLASS {
             LOAD if source == FRAME => deepest = deepest.min(offset),
             STORE | STORE_IMMEDIATE if destination == FRAME => deepest = deepest.min(offset),
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     fn instruction(opcode: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Vec<u8> {
-        let mut bytes = vec![opcode, destination | source << 4];
+        let mut bytes = vec![opcode, destination | (source << 4)];
         bytes.extend(offset.to_le_bytes());
         bytes.extend(immediate.to_le_bytes());
         bytes
