@@ -320,11 +320,36 @@ fn facts(start: Option<&Look>, end: &Look) -> String {
         let collections = since(collector.finished, before.map(|state| state.finished));
         let pauses = since(collector.pause_total, before.map(|state| state.pause_total));
         text.push_str(&format!(
-            "; {collections} collections while recording, {:.3} ms of pauses; {} bytes live, the next collection at {}",
+            "; {collections} collections while recording, {:.3} ms of pauses; {} bytes live, {}",
             pauses as f64 / 1e6,
             collector.live,
-            collector.goal
+            next_collection(collector)
         ));
     }
     text
+}
+
+fn next_collection(collector: &CollectorState) -> String {
+    match collector.next_goal() {
+        Some(goal) => format!("the next collection at {goal}"),
+        None => "garbage collection is off (GOGC=off)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_that_is_off_has_no_next_collection() {
+        let with_goal = |goal| CollectorState {
+            goal,
+            ..CollectorState::default()
+        };
+        assert_eq!(next_collection(&with_goal(4 << 20)), "the next collection at 4194304");
+        assert_eq!(
+            next_collection(&with_goal(u64::MAX)),
+            "garbage collection is off (GOGC=off)"
+        );
+    }
 }

@@ -39,7 +39,8 @@ pub struct CollectorState {
     pub live: u64,
     /// Bytes that the last collection marked.
     pub marked: u64,
-    /// Heap size at which the next collection shall have ended, in bytes.
+    /// Heap size at which the next collection shall have ended, in bytes; the largest number if there is to be none (see
+    /// [`next_goal`](Self::next_goal)).
     pub goal: u64,
     /// That of the last collection.
     pub last_goal: u64,
@@ -282,6 +283,12 @@ impl CollectorState {
             goal: self.goal,
             total_alloc: self.total_alloc,
         }
+    }
+
+    /// Heap size at which the next collection shall have ended, in bytes; `None` while none is to come: `GOGC=off`, and no
+    /// memory limit in sight.
+    pub fn next_goal(&self) -> Option<u64> {
+        (self.goal != u64::MAX).then_some(self.goal)
     }
 
     /// A collection is running.

@@ -257,7 +257,7 @@ export function gcPanel(context) {
     const figures = [
       ["Collections", count(gc.collections_total)],
       ["Live", bytes(gc.live)],
-      ["Next goal", bytes(gc.goal)],
+      ["Next goal", gc.goal > Number.MAX_SAFE_INTEGER ? "off" : bytes(gc.goal)],
       ["Spans in use", bytes(gc.in_use)],
       ["CPU share", percent(gc.cpu_fraction)],
       ["GOGC", gc.gogc < 0 ? "off" : String(gc.gogc)],
