@@ -6,22 +6,22 @@ use std::{fs, io, os::fd::AsFd, path::Path};
 
 use aya::{
     maps::MapType,
-    programs::TracePoint,
     sys::{SyscallError, is_map_supported},
 };
 use aya_obj::generated::bpf_insn;
 use leaktrace_common::{config::CodeMapping, unwind::Row};
-use nix::mount::{MsFlags, mount};
 
 use super::{
-    btf::{self, Places},
-    kernel::{Kernel, LoadError, Sizes, TRACEPOINTS, UprobeMechanism},
-    program,
+    btf,
+    capability::{self, Admin, Circumstances, SYS_ADMIN},
+    kernel::{Sizes, TRACEPOINTS, UprobeMechanism},
+    perf_event,
+    requirements::Obstacle,
     syscall::{self, AttachType, ProgramImage},
+    tracefs::{self, MOUNT_POINT, Tracefs},
 };
+use crate::proc::release::Release;
 
-/// Where tracefs is mounted.
-const TRACEFS: &str = "/sys/kernel/tracing";
 const UPROBE_PMU: &str = "/sys/bus/event_source/devices/uprobe/type";
 
 /// Something that recording needs is missing.
@@ -33,6 +33,18 @@ pub enum FeatureError {
         /// Names of the capabilities.
         names: Vec<&'static str>,
     },
+    /// The one that perf events may ask for.
+    #[error(
+        "missing capability {name}: on this kernel (Linux {release}) {}; run as root, or with {name}; {}",
+        .0.words().0,
+        .0.words().1,
+        name = SYS_ADMIN.name,
+        release = Release::running()
+    )]
+    Admin(Admin),
+    /// A lock.
+    #[error("{}; {}", .0.reason, .0.remedy)]
+    Locked(Obstacle),
     /// The view of the kernel side.
     #[error(
         "process ids here differ from the kernel's: run outside the container, or with the host's PID namespace \
@@ -41,82 +53,28 @@ pub enum FeatureError {
     PidNamespace,
     /// Type information of the kernel.
     #[error(
-        "this kernel has no type information (`{}`): boot one that was built with CONFIG_DEBUG_INFO_BTF",
+        "this kernel (Linux {}) has no type information (`{}`): boot one that was built with CONFIG_DEBUG_INFO_BTF",
+        Release::running(),
         btf::KERNEL
     )]
     Btf,
     /// Uprobes.
-    #[error("this kernel has no uprobes (`{UPROBE_PMU}`): boot one that was built with CONFIG_UPROBE_EVENTS")]
+    #[error(
+        "this kernel (Linux {}) has no uprobes (`{UPROBE_PMU}`): boot one that was built with CONFIG_UPROBE_EVENTS",
+        Release::running()
+    )]
     Uprobes,
-    /// Tracepoints.
-    #[error("failed to mount tracefs: {cause}; run: mount -t tracefs tracefs {TRACEFS}")]
-    Tracefs {
+    /// Tracepoints: nobody has mounted what tells of them.
+    #[error(
+        "tracefs is not mounted, and mounting it failed: {cause}; run as root: mount -t tracefs tracefs {MOUNT_POINT}"
+    )]
+    Mount {
         /// Why.
         cause: io::Error,
     },
-}
-
-/// A capability: its number and name, and what leaktrace needs it for.
-#[derive(Clone, Copy, Debug)]
-pub struct Capability {
-    number: u32,
-    /// Name.
-    pub name: &'static str,
-    /// What for.
-    pub purpose: &'static str,
-}
-
-/// What recording needs. CAP_SYS_ADMIN stands in for the first two, and before 5.8 is the only way.
-pub const CAPABILITIES: [Capability; 3] = [
-    Capability {
-        number: 39,
-        name: "CAP_BPF",
-        purpose: "load BPF programs and maps",
-    },
-    Capability {
-        number: 38,
-        name: "CAP_PERFMON",
-        purpose: "attach probes and read memory from BPF programs",
-    },
-    Capability {
-        number: 19,
-        name: "CAP_SYS_PTRACE",
-        purpose: "look at other processes' mappings and files",
-    },
-];
-
-/// What makes recording see more, or saves a step by hand; nothing depends on it.
-pub const HELPFUL_CAPABILITIES: [Capability; 1] = [Capability {
-    number: CAP_SYS_ADMIN,
-    name: "CAP_SYS_ADMIN",
-    purpose: "mount tracefs, open mapped files that were deleted",
-}];
-
-const CAP_SYS_ADMIN: u32 = 21;
-
-impl Capability {
-    /// Whether a set has it, by itself.
-    pub fn is_in(&self, effective: u64) -> bool {
-        effective & 1 << self.number != 0
-    }
-}
-
-/// The effective capabilities of this process as a bit set; none if they cannot be read.
-pub fn effective_capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
-/// The capabilities that recording needs and `effective` lacks.
-pub fn missing_capabilities(effective: u64) -> Vec<Capability> {
-    let has = |number: u32| effective & 1 << number != 0;
-    let stands_in = |capability: &Capability| capability.number >= 38 && has(CAP_SYS_ADMIN);
-    CAPABILITIES
-        .into_iter()
-        .filter(|capability| !has(capability.number) && !stands_in(capability))
-        .collect()
+    /// Tracepoints: what tells of them is closed in spite of the capability.
+    #[error("failed to read tracefs at {MOUNT_POINT}: permission denied, by a security module or a lock on the kernel")]
+    Closed,
 }
 
 /// Whether process ids are those that the kernel side sees: in the machine's first PID namespace, whose inode number is
@@ -127,7 +85,7 @@ pub fn in_first_pid_namespace() -> bool {
 
 /// Where the tracepoint `sched_process_fork` keeps the child's id.
 pub(super) fn fork_child_offset() -> Option<u32> {
-    let format = fs::read_to_string(Path::new(TRACEFS).join("events/sched/sched_process_fork/format")).ok()?;
+    let format = fs::read_to_string(Path::new(MOUNT_POINT).join("events/sched/sched_process_fork/format")).ok()?;
     parse_child_offset(&format)
 }
 
@@ -145,11 +103,6 @@ pub fn has_btf() -> bool {
 /// Whether the kernel has uprobes.
 pub fn has_uprobes() -> bool {
     Path::new(UPROBE_PMU).exists()
-}
-
-/// Whether tracefs is mounted where it belongs.
-pub fn has_tracefs() -> bool {
-    Path::new(TRACEFS).join("events").exists()
 }
 
 /// What trying something out showed.
@@ -211,10 +164,10 @@ pub fn try_ring_buffer() -> Trial {
     }
 }
 
-/// The tracepoints that recording needs and the kernel has not, as `group:name`; `None` while tracefs is not mounted.
+/// The tracepoints that recording needs and the kernel has not, as `group:name`; `None` while tracefs cannot be read.
 pub fn missing_tracepoints() -> Option<Vec<String>> {
-    let events = Path::new(TRACEFS).join("events");
-    has_tracefs().then(|| {
+    let events = Path::new(MOUNT_POINT).join("events");
+    (Tracefs::now() == Tracefs::Open).then(|| {
         let missing = TRACEPOINTS
             .iter()
             .filter(|(_, group, name)| !events.join(group).join(name).join("id").exists());
@@ -225,28 +178,6 @@ pub fn missing_tracepoints() -> Option<Vec<String>> {
 /// How many tracepoints recording needs.
 pub const TRACEPOINT_COUNT: usize = TRACEPOINTS.len();
 
-/// Has the verifier look at every program, with maps as small as can be; attaches nothing, and nothing stays.
-///
-/// # Errors
-/// What the kernel refused.
-pub fn try_programs() -> Result<UprobeMechanism, LoadError> {
-    let smallest = Sizes {
-        ring_bytes: 64 << 10,
-        rows: 1,
-        blocks: 1,
-        mappings: 1,
-        places: Places::default(),
-    };
-    // All parts live to the end: programs refer to maps by descriptors that the parts hold.
-    let mut parts = Kernel::load(smallest)?;
-    parts.kernel.load_uprobe_programs()?;
-    for (program, ..) in TRACEPOINTS {
-        let tracepoint: &mut TracePoint = parts.kernel.program(program)?;
-        program::load(program, || tracepoint.load())?;
-    }
-    Ok(parts.kernel.mechanism())
-}
-
 /// Bytes of the maps whose size is given, which the kernel allocates at once. Hash maps grow with use, on top of it.
 pub fn map_bytes(sizes: &Sizes) -> u64 {
     let bytes = |count: u32, size: usize| u64::from(count) * size as u64;
@@ -256,9 +187,28 @@ pub fn map_bytes(sizes: &Sizes) -> u64 {
         + bytes(sizes.mappings, size_of::<CodeMapping>())
 }
 
-/// Checks everything that recording needs; mounts tracefs if need be, as the kernel's own tools do.
+/// What decides here which capabilities are needed.
+pub fn circumstances() -> Circumstances {
+    let admin = if UprobeMechanism::of_this_kernel() == UprobeMechanism::PerfEvent {
+        Some(Admin::Probes)
+    } else {
+        perf_event::is_closed().then_some(Admin::PerfEvents)
+    };
+    Circumstances {
+        tracefs_closed: Tracefs::now() == Tracefs::Closed,
+        admin,
+    }
+}
+
+/// Checks everything that recording needs; mounts tracefs if need be.
 pub fn require() -> Result<(), FeatureError> {
-    let missing = missing_capabilities(effective_capabilities());
+    let circumstances = circumstances();
+    let missing = capability::missing(capability::effective(), circumstances);
+    if let Some(admin) = circumstances.admin
+        && missing == [SYS_ADMIN]
+    {
+        return Err(FeatureError::Admin(admin));
+    }
     if !missing.is_empty() {
         return Err(FeatureError::Capability {
             names: missing.iter().map(|capability| capability.name).collect(),
@@ -267,23 +217,16 @@ pub fn require() -> Result<(), FeatureError> {
     if !in_first_pid_namespace() {
         return Err(FeatureError::PidNamespace);
     }
+    if let Some(lock) = Obstacle::lock() {
+        return Err(FeatureError::Locked(lock));
+    }
     if !has_btf() {
         return Err(FeatureError::Btf);
     }
     if !has_uprobes() {
         return Err(FeatureError::Uprobes);
     }
-    if !has_tracefs() {
-        mount(
-            Some("tracefs"),
-            TRACEFS,
-            Some("tracefs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .map_err(|cause| FeatureError::Tracefs { cause: cause.into() })?;
-    }
-    Ok(())
+    tracefs::ensure()
 }
 
 #[cfg(test)]
@@ -296,18 +239,5 @@ mod tests {
         assert_eq!(parse_child_offset(&line(20)), Some(20));
         assert_eq!(parse_child_offset(&line(44)), Some(44));
         assert_eq!(parse_child_offset("field:pid_t parent_pid;\toffset:12;"), None);
-    }
-
-    #[test]
-    fn sys_admin_stands_in_for_the_newer_two() {
-        let names = |set: u64| {
-            missing_capabilities(set)
-                .iter()
-                .map(|capability| capability.name)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names(0), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
-        assert_eq!(names(1 << CAP_SYS_ADMIN), ["CAP_SYS_PTRACE"]);
-        assert_eq!(names(1 << 39 | 1 << 38 | 1 << 19), Vec::<&str>::new());
     }
 }

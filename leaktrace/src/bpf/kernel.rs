@@ -25,13 +25,13 @@ use super::{
     processes::ProcessTable,
     program::{self, ProgramSource},
     program_set::ProgramSet,
-    release::Release,
+    requirements::{self, last_lines, with_causes},
     ring::Ring,
     sampled::SampledBlocks,
     syscall::AttachType,
     tables::{MappedArray, UnwindArrays},
 };
-use crate::proc::memory::page_size;
+use crate::proc::{memory::page_size, release::Release};
 
 /// The compiled kernel side.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -43,7 +43,11 @@ pub enum LoadError {
     #[error("failed to read the built-in BPF object: {0}")]
     Object(String),
     /// Maps or programs were refused.
-    #[error("failed to load the BPF object: {0}")]
+    #[error(
+        "{preface}failed to load the BPF object: {cause}",
+        preface = requirements::preface(),
+        cause = with_causes(.0)
+    )]
     Ebpf(#[from] EbpfError),
     /// A map could not be used.
     #[error("failed to use BPF map `{name}`: {cause}")]
@@ -62,10 +66,14 @@ pub enum LoadError {
         cause: io::Error,
     },
     /// Type information was refused.
-    #[error("failed to load BTF: {0}")]
+    #[error("{preface}failed to load BTF: {0}", preface = requirements::preface())]
     Btf(#[source] io::Error),
     /// A program was refused.
-    #[error("failed to load BPF program `{program}`: {cause}{}", last_lines(log))]
+    #[error(
+        "{preface}failed to load BPF program `{program}`: {cause}{tail}",
+        preface = requirements::preface(),
+        tail = last_lines(log)
+    )]
     Verifier {
         /// Which.
         program: String,
@@ -76,15 +84,20 @@ pub enum LoadError {
     },
     /// The kernel keeps a program's stack per CPU.
     #[error(
-        "BPF program `{program}` is not used: this kernel keeps its stack per CPU, where threads that preempt each other \
-         would share it; please report this with the output of uname -r"
+        "{preface}BPF program `{program}` is not used: this kernel keeps its stack per CPU, where threads that preempt each \
+         other would share it; please report this line",
+        preface = requirements::preface()
     )]
     PrivateStack {
         /// Which.
         program: String,
     },
-    /// A program that aya loads was refused.
-    #[error("failed to load BPF program `{program}`: {cause}")]
+    /// A program that aya loads could not be, for another reason.
+    #[error(
+        "{preface}failed to load BPF program `{program}`: {whole}",
+        preface = requirements::preface(),
+        whole = with_causes(cause)
+    )]
     Program {
         /// Which.
         program: &'static str,
@@ -92,10 +105,17 @@ pub enum LoadError {
         cause: ProgramError,
     },
     /// The kernel does not tell where it keeps what is to be read.
-    #[error("this kernel's type information does not tell where it counts anonymous pages")]
+    #[error(
+        "{preface}its type information does not tell where it counts anonymous pages",
+        preface = requirements::preface()
+    )]
     Places,
     /// A tracepoint is missing or cannot be used.
-    #[error("failed to attach to tracepoint `{category}:{name}`: {cause}")]
+    #[error(
+        "{preface}failed to attach to tracepoint `{category}:{name}`: {whole}",
+        preface = requirements::preface(),
+        whole = with_causes(cause)
+    )]
     Tracepoint {
         /// Its group.
         category: &'static str,
@@ -104,14 +124,6 @@ pub enum LoadError {
         /// Why.
         cause: ProgramError,
     },
-}
-
-fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().rev().take(12).collect();
-    lines
-        .iter()
-        .rev()
-        .fold(String::new(), |text, line| text + "\n  " + line)
 }
 
 /// What depends on what is to be traced and on this machine.
@@ -140,7 +152,7 @@ pub enum UprobeMechanism {
 
 impl UprobeMechanism {
     /// What this kernel has, or `LEAKTRACE_UPROBES=perf` asks for.
-    fn of_this_kernel() -> Self {
+    pub(super) fn of_this_kernel() -> Self {
         let forced = std::env::var_os("LEAKTRACE_UPROBES").is_some_and(|value| value == "perf");
         if !forced && matches!(features::try_uprobes(AttachType::Session), Trial::Works) {
             Self::Session
@@ -169,8 +181,8 @@ const FEW_THREADS: u32 = 128;
 /// each CPU refuse to make a record, and before 6.2 even to find one, while another thread of the CPU was preempted in the
 /// middle of looking for its own.
 fn homes_of_threads() -> u32 {
-    match Release::running() {
-        Some(running) if running < Release::new(6, 2) => HOME_BY_ID,
+    match Release::running().version() {
+        version if version < (6, 2) => HOME_BY_ID,
         _ if btf::names(STORAGE_GUARD) => HOME_STORAGE_OR_BY_ID,
         _ => HOME_STORAGE,
     }
@@ -287,17 +299,20 @@ impl Kernel {
         ProgramSet::new(self.mechanism)
     }
 
-    /// Has the verifier look at every uprobe program.
-    pub(super) fn load_uprobe_programs(&self) -> Result<(), LoadError> {
-        self.shared.load_all(&self.source)
+    /// Has the verifier look at every program that a recording needs; attaches nothing.
+    pub fn load_programs(&mut self) -> Result<(), LoadError> {
+        self.shared.load_all(&self.source)?;
+        for (program, ..) in TRACEPOINTS {
+            load_tracepoint(self.program(program)?, program)?;
+        }
+        Ok(())
     }
 
     /// Attaches the tracepoints; they act on traced processes only.
     pub fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
         for (program, category, name) in TRACEPOINTS {
             let tracepoint: &mut TracePoint = self.program(program)?;
-            program::load(program, || tracepoint.load())?;
-            program::refuse_private_stack_of(program, tracepoint.fd())?;
+            load_tracepoint(tracepoint, program)?;
             tracepoint
                 .attach(category, name)
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
@@ -317,6 +332,15 @@ impl Kernel {
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| LoadError::Object(format!("program `{name}` is not in the object")))
     }
+}
+
+/// Loads a tracepoint's program unless it is loaded already.
+fn load_tracepoint(tracepoint: &mut TracePoint, name: &'static str) -> Result<(), LoadError> {
+    if tracepoint.fd().is_ok() {
+        return Ok(());
+    }
+    program::load(name, || tracepoint.load())?;
+    program::refuse_private_stack_of(name, tracepoint.fd())
 }
 
 /// Writes the table that distances between samples are drawn from. The map stays where programs that are loaded later

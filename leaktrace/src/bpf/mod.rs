@@ -3,6 +3,7 @@
 //! It knows records and map values as bytes and plain data, not what they mean.
 
 pub mod btf;
+pub mod capability;
 pub mod counters;
 pub mod deferred;
 pub mod features;
@@ -12,13 +13,16 @@ pub mod growth;
 pub mod kernel;
 pub mod links;
 pub mod log;
+pub mod own_code;
 pub mod processes;
 pub mod program_set;
-pub mod release;
+pub mod requirements;
 pub mod ring;
 pub mod sampled;
+pub mod self_test;
 pub mod syscall;
 pub mod tables;
+pub mod tracefs;
 pub mod trap;
 pub mod usage;
 

@@ -32,6 +32,12 @@ struct Attributes {
     offset: u64,
 }
 
+/// A software event that counts nothing (`PERF_TYPE_SOFTWARE`, `PERF_COUNT_SW_DUMMY`).
+const SOFTWARE: u32 = 1;
+const DUMMY: u64 = 9;
+/// Neither kernel nor hypervisor: what mainline's kernels let anybody count in a process of their own.
+const USER_ALONE: u64 = 1 << 5 | 1 << 6;
+
 /// `PERF_ATTR_SIZE_VER1`.
 const _: () = assert!(size_of::<Attributes>() == 72);
 
@@ -46,12 +52,29 @@ pub fn open_uprobe(path: &CStr, offset: u64, at_return: bool, pid: Option<u32>) 
         ..Default::default()
     };
     let (pid, cpu) = pid.map_or((-1, 0), |pid| (pid as libc::pid_t, -1));
+    open(&attributes, pid, cpu)
+}
+
+/// Whether this process may open no event at all: with `kernel.perf_event_paranoid` above 2 the kernels of Debian and
+/// Ubuntu ask for CAP_SYS_ADMIN where others ask for CAP_PERFMON.
+pub fn is_closed() -> bool {
+    let attributes = Attributes {
+        event_type: SOFTWARE,
+        size: size_of::<Attributes>() as u32,
+        config: DUMMY,
+        flags: USER_ALONE,
+        ..Default::default()
+    };
+    open(&attributes, 0, -1).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+fn open(attributes: &Attributes, pid: libc::pid_t, cpu: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: `attributes` is a live repr(C) prefix of `struct perf_event_attr` of the size that it says; the kernel reads
-    // it and the path that it points to, which the caller keeps alive.
+    // it and the path that it may point to, which the callers keep alive.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             pid,
             cpu,
             -1,

@@ -115,7 +115,14 @@ pub fn load(program: &'static str, load: impl FnMut() -> Result<(), ProgramError
         load,
         |error| matches!(error, ProgramError::LoadError { io_error, .. } if syscall::was_interrupted(io_error)),
     )
-    .map_err(|cause| LoadError::Program { program, cause })
+    .map_err(|cause| match cause {
+        ProgramError::LoadError { io_error, verifier_log } => LoadError::Verifier {
+            program: program.to_owned(),
+            cause: io_error,
+            log: verifier_log.to_string(),
+        },
+        cause => LoadError::Program { program, cause },
+    })
 }
 
 /// The same as for uprobe programs, of one that aya keeps and has loaded.

@@ -2,27 +2,19 @@
 //!
 //! Invariant: no probe is left, whatever the outcome; probes are in this process alone.
 
-use std::{
-    fs::File,
-    hint::black_box,
-    io,
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
-};
+use std::{hint::black_box, io, os::fd::OwnedFd, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     kernel::{Kernel, LoadError, UprobeMechanism},
     links::path_of,
+    own_code::{OwnCode, OwnCodeError},
     program::UprobeProgram,
     syscall::AttachType,
     usage::Counting,
 };
-use crate::{
-    model::ProcessAddress,
-    proc::{ProcError, maps},
-};
+use crate::proc::ProcError;
 
 /// Calls that are timed at once: short enough to be rarely interrupted, long enough for the clock.
 const BATCH: u32 = 64;
@@ -49,15 +41,12 @@ pub enum TrapError {
     /// It would end this program.
     #[error("a return probe would end this program: it is filtered by seccomp, and this kernel is one of 6.11 to 6.13")]
     Deadly,
-    /// There are no functions for it.
-    #[error("there is nothing to measure on this architecture")]
-    Architecture,
-    /// Where this program's code lies cannot be told.
-    #[error("failed to find this program's own code: {0}")]
-    Code(#[from] ProcError),
-    /// Its code is in no file.
-    #[error("this program's own code is not mapped from its file")]
-    Unmapped,
+    /// What this program is cannot be told.
+    #[error(transparent)]
+    Process(#[from] ProcError),
+    /// There are no functions for it, or they are not to be found.
+    #[error(transparent)]
+    Code(#[from] OwnCodeError),
     /// The programs were refused.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -118,7 +107,7 @@ impl Kernel {
     /// # Errors
     /// When this program cannot be probed.
     pub fn measure_traps(&self) -> Result<Traps, TrapError> {
-        let functions = functions().ok_or(TrapError::Architecture)?;
+        let functions = functions().ok_or(OwnCodeError::Architecture)?;
         let probes = Probes::attach(self, functions)?;
         let mut times = Times::default();
         let begin = cpu_time()?;
@@ -141,14 +130,9 @@ struct Probes {
 impl Probes {
     fn attach(kernel: &Kernel, functions: Functions) -> Result<Self, TrapError> {
         let pid = std::process::id();
-        let executable = File::open("/proc/self/exe")?;
-        let path = path_of(executable.as_fd());
-        let mappings = maps::read_maps(pid)?;
-        let place = |function: Function| {
-            let address = ProcessAddress(function as usize as u64);
-            let offset = mappings.iter().find_map(|mapping| mapping.file_offset(address));
-            offset.map(|offset| (offset.0, 0)).ok_or(TrapError::Unmapped)
-        };
+        let code = OwnCode::open()?;
+        let path = path_of(code.file());
+        let place = |function: Function| code.offset(function as usize).map(|offset| (offset, 0));
         let load = |name, attach_type| UprobeProgram::load(&kernel.source, name, attach_type);
         let (entry, at_return) = match kernel.mechanism() {
             UprobeMechanism::Session => (

@@ -1,11 +1,12 @@
 //! `leaktrace doctor`: what would work here, what would not, and what to do about it.
 //!
 //! Gathers facts, turns them into a [`report`], prints it. Invariant: nothing on the machine or in the target is
-//! changed: what is loaded to try the kernel out is gone when the program ends, and no probe is attached.
+//! changed: what is loaded to try the kernel out is gone when the program ends, and no process but this one is probed.
 
 mod allocators;
 mod machine;
 mod memory;
+mod privileges;
 mod report;
 mod target;
 mod unwinding;
@@ -47,7 +48,7 @@ fn report(machine: &Machine, target: Option<&Target>) -> Report {
     let sizes = tracer::sizes(survey.map(std::slice::from_ref).unwrap_or_default(), record::RING_BYTES);
     let mut sections = vec![machine.kernel(features::map_bytes(&sizes)), machine.privileges()];
     if let Some(target) = target {
-        sections.push(target.section(machine.version));
+        sections.push(target.section(machine.release.version()));
     }
     if let Some(survey) = survey {
         sections.push(allocators::section(survey.key().pid, &survey.detection, &survey.plan));

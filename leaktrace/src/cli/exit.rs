@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{report::ReportError, top::source::SourceError};
 use crate::{
-    bpf::{features::FeatureError, kernel::LoadError},
+    bpf::{features::FeatureError, kernel::LoadError, requirements::Obstacle},
     daemon::{config::ConfigError, http::HttpError, run::DaemonError, store::StoreError},
     export::file::WriteError,
     proc::ProcError,
@@ -214,13 +214,15 @@ fn of_go(error: &GoError) -> Exit {
 fn of_load(error: &LoadError) -> Exit {
     match error {
         LoadError::Tracepoint { .. } => Exit::KernelLacks,
+        // By its age, or by a lock.
+        _ if Obstacle::here().is_some() => Exit::KernelLacks,
         _ => Exit::Refused,
     }
 }
 
 fn of_feature(error: &FeatureError) -> Exit {
     match error {
-        FeatureError::Capability { .. } => Exit::Permission,
+        FeatureError::Capability { .. } | FeatureError::Admin(_) | FeatureError::Closed => Exit::Permission,
         _ => Exit::KernelLacks,
     }
 }

@@ -9,7 +9,9 @@ pub mod identity;
 pub mod maps;
 pub mod memory;
 pub mod pagemap;
+pub mod release;
 pub mod users;
+pub mod yama;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

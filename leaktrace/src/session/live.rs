@@ -19,7 +19,7 @@ use super::{
     program::Program,
     pump::{self, Captured, Held, NoticeReceiver, Pump},
     recording::RecordError,
-    survey::{Survey, Surveyor, kernel_version, uretprobes_kill},
+    survey::{Survey, Surveyor, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
         usage::Usage,
     },
     model::ProcessKey,
-    proc::{identity, pagemap},
+    proc::{identity, pagemap, release::Release},
     report::profile::Profile,
     symbolize::Symbolizer,
 };
@@ -262,7 +262,7 @@ impl Live {
     /// As [`Kernel::measure_traps`]; also when that would end this program.
     pub fn measure_traps(&self) -> Result<Traps, TrapError> {
         let own = identity::read_identity(std::process::id())?;
-        if uretprobes_kill(own.seccomp, kernel_version()) {
+        if uretprobes_kill(own.seccomp, Release::running().version()) {
             return Err(TrapError::Deadly);
         }
         self.tracer.kernel().measure_traps()
@@ -372,7 +372,7 @@ impl Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::features;
+    use crate::bpf::{capability, features};
 
     fn pumps() -> usize {
         let tasks = std::fs::read_dir("/proc/self/task").expect("our own threads");
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn giving_the_kernel_side_up_ends_its_thread() {
-        let missing = features::missing_capabilities(features::effective_capabilities());
+        let missing = capability::missing(capability::effective(), features::circumstances());
         if !missing.is_empty() {
             eprintln!("skipped: loading the kernel side needs root");
             return;

@@ -3,7 +3,7 @@
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
 //! process up to date, with its `code` in the kernel's arrays. `pump` is the thread that reads records, `go` reads the Go
 //! heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
-//! runs them all.
+//! runs them all; `self_test` runs them on this program itself.
 
 pub mod address_space;
 pub mod bare;
@@ -16,5 +16,6 @@ pub mod profile;
 pub mod program;
 pub mod pump;
 pub mod recording;
+pub mod self_test;
 pub mod survey;
 pub mod tracer;

@@ -15,6 +15,7 @@ use crate::{
         files::open_mapped,
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
+        release::Release,
     },
     runtime::go::code::GoCode,
     unwind::{self, CompileJob, TableCache, TableKey, TableResult},
@@ -105,7 +106,7 @@ impl Surveyor {
             planner: Planner::new(),
             tables: TableCache::new(),
             files: HashMap::new(),
-            kernel: kernel_version(),
+            kernel: Release::running().version(),
         }
     }
 
@@ -236,28 +237,4 @@ fn job(file: &CodeFile) -> CompileJob<'_> {
 /// pass, in either mode.
 pub fn uretprobes_kill(seccomp: Seccomp, kernel: (u32, u32)) -> bool {
     seccomp != Seccomp::Off && ((6, 11)..=(6, 13)).contains(&kernel)
-}
-
-/// Major and minor version of the running kernel; (0, 0) if it does not tell.
-pub fn kernel_version() -> (u32, u32) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    parse_version(&release).unwrap_or_default()
-}
-
-fn parse_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_of_all_distributions_are_read() {
-        assert_eq!(parse_version("6.1.0-13-amd64"), Some((6, 1)));
-        assert_eq!(parse_version("5.15.167.4-microsoft-standard-WSL2"), Some((5, 15)));
-        assert_eq!(parse_version("6.18-rc1"), Some((6, 18)));
-        assert_eq!(parse_version("linux"), None);
-    }
 }
