@@ -25,6 +25,7 @@ use nix::{
 };
 
 use self::linker::Linker;
+use crate::proc::yama;
 
 mod linker;
 
@@ -57,13 +58,24 @@ pub enum LaunchError {
         status: String,
     },
     /// It could not be held.
-    #[error("failed to hold `{command}` at its start: {cause}")]
+    #[error("failed to hold `{command}` at its start: {cause}{}", ptrace_remedy(*cause, yama::ptrace_scope()))]
     Trace {
         /// The command.
         command: String,
         /// Why.
         cause: Errno,
     },
+}
+
+/// What can be done about a refusal of ptrace, if anything is known to.
+fn ptrace_remedy(cause: Errno, scope: Option<u32>) -> String {
+    if cause != Errno::EPERM || !yama::forbids_attaching(scope) {
+        return String::new();
+    }
+    format!(
+        "; {} lets nobody attach: start the command and record it by its pid (record -p), or boot with a lower one",
+        yama::SYSCTL
+    )
 }
 
 /// A command that is held before its first instruction.
@@ -113,7 +125,12 @@ impl Held {
             pid,
             running: false,
         };
-        held.run_to_exec()?;
+        if let Err(error) = held.run_to_exec() {
+            // It has not run yet, and nobody would let it go.
+            let _ = held.child.kill();
+            let _ = held.child.wait();
+            return Err(error);
+        }
         held.running = true;
         Ok(held)
     }
@@ -252,6 +269,14 @@ impl SystemCall {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_of_ptrace_has_its_remedy() {
+        assert!(ptrace_remedy(Errno::EPERM, Some(3)).contains("record -p"));
+        assert_eq!(ptrace_remedy(Errno::EPERM, Some(1)), "");
+        assert_eq!(ptrace_remedy(Errno::EPERM, None), "");
+        assert_eq!(ptrace_remedy(Errno::ESRCH, Some(3)), "");
+    }
 
     #[test]
     fn a_system_call_is_read_from_its_line() {
