@@ -105,6 +105,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("map_files", c!["c/map_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
+    ("lost_calls", c!["c/lost_calls.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
     (
         "no_allocator",

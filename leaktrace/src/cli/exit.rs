@@ -56,6 +56,8 @@ pub enum Exit {
     Configuration = 20,
     /// The daemon cannot listen: an address or socket is in use, or may not be used as it is meant.
     Address = 21,
+    /// Calls were made, and all of them were lost.
+    AllLost = 22,
 }
 
 impl From<Exit> for ExitCode {

@@ -11,13 +11,14 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{progress::Progress, quantity, terminal};
+use super::{exit::Exit, progress::Progress, quantity, terminal};
 use crate::{
     bpf::features,
     export::{self, file::Format},
     probe::plan::Plan,
     report::{
         graph::GraphOptions,
+        loss::Losses,
         profile::Profile,
         table::{TableOptions, table},
     },
@@ -131,6 +132,13 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     write(&arguments, &finished)?;
     if finished.child.is_some() {
         eprintln!("leaktrace: the command runs on");
+    }
+    if let Some(losses) = finished.all_lost() {
+        eprintln!(
+            "leaktrace: all calls were lost, so this profile says nothing about the process; {}",
+            lost(&losses)
+        );
+        return Ok(Exit::AllLost.into());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -248,6 +256,21 @@ fn loss_line(profile: &Profile) -> String {
     format!("Losses: {}", list.join("; "))
 }
 
+/// What a recording without any of the calls lost, and what to do about it.
+fn lost(losses: &Losses) -> String {
+    let of_ring = losses.iter().any(|loss| loss.name == "alloc_lost");
+    let remedy = if of_ring {
+        "record by samples (--mode sampled), or with a larger --ring-size"
+    } else {
+        "leaktrace doctor tries what a recording needs"
+    };
+    let list: Vec<String> = losses
+        .iter()
+        .map(|loss| format!("{} {}", loss.count, loss.name))
+        .collect();
+    format!("lost: {}; {remedy}", list.join(", "))
+}
+
 /// `leaktrace.COMM.PID.pb.gz`, with a harmless name whatever the process calls itself.
 fn default_name(comm: &str, pid: u32) -> PathBuf {
     let harmless = |c: char| {
@@ -264,6 +287,15 @@ fn default_name(comm: &str, pid: u32) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_lost_comes_with_a_remedy() {
+        let mut losses = Losses::new();
+        losses.add("thread_table_full", 52208, "calls not seen");
+        insta::assert_snapshot!(lost(&losses), @"lost: 52208 thread_table_full; leaktrace doctor tries what a recording needs");
+        losses.add("alloc_lost", 3, "the ring buffer was full");
+        assert!(lost(&losses).contains("--mode sampled"));
+    }
 
     #[test]
     fn a_hostile_name_makes_a_harmless_file() {

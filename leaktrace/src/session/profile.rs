@@ -9,7 +9,7 @@ use std::{
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
-pub use account::kernel_losses;
+pub use account::{all_lost, kernel_losses};
 
 use super::{go::GoHeap, program::Program};
 use crate::{

@@ -25,7 +25,7 @@ use crate::{
     },
     model::ProcessKey,
     proc::{ProcError, identity},
-    report::profile::Profile,
+    report::{loss::Losses, profile::Profile},
     symbolize::Symbolizer,
 };
 
@@ -308,6 +308,14 @@ impl Recording {
 }
 
 impl Finished {
+    /// What was lost, if calls were made and not one of them was recorded.
+    pub fn all_lost(&self) -> Option<Losses> {
+        let recorded = self.outcome.ledgers.values().map(|ledger| ledger.notes().returns).sum();
+        let counters = &self.outcome.counters;
+        super::profile::all_lost(counters, recorded)
+            .then(|| super::profile::kernel_losses(counters, self.outcome.undecodable))
+    }
+
     /// One profile of all processes, or of one of them.
     pub fn profile(&self, only: Option<u32>, symbolizer: &Symbolizer) -> Profile {
         let chosen = || {

@@ -78,6 +78,24 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
     losses
 }
 
+/// Calls that were seen and are in no ledger, by the kernel side's counters.
+fn lost_calls(counters: &[u64; Counter::COUNT]) -> u64 {
+    let causes = [
+        Counter::AllocLost,
+        Counter::ThreadTableFull,
+        Counter::SampledSetFull,
+        Counter::MapRefused,
+        Counter::ReturnMissed,
+    ];
+    causes.iter().map(|cause| counters[*cause as usize]).sum()
+}
+
+/// Whether calls were made and not one of them was recorded, of which `recorded` came to a ledger: then the numbers say
+/// nothing about the program.
+pub fn all_lost(counters: &[u64; Counter::COUNT], recorded: u64) -> bool {
+    recorded == 0 && lost_calls(counters) > 0
+}
+
 fn add_losses(losses: &mut Losses, entries: &[(&str, u64, &str)]) {
     for (name, count, meaning) in entries {
         if *count != 0 {
@@ -183,4 +201,42 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
         }
     }
     comments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(counter: Counter, count: u64) -> [u64; Counter::COUNT] {
+        let mut counters = [0; Counter::COUNT];
+        counters[counter as usize] = count;
+        counters
+    }
+
+    #[test]
+    fn a_recording_without_any_of_the_calls_is_a_failure() {
+        for cause in [
+            Counter::AllocLost,
+            Counter::ThreadTableFull,
+            Counter::SampledSetFull,
+            Counter::ReturnMissed,
+        ] {
+            assert!(all_lost(&counters(cause, 1), 0), "{cause:?}");
+            assert!(!all_lost(&counters(cause, 52208), 1), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_made_no_calls_lost_none() {
+        assert!(!all_lost(&[0; Counter::COUNT], 0));
+        // Those are no lost calls.
+        for cause in [
+            Counter::Nested,
+            Counter::AllocFailed,
+            Counter::FreeDeferred,
+            Counter::MappingLost,
+        ] {
+            assert!(!all_lost(&counters(cause, 7), 0), "{cause:?}");
+        }
+    }
 }
