@@ -17,3 +17,4 @@ pub mod receiver;
 pub mod recording;
 pub mod redis;
 pub mod scenario;
+pub mod user;

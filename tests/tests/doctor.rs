@@ -52,7 +52,13 @@ fn a_target_that_can_be_recorded() -> Result<()> {
     let mut target = Process::ready(&mut programs::command("innocent")?)?;
     let answer = leaktrace(&["doctor", "-p", &target.pid().to_string()], PATIENCE)?;
     would_work(&answer)?;
-    for word in ["libc.so.6", "BTF", "innocent", &target.pid().to_string()] {
+    for word in [
+        "libc.so.6",
+        "BTF",
+        "innocent",
+        &target.pid().to_string(),
+        "self-test    passed",
+    ] {
         ensure!(answer.stdout.contains(word), "no `{word}` in:\n{}", answer.stdout);
     }
     // Each function with its site, how the kernel gets over the instruction there, and how the return is seen.

@@ -2,9 +2,11 @@
 //!
 //! Counting costs some ten nanoseconds a run on the whole machine, so it is on only while a [`Counting`] lives.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{fs, io, os::fd::OwnedFd, time::Duration};
 
 use aya::sys::Stats;
+
+use super::capability::SYS_ADMIN;
 
 /// How often the programs of a set ran, by what their probes are for, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,10 +48,23 @@ impl Counting {
     /// Begins to count.
     ///
     /// # Errors
-    /// When the kernel refuses: before 5.8, or without the privilege.
+    /// When the kernel refuses: without the privilege.
     pub fn begin() -> io::Result<Self> {
         aya::sys::enable_stats(Stats::RunTime)
             .map(Self)
             .map_err(|error| error.io_error)
     }
+}
+
+/// Why runs cannot be counted, and what can be done about it; `None` if they can.
+pub fn obstacle() -> Option<String> {
+    let always = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() != "0");
+    let cause = Counting::begin().err()?;
+    (!always).then(|| {
+        format!(
+            "the CPU time of probes cannot be measured, so that target_cpu and machine_cpu of [budget] are not kept: \
+             {cause}; run with {}, or set sysctl kernel.bpf_stats_enabled=1",
+            SYS_ADMIN.name
+        )
+    })
 }

@@ -1,18 +1,20 @@
 //! What the daemon may do: as many open files as it needs, and no capability that it does not.
 
+use std::str::FromStr;
+
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// What tracing and watching need after start-up: BPF programs and their probes, other processes' memory and files.
-/// `CAP_SYS_ADMIN` opens `/proc/PID/map_files`, and older kernels ask for it in place of `CAP_BPF` and `CAP_PERFMON`.
-const KEPT: [Capability; 6] = [
-    Capability::CAP_BPF,
-    Capability::CAP_PERFMON,
-    Capability::CAP_SYS_PTRACE,
-    Capability::CAP_DAC_READ_SEARCH,
-    Capability::CAP_CHECKPOINT_RESTORE,
-    Capability::CAP_SYS_ADMIN,
-];
+use crate::bpf::capability;
+
+/// What tracing and watching need after start-up: what [`capability::DAEMON`] has, and the part of `CAP_SYS_ADMIN` that
+/// stands in for it where it was not given.
+fn kept() -> CapsHashSet {
+    let needed = capability::DAEMON.into_iter().chain([capability::CHECKPOINT_RESTORE]);
+    needed
+        .filter_map(|capability| Capability::from_str(capability.name).ok())
+        .collect()
+}
 
 /// Gives up every other capability, for this thread and those that it makes later, and for programs that they might run.
 /// To be called before any other thread is made.
@@ -20,7 +22,7 @@ const KEPT: [Capability; 6] = [
 /// # Errors
 /// When the kernel refuses.
 pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
-    let kept: CapsHashSet = KEPT.into_iter().collect();
+    let kept = kept();
     // The bounding set first: taking from it needs a capability that goes next. A service manager that has cut the set
     // itself may not have left it, and then the rest goes all the same.
     let may_bound = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)?;
@@ -46,5 +48,15 @@ pub fn raise_file_limit() {
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
         tracing::warn!("failed to raise the limit of open files from {soft} to {hard}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_capability_is_known_by_its_name() {
+        assert_eq!(kept().len(), capability::DAEMON.len() + 1);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::proc::memory;
+use crate::{bpf::usage, proc::memory};
 
 use super::{
     backend::Snapshot,
@@ -114,6 +114,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         troubles: Mutex::new(HashMap::new()),
         config: RwLock::new(Arc::new(config)),
     });
+    service.trouble("budget of probes", usage::obstacle());
     runtime.block_on(serve(&service, options))
 }
 
