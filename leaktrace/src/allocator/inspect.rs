@@ -1,19 +1,21 @@
 //! Opens the files that a process maps and finds the catalogue's functions in them.
 //!
-//! A file is read once per build ID, however many processes map it. Which of the functions found are hooked is decided in
-//! `detect`. Invariant: candidates of one file have distinct addresses.
+//! A file is read once, however many processes map it. Which of the functions found are hooked is decided in `detect`.
+//! Invariant: what was found in a file is applied to that file in that state alone, whatever build ID another one states;
+//! candidates of one file have distinct addresses.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::allocator::catalog::{self, Entry};
-use crate::model::{BuildId, ElfAddress};
+use crate::model::ElfAddress;
 use crate::object::image::{ElfImage, ImageError};
 use crate::object::symbols::{Table, for_each_symbol};
 use crate::proc::ProcError;
-use crate::proc::files::open_mapped;
+use crate::proc::files::{FileVersion, open_mapped};
 use crate::proc::maps::{FileId, Mapping};
 
 /// Most files of one process that are inspected.
@@ -110,6 +112,8 @@ fn candidate(address: ElfAddress, size: u64, mut names: Vec<(Entry, String)>) ->
 pub struct ProcessFile {
     /// Device and inode.
     pub id: FileId,
+    /// The state of the file that was inspected.
+    pub version: FileVersion,
     /// Path as the process sees it.
     pub path: PathBuf,
     /// Path by which it can be opened from here while the process lives (for attaching probes).
@@ -139,7 +143,7 @@ pub struct ProcessFiles {
 /// Inspects files and remembers them.
 #[derive(Debug, Default)]
 pub struct Inspector {
-    by_build_id: HashMap<(BuildId, u64), Arc<InspectedFile>>,
+    known: HashMap<FileVersion, Arc<InspectedFile>>,
 }
 
 impl Inspector {
@@ -161,12 +165,13 @@ impl Inspector {
                 continue;
             };
             match open_mapped(pid, mapping) {
-                Ok(opened) => match ElfImage::open(opened.file) {
-                    Ok(image) => result.files.push(ProcessFile {
+                Ok(opened) => match self.inspect_version(opened.file, opened.version) {
+                    Ok(inspected) => result.files.push(ProcessFile {
                         id,
+                        version: opened.version,
                         path: mapping.path.clone(),
                         access_path: opened.access_path,
-                        inspected: self.remember(image),
+                        inspected,
                     }),
                     Err(error) => result.unreadable.push(unreadable(&mapping.path, &error)),
                 },
@@ -183,10 +188,12 @@ impl Inspector {
     ///
     /// # Errors
     /// It is not a usable ELF image.
-    pub fn inspect_file(&mut self, id: FileId, path: &Path, file: std::fs::File) -> Result<ProcessFile, ImageError> {
-        let inspected = self.remember(ElfImage::open(file)?);
+    pub fn inspect_file(&mut self, id: FileId, path: &Path, file: File) -> Result<ProcessFile, ImageError> {
+        let version = FileVersion::of(&file)?;
+        let inspected = self.inspect_version(file, version)?;
         Ok(ProcessFile {
             id,
+            version,
             path: path.into(),
             access_path: path.into(),
             inspected,
@@ -195,23 +202,21 @@ impl Inspector {
 
     /// Forgets what nobody but this refers to.
     pub fn drop_unused(&mut self) {
-        self.by_build_id.retain(|_, file| Arc::strong_count(file) > 1);
+        self.known.retain(|_, file| Arc::strong_count(file) > 1);
     }
 
-    /// The remembered inspection of the same build, or a new one. The length is part of the identity, because `strip`
-    /// keeps the build ID and takes the symbols.
-    fn remember(&mut self, image: ElfImage) -> Arc<InspectedFile> {
-        let Some(key) = image.build_id().map(|id| (id.clone(), image.file_len())) else {
-            return Arc::new(InspectedFile::new(image));
-        };
-        if let Some(known) = self.by_build_id.get(&key) {
-            return Arc::clone(known);
+    /// The remembered inspection of the file in this state, or a new one.
+    fn inspect_version(&mut self, file: File, version: FileVersion) -> Result<Arc<InspectedFile>, ImageError> {
+        if let Some(known) = self.known.get(&version) {
+            return Ok(Arc::clone(known));
         }
-        let inspected = Arc::new(InspectedFile::new(image));
-        if self.by_build_id.len() < MAX_CACHED {
-            self.by_build_id.insert(key, Arc::clone(&inspected));
+        let same = file.try_clone()?;
+        let inspected = Arc::new(InspectedFile::new(ElfImage::open(file)?));
+        // What was read while somebody wrote belongs to no state.
+        if self.known.len() < MAX_CACHED && FileVersion::of(&same).is_ok_and(|now| now == version) {
+            self.known.insert(version, Arc::clone(&inspected));
         }
-        inspected
+        Ok(inspected)
     }
 }
 

@@ -10,10 +10,10 @@ use leaktrace_common::signature::{Op, Signature};
 
 use crate::allocator::detect::{Detection, Hook};
 use crate::allocator::inspect::ProcessFile;
-use crate::model::{BuildId, ElfAddress, FileOffset};
+use crate::model::{ElfAddress, FileOffset};
 use crate::probe::returns::{self, ReturnSites, ReturnsError};
 use crate::probe::site::{self, Demand, Site, SiteError};
-use crate::proc::maps::FileId;
+use crate::proc::{files::FileVersion, maps::FileId};
 
 /// Most files of which sites are remembered.
 const MAX_CACHED: usize = 65_536;
@@ -110,17 +110,10 @@ impl Plan {
     }
 }
 
-/// Identity of a file's code: the build, or the file itself where no build ID tells.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum CodeKey {
-    Build(BuildId, u64),
-    File(FileId, u64),
-}
-
-/// Makes plans, and decodes each build only once.
+/// Makes plans, and decodes each file only once.
 #[derive(Debug, Default)]
 pub struct Planner {
-    sites: HashMap<(CodeKey, ElfAddress, Demand), Result<Site, SiteError>>,
+    sites: HashMap<(FileVersion, ElfAddress, Demand), Result<Site, SiteError>>,
 }
 
 impl Planner {
@@ -225,16 +218,12 @@ impl Planner {
 
     fn site(&mut self, file: &ProcessFile, function: ElfAddress, demand: Demand) -> Result<Site, SiteError> {
         let image = &file.inspected.image;
-        let key = match image.build_id() {
-            Some(id) => CodeKey::Build(id.clone(), image.file_len()),
-            None => CodeKey::File(file.id, image.file_len()),
-        };
         // A full cache begins anew: sites are cheap to find again, memory is not unbounded.
         if self.sites.len() >= MAX_CACHED {
             self.sites.clear();
         }
         self.sites
-            .entry((key, function, demand))
+            .entry((file.version, function, demand))
             .or_insert_with(|| site::choose(image, function, demand))
             .clone()
     }

@@ -1,8 +1,9 @@
 //! Opens the file behind a mapping of another process, whatever mount namespace that lives in.
 //!
 //! Invariant: a file that is returned is the one that is mapped: reached through the mapping itself, or proven by device and inode.
+//! What is learned of a file is kept by its [`FileVersion`], never by what the file says of itself.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,11 +11,46 @@ use std::path::{Path, PathBuf};
 use crate::proc::maps::Mapping;
 use crate::proc::{ProcError, process_exists};
 
+/// One state of one file, as the kernel states it: what was learned of a file holds for exactly this. A build ID does not
+/// do, because whoever writes the file chooses it. The time of the last change of the inode is part of it: unlike the time
+/// of the last modification, the owner of the file cannot set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileVersion {
+    /// Device number, as `stat` shows it: on overlayfs and btrfs another one than in `/proc/PID/maps`.
+    pub device: u64,
+    /// Inode number on it.
+    pub inode: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the inode: seconds and nanoseconds.
+    pub changed: (i64, i64),
+}
+
+impl FileVersion {
+    /// Of an open file.
+    pub fn of(file: &File) -> io::Result<Self> {
+        Ok(Self::from(&file.metadata()?))
+    }
+}
+
+impl From<&Metadata> for FileVersion {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
 /// An open file and the path by which other tools can open it too.
 #[derive(Debug)]
 pub struct MappedFile {
     /// Open for reading. A regular file, always.
     pub file: File,
+    /// As it was when it was opened.
+    pub version: FileVersion,
     /// `/proc/PID/map_files/…` or `/proc/PID/root/…`: valid while the process and the mapping live.
     pub access_path: PathBuf,
 }
@@ -30,9 +66,10 @@ pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError>
         mapping.start.0, mapping.end.0
     ));
     match open_regular(&through_mapping) {
-        Ok((file, _)) => {
+        Ok((file, version)) => {
             return Ok(MappedFile {
                 file,
+                version,
                 access_path: through_mapping,
             });
         }
@@ -48,9 +85,14 @@ pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError>
     }
     let by_name = below_root(pid, &mapping.path);
     match open_regular(&by_name) {
-        Ok((file, (device, inode))) if mapping.file.is_some_and(|id| id.device == device && id.inode == inode) => {
+        Ok((file, version))
+            if mapping
+                .file
+                .is_some_and(|id| id.device == version.device && id.inode == version.inode) =>
+        {
             Ok(MappedFile {
                 file,
+                version,
                 access_path: by_name,
             })
         }
@@ -76,7 +118,7 @@ pub fn below_root(pid: u32, path: &Path) -> PathBuf {
 }
 
 /// Opens a regular file without waiting: a FIFO or a device of that name must not block or be set in motion.
-pub(crate) fn open_regular(path: &Path) -> io::Result<(File, (u64, u64))> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<(File, FileVersion)> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
@@ -85,12 +127,15 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<(File, (u64, u64))> {
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    Ok((file, (metadata.dev(), metadata.ino())))
+    Ok((file, FileVersion::from(&metadata)))
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
     use crate::proc::maps::{FileId, read_maps};
 
@@ -124,6 +169,22 @@ mod tests {
             open_mapped(std::process::id(), &mapping),
             Err(ProcError::Io { .. })
         ));
+    }
+
+    #[test]
+    fn a_version_ends_with_any_change_and_is_not_restored_by_its_owner() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"old").unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        let old = FileVersion::of(&file).unwrap();
+        assert_eq!(FileVersion::of(&file.try_clone().unwrap()).unwrap(), old);
+        // Longer than the coarsest tick that kernels stamp files with.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        file.write_all_at(b"new", 0).unwrap();
+        file.set_modified(modified).unwrap();
+        let new = FileVersion::of(&file).unwrap();
+        assert_eq!((new.device, new.inode, new.size), (old.device, old.inode, old.size));
+        assert_ne!(new, old);
     }
 
     #[test]

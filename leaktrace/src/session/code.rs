@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     bpf::tables::{ArrayFull, TablePlace, UnwindArrays},
-    proc::maps::FileId,
+    proc::{files::FileVersion, maps::FileId},
 };
 
 /// How long a run that was replaced is kept at least, so that one wait for the programs that may be reading it serves many.
@@ -33,7 +33,7 @@ enum Retired {
 /// What is stored.
 pub struct CodeTables {
     arrays: UnwindArrays,
-    places: HashMap<FileId, (Arc<CodeFile>, TablePlace)>,
+    places: HashMap<(FileId, FileVersion), (Arc<CodeFile>, TablePlace)>,
     retired: Vec<(Instant, Retired)>,
 }
 
@@ -93,23 +93,22 @@ impl CodeTables {
     pub fn drop_unused(&mut self) {
         self.release_retired();
         // Besides a process's own, one reference is here and one is the surveyor's.
-        let unused: Vec<FileId> = self
+        let unused: Vec<(FileId, FileVersion)> = self
             .places
             .iter()
             .filter(|(_, (file, _))| Arc::strong_count(file) <= 2)
-            .map(|(id, _)| *id)
+            .map(|(key, _)| *key)
             .collect();
-        for id in unused {
-            if let Some((_, place)) = self.places.remove(&id) {
+        for key in unused {
+            if let Some((_, place)) = self.places.remove(&key) {
                 self.retired.push((Instant::now(), Retired::Table(place)));
             }
         }
     }
 
     fn table_place(&mut self, file: &Arc<CodeFile>) -> Result<TablePlace, ArrayFull> {
-        if let Some((known, place)) = self.places.get(&file.id)
-            && Arc::ptr_eq(known, file)
-        {
+        let key = (file.id, file.version);
+        if let Some((_, place)) = self.places.get(&key) {
             return Ok(place.clone());
         }
         let Some(Ok(table)) = &file.table else {
@@ -119,7 +118,7 @@ impl CodeTables {
             });
         };
         let place = self.arrays.store_table(&table.blocks, &table.rows)?;
-        self.places.insert(file.id, (Arc::clone(file), place.clone()));
+        self.places.insert(key, (Arc::clone(file), place.clone()));
         Ok(place)
     }
 

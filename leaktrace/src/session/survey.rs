@@ -1,6 +1,6 @@
 //! Looks at a process without touching it: its files, their unwind tables, its allocators, the probes that it needs.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc};
 
 use super::go;
 use crate::{
@@ -12,19 +12,21 @@ use crate::{
     probe::plan::{Features, Plan, Planner},
     proc::{
         ProcError,
-        files::open_mapped,
+        files::{FileVersion, open_mapped},
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
         release::Release,
     },
     runtime::go::code::GoCode,
-    unwind::{self, CompileJob, TableCache, TableKey, TableResult},
+    unwind::{CompileJob, TableCache, TableResult},
 };
 
 /// A file with code that a process maps.
 pub struct CodeFile {
-    /// Device and inode.
+    /// Device and inode, as `/proc/PID/maps` shows them.
     pub id: FileId,
+    /// The state of the file that all of this was learned of.
+    pub version: FileVersion,
     /// Path as the process sees it.
     pub path: PathBuf,
     /// Held open, so that it can be probed and symbolized whatever happens to its name or to the process.
@@ -38,7 +40,7 @@ pub struct CodeFile {
 }
 
 impl CodeFile {
-    /// Its build ID.
+    /// Its build ID: a label for output, which proves nothing.
     pub fn build_id(&self) -> Option<&BuildId> {
         self.inspected.as_ref()?.image.build_id()
     }
@@ -88,7 +90,7 @@ pub struct Surveyor {
     inspector: Inspector,
     planner: Planner,
     tables: TableCache,
-    files: HashMap<FileId, Arc<CodeFile>>,
+    files: HashMap<(FileId, FileVersion), Arc<CodeFile>>,
     kernel: (u32, u32),
 }
 
@@ -159,34 +161,38 @@ impl Surveyor {
                 continue;
             };
             seen.push(id);
-            let image = inspected
-                .iter()
-                .find(|file| file.id == id)
-                .map(|file| Arc::clone(&file.inspected));
-            // The same inode may hold another file by now: it must still be the one that was inspected.
-            let known = self.files.get(&id).filter(|known| match (&known.inspected, &image) {
-                (Some(known), Some(image)) => Arc::ptr_eq(known, image),
-                (None, None) => true,
-                _ => false,
-            });
-            if let Some(known) = known {
+            let image = inspected.iter().find(|file| file.id == id);
+            let known = image.and_then(|image| self.files.get(&(id, image.version)));
+            if let Some(known) = known.filter(|known| known.inspected.is_some()) {
                 files.push(Arc::clone(known));
-            } else if let Ok(opened) = open_mapped(pid, mapping) {
-                fresh.push(CodeFile {
-                    id,
-                    path: mapping.path.clone(),
-                    go: image.as_ref().and_then(|_| go::read_code(&opened.file)),
-                    file: opened.file,
-                    inspected: image,
-                    table: None,
-                });
+                continue;
             }
+            let Ok(opened) = open_mapped(pid, mapping) else {
+                continue;
+            };
+            // Whatever was inspected must be this very file, and unchanged since.
+            let image = image.filter(|image| image.version == opened.version);
+            if let Some(known) = self.files.get(&(id, opened.version))
+                && known.inspected.is_some() == image.is_some()
+            {
+                files.push(Arc::clone(known));
+                continue;
+            }
+            fresh.push(CodeFile {
+                id,
+                version: opened.version,
+                path: mapping.path.clone(),
+                go: image.and_then(|_| go::read_code(&opened.file)),
+                file: opened.file,
+                inspected: image.map(|image| Arc::clone(&image.inspected)),
+                table: None,
+            });
         }
         let tables = self.compile(&fresh);
         for (mut file, table) in fresh.into_iter().zip(tables) {
             file.table = table;
             let file = Arc::new(file);
-            self.files.insert(file.id, Arc::clone(&file));
+            self.files.insert((file.id, file.version), Arc::clone(&file));
             files.push(file);
         }
         files
@@ -211,25 +217,11 @@ impl Surveyor {
 }
 
 fn job(file: &CodeFile) -> CompileJob<'_> {
-    let metadata = file.file.metadata().ok();
-    let size = metadata.as_ref().map_or(0, MetadataExt::size);
-    let modified = metadata.as_ref().map_or(0, |data| {
-        i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec())
-    });
-    let key = match file.build_id() {
-        Some(build_id) => TableKey::BuildId(build_id.clone()),
-        None => TableKey::File(unwind::FileId {
-            device: file.id.device,
-            inode: file.id.inode,
-            size,
-            modified,
-        }),
-    };
     CompileJob {
-        key,
+        key: file.version,
         open: Box::new(|| file.file.try_clone()),
         forced: file.go.as_deref().map(go::forced_rules).unwrap_or_default(),
-        size_hint: size,
+        size_hint: file.version.size,
     }
 }
 

@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -18,6 +17,7 @@ use hashbrown::HashMap;
 use super::demangle::demangle;
 use super::snapshot::Snapshot;
 use super::{Addresses, Frame, SymbolSource, debug_file};
+use crate::proc::files::FileVersion;
 
 /// Turns addresses into frames. Files are read once and kept, about the size of their symbol and debug sections: make
 /// a symbolizer to write a profile, and drop it then. It does not move between threads; a thread that needs one makes it.
@@ -25,19 +25,10 @@ use super::{Addresses, Frame, SymbolSource, debug_file};
 pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
-    files: RefCell<HashMap<FileKey, Rc<Opened>>>,
+    files: RefCell<HashMap<FileVersion, Rc<Opened>>>,
     /// By content.
     images: RefCell<HashMap<Box<[u8]>, Rc<Opened>>>,
     texts: RefCell<Texts>,
-}
-
-/// What makes a file the same one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct FileKey {
-    device: u64,
-    inode: u64,
-    length: u64,
-    changed: (i64, i64),
 }
 
 /// A file with its debug file.
@@ -107,12 +98,7 @@ impl Symbolizer {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let key = FileKey {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let key = FileVersion::from(&metadata);
         if let Some(opened) = self.files.borrow().get(&key) {
             return Ok(opened.clone());
         }
