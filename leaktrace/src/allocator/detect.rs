@@ -63,7 +63,7 @@ pub struct Detection {
 }
 
 /// No decision could be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DetectError {
     /// Nothing of the catalogue was found.
     #[error(

@@ -191,6 +191,12 @@ fn describe(plan: &Plan, is_go: bool) -> String {
         1 => "1 probe in place".to_owned(),
         count => format!("{count} probes in place"),
     };
+    let probes = match (plan.refused.len(), plan.refused.first()) {
+        (count, Some(first)) if !plan.withdrawn.is_empty() => {
+            format!("{probes}, {count} functions left out, such as {first}")
+        }
+        _ => probes,
+    };
     if is_go {
         probes + ", Go heap read at start and end"
     } else {

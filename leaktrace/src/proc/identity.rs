@@ -171,6 +171,22 @@ fn parse_thread_group(status: &[u8]) -> Option<u32> {
     line.trim().parse().ok()
 }
 
+/// The process that traces another as debuggers do; `None` also when it is this one.
+pub fn debugger(pid: u32) -> Option<u32> {
+    let status = read_bounded(pid, "status", 1 << 16).ok()?;
+    let tracer = parse_tracer(&status)?;
+    // The line names a thread.
+    let tracer = thread_group(tracer).unwrap_or(tracer);
+    (tracer != std::process::id()).then_some(tracer)
+}
+
+/// The `TracerPid:` line of `/proc/PID/status`.
+fn parse_tracer(status: &[u8]) -> Option<u32> {
+    let text = String::from_utf8_lossy(status);
+    let line = text.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|tracer| *tracer != 0)
+}
+
 /// Real uid and seccomp mode. A kernel without seccomp has no such line: [`Seccomp::Off`].
 pub fn parse_status(bytes: &[u8]) -> Option<(u32, Seccomp)> {
     // `Name:` comes first and its newlines are escaped, so a line that begins with `Uid:` is the kernel's.
@@ -255,6 +271,8 @@ mod tests {
         let text = b"Name:\tUid:\\n\nUid:\t1000\t0\t0\t0\nSeccomp:\t2\n";
         assert_eq!(parse_status(text), Some((1000, Seccomp::Filter)));
         assert_eq!(parse_status(b"Uid:\t0\t0\t0\t0\n"), Some((0, Seccomp::Off)));
+        assert_eq!(parse_tracer(b"Name:\tx\nTracerPid:\t7\n"), Some(7));
+        assert_eq!(parse_tracer(b"TracerPid:\t0\n"), None);
         assert_eq!(parse_status(b"Name:\tx\n"), None);
         assert_eq!(parse_thread_group(b"Name:\tTgid:\nTgid:\t17\nPid:\t18\n"), Some(17));
         assert_eq!(parse_thread_group(b"Name:\tx\n"), None);

@@ -74,6 +74,11 @@ impl Mapping {
         self.file.is_none() && self.path.as_os_str() == UPROBES
     }
 
+    /// Whether this is the kernel's code that probed NOPs are replaced by calls of.
+    pub fn is_trampoline(&self) -> bool {
+        self.file.is_none() && self.path.as_os_str() == TRAMPOLINE
+    }
+
     /// Whether this is memory of a real file (not anonymous, not `/dev/zero`-like shared anonymous memory).
     pub fn is_file(&self) -> bool {
         self.file.is_some() && self.path.as_os_str().as_bytes().first() == Some(&b'/')
@@ -82,6 +87,8 @@ impl Mapping {
 
 /// How the kernel names its own page for probes. No process can give such a name (`prctl` names get `anon:` before them).
 const UPROBES: &str = "[uprobes]";
+/// The same of another page, from Linux 6.18 on.
+const TRAMPOLINE: &str = "[uprobes-trampoline]";
 
 /// Most mappings that are read: the kernel's default `vm.max_map_count` is 65,530, and it can be raised.
 pub const MAX_MAPPINGS: usize = 1 << 20;

@@ -18,7 +18,7 @@ use super::{
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Held, NoticeReceiver, Pump},
-    recording::RecordError,
+    recording::{RecordError, check_probes},
     survey::{Survey, Surveyor, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer},
 };
@@ -42,7 +42,7 @@ use crate::{
 const ROWS: u32 = 3 << 20;
 const BLOCKS: u32 = 1 << 20;
 const MAPPINGS: u32 = 16 << 10;
-/// Changes of the interval that a profile tells at most; the last ones.
+/// Remarks that a profile has at most; the last ones.
 const MAX_REMARKS: usize = 32;
 
 /// Counters of the kernel side, and records that could not be decoded.
@@ -59,6 +59,17 @@ struct Attached {
     /// What was lost before.
     before: Losses,
     remarks: Vec<String>,
+}
+
+impl Attached {
+    /// Notes what profiles have to tell of this moment.
+    fn remark(&mut self, what: String) {
+        if self.remarks.len() >= MAX_REMARKS {
+            self.remarks.remove(0);
+        }
+        let after = self.started.elapsed().as_secs_f64();
+        self.remarks.push(format!("after {after:.1}s: {what}"));
+    }
 }
 
 /// The kernel side with the processes that it traces at the moment.
@@ -112,9 +123,7 @@ impl Live {
             return Ok(());
         }
         let survey = self.survey(key)?;
-        if let Err(cause) = survey.detection {
-            return Err(RecordError::NoAllocator { pid: key.pid, cause });
-        }
+        check_probes(&survey)?;
         let is_go = survey.is_go();
         let settings = Settings::sampled(interval, 0);
         self.attach(survey, settings)?;
@@ -196,13 +205,9 @@ impl Live {
         self.tracer.set_interval(pid, interval);
         let old = attached.settings.sample_interval;
         attached.settings = Settings::sampled(interval, attached.settings.min_size);
-        if attached.remarks.len() >= MAX_REMARKS {
-            attached.remarks.remove(0);
-        }
-        attached.remarks.push(format!(
-            "after {:.1}s: mean distance of samples changed from {old} to {} bytes: {reason}",
-            attached.started.elapsed().as_secs_f64(),
-            attached.settings.sample_interval
+        let new = attached.settings.sample_interval;
+        attached.remark(format!(
+            "mean distance of samples changed from {old} to {new} bytes: {reason}"
         ));
     }
 
@@ -215,8 +220,15 @@ impl Live {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            if let Err(error) = self.tracer.act_on(notice) {
-                tracing::debug!("failed to follow {notice:?}: {error}");
+            match self.tracer.act_on(notice) {
+                Ok(()) => {}
+                Err(error @ TraceError::Withdrawn { pid, .. }) => {
+                    self.pump.take(pid);
+                    if let Some(attached) = self.attached.get_mut(&pid) {
+                        attached.remark(error.to_string());
+                    }
+                }
+                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
             }
         }
     }

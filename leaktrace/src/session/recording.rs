@@ -24,6 +24,7 @@ use crate::{
         log::KernelLog,
     },
     model::ProcessKey,
+    probe::plan::Refused,
     proc::{ProcError, identity},
     report::{loss::Losses, profile::Profile},
     symbolize::Symbolizer,
@@ -52,6 +53,14 @@ pub enum RecordError {
         /// Where was looked.
         cause: DetectError,
     },
+    /// There is something to probe, and none of it can be.
+    #[error("failed to trace pid {pid}: no allocation function can be probed: {cause}")]
+    NotProbed {
+        /// The process.
+        pid: u32,
+        /// The first function, and why not.
+        cause: Refused,
+    },
     /// The kernel side could not be set up.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -79,6 +88,22 @@ impl From<TraceError> for RecordError {
     }
 }
 
+/// Whether something of the process can be probed.
+pub(super) fn check_probes(survey: &Survey) -> Result<(), RecordError> {
+    let pid = survey.key().pid;
+    match (&survey.detection, survey.plan.nothing_left()) {
+        (Err(cause), _) => Err(RecordError::NoAllocator {
+            pid,
+            cause: cause.clone(),
+        }),
+        (Ok(_), Some(cause)) => Err(RecordError::NotProbed {
+            pid,
+            cause: cause.clone(),
+        }),
+        (Ok(_), None) => Ok(()),
+    }
+}
+
 /// A recording under way.
 pub struct Recording {
     tracer: Tracer,
@@ -91,6 +116,8 @@ pub struct Recording {
     child: Option<Child>,
     started: Instant,
     attached: SystemTime,
+    /// What the profile has to tell of what happened meanwhile.
+    remarks: Vec<String>,
 }
 
 /// A recording that is over.
@@ -122,11 +149,11 @@ impl Recording {
         let mut surveys = Vec::new();
         for &pid in pids {
             let survey = surveyor.survey(pid)?;
-            match survey.detection {
-                // Go's own heap needs no probes.
-                Err(cause) if !survey.is_go() => return Err(RecordError::NoAllocator { pid, cause }),
-                _ => surveys.push(survey),
+            // Go's own heap needs no probes.
+            if !survey.is_go() {
+                check_probes(&survey)?;
             }
+            surveys.push(survey);
         }
         let mut recording = Self::load(surveyor, &surveys, settings, ring_bytes)?;
         for survey in surveys {
@@ -189,6 +216,7 @@ impl Recording {
             child: None,
             started: Instant::now(),
             attached: SystemTime::now(),
+            remarks: Vec::new(),
         })
     }
 
@@ -227,8 +255,13 @@ impl Recording {
             {
                 heap.note_exec();
             }
-            if let Err(error) = self.tracer.act_on(notice) {
-                tracing::debug!("failed to follow {notice:?}: {error}");
+            match self.tracer.act_on(notice) {
+                Ok(()) => {}
+                Err(error @ TraceError::Withdrawn { pid, .. }) => {
+                    self.pump.take(pid);
+                    self.remarks.push(error.to_string());
+                }
+                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
             }
             if let Notice::Exec(pid) = notice {
                 self.find_go(pid);
@@ -295,7 +328,7 @@ impl Recording {
             duration,
             counters: outcome.counters,
             undecodable: outcome.undecodable,
-            remarks: Vec::new(),
+            remarks: self.remarks,
         };
         Finished {
             processes,

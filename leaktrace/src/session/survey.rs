@@ -9,12 +9,17 @@ use crate::{
         inspect::{InspectedFile, Inspector},
     },
     model::{BuildId, ElfAddress, FileOffset, ProcessKey},
-    probe::plan::{Features, Plan, Planner},
+    object::image::Source,
+    probe::{
+        plan::{Features, Plan, Planner},
+        verify,
+    },
     proc::{
         ProcError,
         files::{FileVersion, open_mapped},
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
+        memory::ProcessMemory,
         release::Release,
     },
     runtime::go::code::GoCode,
@@ -76,6 +81,33 @@ impl Survey {
         self.files.iter().any(|file| file.go.is_some())
     }
 
+    /// Looks once more whether the code to be probed is what was decoded, and takes out of the plan what is not.
+    ///
+    /// # Errors
+    /// The process ended meanwhile.
+    pub fn verify_again(&mut self) -> Result<(), ProcError> {
+        self.mappings = maps::read_maps(self.key().pid)?;
+        self.verify();
+        Ok(())
+    }
+
+    fn verify(&mut self) {
+        let pid = self.key().pid;
+        let process = verify::Process {
+            mappings: &self.mappings,
+            memory: &ProcessMemory::new(pid),
+            debugger: identity::debugger(pid),
+        };
+        let file = |id| {
+            let file = self
+                .files
+                .iter()
+                .find(|file| file.id == id && file.inspected.is_some())?;
+            Some(&file.file as &dyn Source)
+        };
+        verify::verify(&mut self.plan, &process, file);
+    }
+
     /// Rows and blocks of all unwind tables together.
     pub fn table_size(&self) -> (usize, usize) {
         let tables = self.files.iter().filter_map(|file| file.table.as_ref()?.as_ref().ok());
@@ -130,13 +162,15 @@ impl Surveyor {
             Ok(detection) => self.planner.plan(detection, &inspected.files, self.features(&identity)),
             Err(_) => Plan::default(),
         };
-        Ok(Survey {
+        let mut survey = Survey {
             identity,
             mappings,
             files,
             detection,
             plan,
-        })
+        };
+        survey.verify();
+        Ok(survey)
     }
 
     fn features(&self, identity: &Identity) -> Features {

@@ -33,7 +33,7 @@ use crate::{
         usage::Usage,
     },
     model::ProcessKey,
-    probe::plan::ReturnProbe,
+    probe::plan::{Refused, ReturnProbe},
     proc::{ProcError, maps::FileId},
 };
 
@@ -111,6 +111,16 @@ pub enum TraceError {
         /// Why.
         cause: ProcessTableError,
     },
+    /// Code that has probes is not what it was: tracing of the process has ended, until it runs another program.
+    #[error(
+        "tracing of pid {pid} has ended, and what was recorded of it is left out, since frees may have been missed: {cause}"
+    )]
+    Withdrawn {
+        /// Process.
+        pid: u32,
+        /// The first function that is concerned.
+        cause: Refused,
+    },
     /// An array in the kernel is full.
     #[error("failed to store the unwind tables for pid {pid}: {cause}")]
     Full {
@@ -145,6 +155,16 @@ struct Traced {
     /// What the kernel side was told last.
     process: Process,
     active: bool,
+    /// Files of which functions are left out, which was said.
+    withdrawn: HashSet<FileId>,
+    /// Probes were taken away for good.
+    ended: bool,
+}
+
+impl Traced {
+    fn has_probes_in(&self, file: FileId) -> bool {
+        self.probed.iter().any(|(probed, _)| *probed == file)
+    }
 }
 
 /// Everything traced.
@@ -231,6 +251,8 @@ impl Tracer {
             slot: None,
             process: Process::default(),
             active: false,
+            withdrawn: HashSet::new(),
+            ended: false,
         };
         self.processes.insert(key.pid, traced);
         let result = self.update(survey);
@@ -258,13 +280,14 @@ impl Tracer {
         if let Some(slot) = &traced.slot {
             self.table.forget_earlier(slot);
         }
+        traced.ended = false;
         traced.program.space = AddressSpace::default();
         traced.program.files.clear();
         traced.seed = seed(traced.program.key, generation + 1);
         self.refresh(pid)
     }
 
-    fn update(&mut self, survey: Survey) -> Result<(), TraceError> {
+    fn update(&mut self, mut survey: Survey) -> Result<(), TraceError> {
         let pid = survey.key().pid;
         let spans = code_spans(&survey);
         let stored = self.code.store(&survey, &spans);
@@ -288,7 +311,7 @@ impl Tracer {
         }
         let process = Process {
             pid,
-            flags: flags(&traced.settings, traced.active),
+            flags: flags(&traced.settings, traced.active && !traced.ended),
             mapping_first: run.start,
             mapping_count: run.end - run.start,
             sample_interval: traced.settings.sample_interval,
@@ -313,8 +336,28 @@ impl Tracer {
         };
         let old = std::mem::replace(&mut traced.run, run);
         self.code.retire(old);
+        let follows_calls = traced.settings.growth_interval == 0 && !traced.ended;
+        if follows_calls && !wanted(&survey, &traced.probed).is_empty() {
+            // Some time may have passed since the survey.
+            survey.verify_again()?;
+        }
+        let withdrawn = &survey.plan.withdrawn;
+        if let Some(cause) = survey.plan.refused.last()
+            && withdrawn.iter().any(|file| !traced.withdrawn.contains(file))
+        {
+            tracing::warn!(
+                "pid {pid}: {} functions are not traced, such as {cause}",
+                survey.plan.refused.len()
+            );
+            traced.withdrawn.extend(withdrawn);
+        }
+        if follows_calls && withdrawn.iter().any(|file| traced.has_probes_in(*file)) {
+            let cause = survey.plan.refused.first().cloned();
+            traced.program.plan = survey.plan;
+            return self.withdraw(pid, cause);
+        }
         let probes = wanted(&survey, &traced.probed);
-        if !probes.is_empty() && traced.settings.growth_interval == 0 {
+        if !probes.is_empty() && follows_calls {
             let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
             let links = self.kernel.attach(&places, Some(pid), traced.programs.as_ref())?;
             traced.links.append(links);
@@ -324,6 +367,20 @@ impl Tracer {
         }
         traced.program.plan = survey.plan;
         Ok(())
+    }
+
+    /// Takes a process's probes away, since calls of its allocator are missed from now on.
+    fn withdraw(&mut self, pid: u32, cause: Option<Refused>) -> Result<(), TraceError> {
+        self.set_active(pid, false);
+        let Some((traced, cause)) = self.processes.get_mut(&pid).zip(cause) else {
+            return Ok(());
+        };
+        // It is active again when it runs another program.
+        traced.active = true;
+        traced.ended = true;
+        traced.links = Links::new();
+        traced.probed.clear();
+        Err(TraceError::Withdrawn { pid, cause })
     }
 
     /// Acts on something that the kernel side noticed.
@@ -351,7 +408,7 @@ impl Tracer {
             && let Some(slot) = &mut traced.slot
         {
             traced.active = active;
-            traced.process.flags = flags(&traced.settings, active);
+            traced.process.flags = flags(&traced.settings, active && !traced.ended);
             self.table.change(slot, traced.process);
         }
     }

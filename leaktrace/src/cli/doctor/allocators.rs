@@ -188,9 +188,11 @@ mod tests {
                 stack_offset: 0,
                 emulated: distance > 0,
                 reason: "first emulated instruction".to_owned(),
+                code: [].into(),
             },
             ret,
             reason: "an allocator's own function".to_owned(),
+            code: Vec::new(),
         }
     }
 
@@ -222,6 +224,7 @@ mod tests {
                 path: "/lib/libodd.so".into(),
                 reason: "it can throw, and its returns cannot be probed".to_owned(),
             }],
+            withdrawn: Vec::new(),
         };
         let skip = |symbol: &str, file: &str, reason: &str| Skipped {
             symbol: symbol.to_owned(),
