@@ -105,6 +105,8 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("map_files", c!["c/map_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
+    ("patched", c!["c/patched.c", "-ldl"]),
+    ("map_code", c!["-static", "c/map_code.c"]),
     ("lost_calls", c!["c/lost_calls.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
     (
@@ -113,6 +115,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ),
     ("new_delete", cpp!["cpp/new_delete.cpp"]),
     ("throwing", cpp!["cpp/throwing.cpp"]),
+    ("hardest", cpp!["-pthread", "cpp/hardest.cpp", "-ldl"]),
     ("throwing_custom", cpp!["-DCUSTOM_NEW", "cpp/throwing.cpp"]),
     (
         "rust_system",
