@@ -59,8 +59,8 @@ pub enum Difference {
     #[error("its code at {0} is mapped writable or shared, where the kernel places no probes")]
     Unprobed(ProcessAddress),
     /// The process's bytes cannot be read.
-    #[error("its code at {0} cannot be read, so it is not known to be that of its file")]
-    Unreadable(ProcessAddress),
+    #[error("its code in memory cannot be compared with its file: {0}")]
+    Unreadable(String),
     /// The place of a probe is not part of what was decoded.
     #[error("its code at {0} in the file could not be decoded")]
     NotDecoded(FileOffset),
@@ -75,6 +75,9 @@ pub struct Process<'a, M> {
     pub mappings: &'a [Mapping],
     /// Its memory.
     pub memory: &'a M,
+    /// Whether so many bytes from an address on are in pages that nobody has written to, so that they are the file's: where
+    /// memory cannot be read, as where nobody may attach (`kernel.yama.ptrace_scope` is 3), that answers as well.
+    pub unwritten: &'a dyn Fn(ProcessAddress, usize) -> bool,
     /// The process that traces it as a debugger does, other than this one.
     pub debugger: Option<u32>,
 }
@@ -192,12 +195,10 @@ impl<M: MemoryReader> Comparison<'_, M> {
         };
         self.charge(part.bytes.len())?;
         let mut bytes = vec![0; part.bytes.len()];
-        if self.process.memory.read(start, &mut bytes).is_err() {
-            return if mapping.execute {
-                Err(Difference::Unreadable(start))
-            } else {
-                Ok(())
-            };
+        match self.process.memory.read(start, &mut bytes) {
+            Ok(()) => {}
+            Err(_) if !mapping.execute || (self.process.unwritten)(start, part.bytes.len()) => return Ok(()),
+            Err(error) => return Err(Difference::Unreadable(error.to_string())),
         }
         let at = |position: usize| ProcessAddress(start.0 + position as u64);
         let is_trampoline = |position: usize, distance: i32| {

@@ -20,6 +20,7 @@ use crate::{
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
         memory::ProcessMemory,
+        pagemap,
         release::Release,
     },
     runtime::go::code::GoCode,
@@ -96,6 +97,7 @@ impl Survey {
         let process = verify::Process {
             mappings: &self.mappings,
             memory: &ProcessMemory::new(pid),
+            unwritten: &|start, len| pagemap::is_unwritten(pid, start, len).unwrap_or(false),
             debugger: identity::debugger(pid),
         };
         let file = |id| {

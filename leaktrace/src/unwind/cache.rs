@@ -57,7 +57,7 @@ impl TableCache {
 
     /// The table of a file, compiled on this thread unless it is known.
     pub fn get_or_compile(&self, job: &CompileJob<'_>) -> TableResult {
-        let slot = Arc::clone(self.lock().entry(job.key.clone()).or_default());
+        let slot = Arc::clone(self.lock().entry(job.key).or_default());
         let result = slot
             .get_or_init(|| compile_job(job).map(Arc::new).map_err(Arc::new))
             .clone();
