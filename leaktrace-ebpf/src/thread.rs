@@ -81,6 +81,8 @@ pub struct PendingMapping {
     pub old_length: u64,
     /// New bytes.
     pub length: u64,
+    /// Flags for the record of the end (mremap).
+    pub flags: u64,
 }
 
 /// A stream of bytes with sampling points on it.

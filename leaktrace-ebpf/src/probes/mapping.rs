@@ -2,6 +2,9 @@
 //!
 //! Of a process that is followed without probes, what it asks for is told as growth.
 //!
+//! Memory is given back at the entry of its call, as for `free`: of munmap, of a mapping over old ones, and of mremap, which
+//! has two phases as realloc has.
+//!
 //! What an allocator maps for itself happens inside a pending call and is not told; giving such memory back is told and
 //! ignored by userspace, which does not know it.
 
@@ -27,6 +30,9 @@ const CALL_MMAP_GROWTH: u64 = 4;
 
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
+/// Replaces whatever is mapped there.
+const MAP_FIXED: u64 = 0x10;
+const MREMAP_FIXED: u64 = 2;
 /// Stacks of threads are no heap.
 const MAP_STACK: u64 = 0x2_0000;
 /// Advice that gives pages back.
@@ -64,11 +70,26 @@ fn is_inside_call(thread: &mut Thread, process: &Process) -> bool {
         && stack::entry_registers().is_none_or(|registers| allocate::is_nested(thread, process, registers.sp()))
 }
 
+/// A part of the address space is given back.
+#[inline(always)]
+fn give_back(pid: u32, process: &Process, address: u64, length: u64) {
+    if process.growth_interval == 0
+        && (process.flags & PROCESS_TRACK_MMAP == 0
+            || thread::known().is_some_and(|thread| is_inside_call(thread, process)))
+    {
+        return;
+    }
+    emit::unmap(pid, address, length);
+}
+
 pub fn mmap_enter(ctx: &TracePointContext) {
-    let Some((_, _, process)) = begins() else {
+    let Some((pid, _, process)) = begins() else {
         return;
     };
     let (length, protection, flags) = (field(ctx, 1), field(ctx, 2), field(ctx, 3));
+    if flags & MAP_FIXED != 0 {
+        give_back(pid, process, field(ctx, 0), length);
+    }
     let call = if flags & MAP_ANONYMOUS == 0 {
         if protection & PROT_EXEC == 0 {
             return;
@@ -95,6 +116,7 @@ pub fn mmap_enter(ctx: &TracePointContext) {
         old: 0,
         old_length: 0,
         length,
+        flags: 0,
     };
 }
 
@@ -157,19 +179,11 @@ pub fn munmap_enter(ctx: &TracePointContext) {
     let Some((pid, _, process)) = begins() else {
         return;
     };
-    if process.growth_interval != 0 {
-        emit::unmap(pid, field(ctx, 0), field(ctx, 1));
-        return;
-    }
-    if process.flags & PROCESS_TRACK_MMAP == 0 || thread::known().is_some_and(|thread| is_inside_call(thread, process))
-    {
-        return;
-    }
-    emit::unmap(pid, field(ctx, 0), field(ctx, 1));
+    give_back(pid, process, field(ctx, 0), field(ctx, 1));
 }
 
 pub fn mremap_enter(ctx: &TracePointContext) {
-    let Some((_, _, process)) = begins() else {
+    let Some((pid, tid, process)) = begins() else {
         return;
     };
     if process.flags & PROCESS_TRACK_MMAP == 0 && process.growth_interval == 0 {
@@ -181,12 +195,26 @@ pub fn mremap_enter(ctx: &TracePointContext) {
     if is_inside_call(thread, process) {
         return;
     }
+    let (old, old_length, length) = (field(ctx, 0), field(ctx, 1), field(ctx, 2));
     thread.mapping = PendingMapping {
         call: CALL_MREMAP,
-        old: field(ctx, 0),
-        old_length: field(ctx, 1),
-        length: field(ctx, 2),
+        old,
+        old_length,
+        length,
+        flags: 0,
     };
+    if process.growth_interval != 0 {
+        return;
+    }
+    if old_length == 0 {
+        // The same memory at one more place.
+        thread.mapping.call = 0;
+        return;
+    }
+    if field(ctx, 3) & MREMAP_FIXED != 0 {
+        emit::unmap(pid, field(ctx, 4), length);
+    }
+    thread.mapping.flags = emit::remap_begin(pid, tid, old, old_length) as u64;
 }
 
 pub fn mremap_leave(ctx: &TracePointContext) {
@@ -201,21 +229,26 @@ pub fn mremap_leave(ctx: &TracePointContext) {
         old,
         old_length,
         length,
+        flags,
     } = thread.mapping;
     thread.mapping.call = 0;
-    let address = field(ctx, 0);
-    if call != CALL_MREMAP || address >= MAX_ERRNO.wrapping_neg() {
+    if call != CALL_MREMAP {
         return;
     }
+    let address = field(ctx, 0);
+    let failed = address >= MAX_ERRNO.wrapping_neg();
     if process.growth_interval != 0 {
+        if failed {
+            return;
+        }
         emit::unmap(pid, old, old_length);
         growth::asked(thread, scratch, process, pid, length.saturating_sub(old_length));
         return;
     }
     thread.mapped = Remap {
         new: Alloc {
-            header: emit::header(KIND_MREMAP, 0, pid),
-            address,
+            header: emit::header(KIND_MREMAP, flags as u8, pid),
+            address: if failed { 0 } else { address },
             size: length,
             stack: 0,
             tid,
@@ -224,7 +257,14 @@ pub fn mremap_leave(ctx: &TracePointContext) {
         old,
         old_length,
     };
-    if !with_stack(thread, scratch, process) || !emit::copy(&thread.mapped) {
+    if failed && flags != 0 {
+        // The beginning was deferred and stands: the old mapping is not followed any more.
+        count(Counter::MappingLost, 1);
+        return;
+    }
+    // Only what it grew by belongs to who asked for it.
+    let has_stack = failed || length <= old_length || with_stack(thread, scratch, process);
+    if !has_stack || !emit::copy(&thread.mapped) {
         count(Counter::MappingLost, 1);
     }
 }

@@ -12,16 +12,17 @@ use aya::{
     programs::{Program, ProgramError, TracePoint},
 };
 use leaktrace_common::config::{
-    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, MAX_PROCESSES,
+    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, LOST_RELEASES, MAX_PROCESSES,
 };
 
 use super::{
     btf::{self, Places},
     counters::Counters,
-    deferred::DeferredFrees,
+    deferred::DeferredReleases,
     features::{self, Trial},
     grace::GracePeriod,
     log::KernelLog,
+    lost::LostReleases,
     processes::ProcessTable,
     program::{self, ProgramSource},
     program_set::ProgramSet,
@@ -217,8 +218,10 @@ pub struct Parts {
     pub kernel: Kernel,
     /// Reader of the records.
     pub ring: Ring,
-    /// Frees that did not fit into the ring.
-    pub deferred: DeferredFrees,
+    /// Releases that did not fit into the ring.
+    pub deferred: DeferredReleases,
+    /// Those that fitted nowhere.
+    pub lost: LostReleases,
     /// Loss counters.
     pub counters: Counters,
     /// Unwind tables.
@@ -254,10 +257,14 @@ impl Kernel {
         fill_exponentials(&mut ebpf)?;
         let grace = Arc::new(GracePeriod::new());
         Ok(Parts {
-            ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
-            deferred: {
-                let fd = duplicate(&ebpf, "DEFERRED_FREES")?;
-                DeferredFrees::new(take(&mut ebpf, "DEFERRED_FREES")?, fd)
+            ring: {
+                let ring = Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes);
+                ring.map_err(|cause| LoadError::Mmap { name: "EVENTS", cause })?
+            },
+            deferred: DeferredReleases::new(duplicate(&ebpf, "DEFERRED_RELEASES")?),
+            lost: {
+                let fd = duplicate(&ebpf, "LOST_RELEASES")?;
+                LostReleases::new(MappedArray::new("LOST_RELEASES", &fd, LOST_RELEASES)?)
             },
             counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
             arrays: UnwindArrays {

@@ -6,7 +6,8 @@
 use leaktrace_common::{
     event::{
         FLAG_BEGIN_DEFERRED, FLAG_RESIDENT, KIND_ALLOC, KIND_CODE_MAPPED, KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH,
-        KIND_MMAP, KIND_MREMAP, KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
+        KIND_MMAP, KIND_MREMAP, KIND_MREMAP_BEGIN, KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK,
+        KIND_THREAD_EXIT, Stack,
     },
     reason::WalkEnd,
 };
@@ -73,14 +74,27 @@ pub enum Event<'a> {
         /// Bytes.
         length: u64,
     },
-    /// A mapping was moved or resized.
-    Mremap {
+    /// A thread entered an mremap of a mapping.
+    MremapBegin {
+        /// First address.
+        old: ProcessAddress,
+        /// Bytes.
+        old_length: u64,
+        /// The thread.
+        tid: u32,
+    },
+    /// A thread came back from an mremap.
+    MremapEnd {
         /// First address before.
         old: ProcessAddress,
         /// Bytes before.
         old_length: u64,
-        /// The mapping now.
-        new: NewBlock,
+        /// The mapping now; `None`: it failed, and the old one is as it was.
+        new: Option<NewBlock>,
+        /// The thread.
+        tid: u32,
+        /// The beginning could not be told; it comes as a deferred release of the old addresses.
+        begin_deferred: bool,
     },
     /// A process that is followed without probes asked for address space, at no address.
     Asked(NewBlock),
@@ -166,11 +180,21 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
             address: ProcessAddress(u64_at(record, 8)?),
             length: u64_at(record, 16)?,
         },
-        KIND_MREMAP => Event::Mremap {
-            new: new_block(record)?,
-            old: ProcessAddress(u64_at(record, 40)?),
-            old_length: u64_at(record, 48)?,
+        KIND_MREMAP_BEGIN => Event::MremapBegin {
+            old: ProcessAddress(u64_at(record, 8)?),
+            old_length: u64_at(record, 16)?,
+            tid: u32_at(record, 24)?,
         },
+        KIND_MREMAP => {
+            let new = new_block(record)?;
+            Event::MremapEnd {
+                old: ProcessAddress(u64_at(record, 40)?),
+                old_length: u64_at(record, 48)?,
+                tid: new.tid,
+                begin_deferred: flags & FLAG_BEGIN_DEFERRED != 0,
+                new: (new.address.0 != 0).then_some(new),
+            }
+        }
         KIND_GROWTH if flags & FLAG_RESIDENT != 0 => Event::Resident(new_block(record)?),
         KIND_GROWTH => Event::Asked(new_block(record)?),
         KIND_CODE_MAPPED => Event::CodeMapped,

@@ -159,6 +159,12 @@ impl StackTable {
         &mut self.stacks[index as usize]
     }
 
+    /// Program counters of the stack at an index.
+    pub fn frames(&self, index: u32) -> Arc<[ProcessAddress]> {
+        let stack = self.stacks.get(index as usize);
+        stack.map(|stack| Arc::clone(&stack.frames)).unwrap_or_default()
+    }
+
     /// Notes what is live now as what growth is measured from later.
     pub fn mark(&mut self) {
         for stack in &mut self.stacks {

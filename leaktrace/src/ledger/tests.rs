@@ -110,7 +110,7 @@ fn a_realloc_to_nothing_frees() {
 fn a_realloc_whose_beginning_was_deferred_does_not_free_again() {
     let mut ledger = ledger();
     ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
-    ledger.free(ProcessAddress(A));
+    ledger.apply(Event::Free(ProcessAddress(A)), 0);
     ledger.apply(Event::Alloc(new(A, 50, 2)), 0);
     let deferred = Event::ReallocEnd {
         old: ProcessAddress(A),
@@ -158,10 +158,15 @@ fn exec_gives_everything_up_and_counts_on() {
 fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
     let mut ledger = ledger();
     ledger.apply(Event::Mmap(new(0x10000, 0x4000, 1)), 0);
-    let grown = Event::Mremap {
-        old: ProcessAddress(0x10000),
-        old_length: 0x4000,
-        new: new(0x90000, 0x6000, 2),
+    let (old, old_length, tid) = (ProcessAddress(0x10000), 0x4000, 1);
+    ledger.apply(Event::MremapBegin { old, old_length, tid }, 0);
+    assert_eq!(ledger.live_bytes(), 0.0);
+    let grown = Event::MremapEnd {
+        old,
+        old_length,
+        new: Some(new(0x90000, 0x6000, 2)),
+        tid,
+        begin_deferred: false,
     };
     ledger.apply(grown, 0);
     let snapshot = ledger.snapshot(0);
@@ -171,6 +176,33 @@ fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
         .map(|row| (row.frames[0].0, row.live.bytes))
         .collect();
     assert_eq!(live, BTreeMap::from([(1, 0x4000 as f64), (2, 0x2000 as f64)]));
+}
+
+#[test]
+fn a_failed_mremap_leaves_the_mapping() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Mmap(new(0x10000, 0x4000, 1)), 0);
+    let (old, old_length, tid) = (ProcessAddress(0x11000), 0x1000, 1);
+    ledger.apply(Event::MremapBegin { old, old_length, tid }, 0);
+    let failed = Event::MremapEnd {
+        old,
+        old_length,
+        new: None,
+        tid,
+        begin_deferred: false,
+    };
+    ledger.apply(failed, 0);
+    assert_eq!(ledger.live_bytes(), 0x4000 as f64);
+}
+
+/// The kernel gives whole pages back.
+#[test]
+fn an_unmapped_length_is_rounded_up() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Mmap(new(0x10000, 5000, 1)), 0);
+    let (address, length) = (ProcessAddress(0x10000), 5000);
+    ledger.apply(Event::Munmap { address, length }, 0);
+    assert_eq!(ledger.live_bytes(), 0.0);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::{
     program::Program,
     pump::{self, Captured, Held, NoticeReceiver, Pump},
     recording::RecordError,
+    source::KernelSource,
     survey::{Survey, Surveyor, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer},
 };
@@ -93,7 +94,8 @@ impl Live {
         })?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;
-        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,

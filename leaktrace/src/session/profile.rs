@@ -143,6 +143,7 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.unknown_stacks += notes.unknown_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
     sum.crowded_pages += notes.crowded_pages;
+    sum.left_out += notes.left_out;
     sum.execs += notes.execs;
 }
 

@@ -14,6 +14,7 @@ use super::{
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
+    source::KernelSource,
     survey::{Survey, Surveyor},
     tracer::{self, Settings, TraceError, Tracer},
 };
@@ -177,7 +178,8 @@ impl Recording {
         let parts = Kernel::load(tracer::sizes(surveys, ring_bytes))?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor)?;
-        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,

@@ -25,7 +25,7 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "free_lost",
             count(Counter::FreeLost),
-            "frees missed: as many blocks may be shown that are freed",
+            "frees missed: the blocks that they may have been are left out",
         ),
         (
             "thread_table_full",
@@ -50,7 +50,17 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "mapping_lost",
             count(Counter::MappingLost),
-            "mmap, munmap or mremap calls missed",
+            "mmap and mremap calls missing from this profile: the ring buffer was full",
+        ),
+        (
+            "unmap_lost",
+            count(Counter::UnmapLost),
+            "munmap or mremap calls missed: the mappings that they may have concerned are left out",
+        ),
+        (
+            "exec_lost",
+            count(Counter::ExecLost),
+            "execs missed: what the programs before held is left out",
         ),
         (
             "notice_lost",
@@ -115,6 +125,11 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
                 "blocks whose address was allocated again without a free; repaired",
             ),
             (
+                "left_out",
+                notes.left_out,
+                "blocks and mappings missing from this profile: a call that gave one of them back was lost",
+            ),
+            (
                 "crowded_pages",
                 notes.crowded_pages,
                 "samples of growth missing from this profile: too many are resident",
@@ -170,10 +185,10 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
     });
     let count = |counter: Counter| context.counters[counter as usize];
     comments.push(format!(
-        "events: {}; frees of memory from before tracing began: {}; frees told late: {}; nested calls: {}; failed allocations: {}",
+        "events: {}; frees of memory from before tracing began: {}; frees and unmaps told late: {}; nested calls: {}; failed allocations: {}",
         notes.events,
         notes.unknown_frees,
-        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred),
+        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred) + count(Counter::UnmapDeferred),
         count(Counter::Nested),
         count(Counter::AllocFailed)
     ));
