@@ -106,6 +106,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
     ("lost_calls", c!["c/lost_calls.c"]),
+    ("overload", c!["-pthread", "c/overload.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
     (
         "no_allocator",

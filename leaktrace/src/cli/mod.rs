@@ -1,6 +1,7 @@
 //! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
-pub mod daemon;
+pub mod blocks;
+mod daemon;
 mod debug;
 pub mod diff;
 mod doctor;

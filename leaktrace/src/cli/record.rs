@@ -74,6 +74,9 @@ pub struct RecordArgs {
     /// Leave smaller allocations out.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "0")]
     min_size: u64,
+    /// Also write each outstanding block with its address, a JSON object a line: for a debugger or a core file.
+    #[arg(long, value_name = "FILE")]
+    blocks: Option<PathBuf>,
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
@@ -126,6 +129,9 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     let settings = arguments.settings()?;
     // Found out before anything is traced, not after an hour of it.
     export::file::check_writable(arguments.output.as_deref().unwrap_or(Path::new("leaktrace.pb.gz")))?;
+    if let Some(path) = &arguments.blocks {
+        export::file::check_writable(path)?;
+    }
     features::require()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let finished = runtime.block_on(record(&arguments, settings))?;
@@ -238,6 +244,10 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             )
         );
         println!("{}", loss_line(profile));
+        eprintln!("wrote {}", path.display());
+    }
+    if let Some(path) = &arguments.blocks {
+        super::blocks::write(path, finished)?;
         eprintln!("wrote {}", path.display());
     }
     Ok(())
