@@ -31,6 +31,9 @@ pub struct Symbolizer {
     texts: RefCell<Texts>,
 }
 
+/// Longer names and paths are cut. Those of C++ templates have some kilobytes.
+const MAX_NAME: usize = 64 << 10;
+
 /// What makes a file the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FileKey {
@@ -136,11 +139,15 @@ impl Symbolizer {
         Ok(opened)
     }
 
-    /// Asks the debug file, then the file itself, then its symbol table alone, each for what is still without a name.
+    /// Asks the debug file, the mini symbol table, the file itself, then its symbol table alone, each for what is still without a name.
     fn fill(&self, opened: &Opened, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
         // A debug file has the addresses of its file, but not its positions.
         if let (Some(path), Addresses::Elf(_)) = (&opened.debug_file, addresses) {
             self.ask(path, true, addresses, frames);
+        }
+        // Before the file's own symbols: one without a size would take what belongs to the functions behind it.
+        if let (Some(mini), Addresses::Elf(_)) = (&opened.snapshot.mini, addresses) {
+            self.ask(&mini.path(), false, addresses, frames);
         }
         if opened.snapshot.debug_info {
             self.ask(&opened.snapshot.path(), true, addresses, frames);
@@ -242,6 +249,7 @@ impl Texts {
     }
 
     fn name(&mut self, name: &str) -> (Arc<str>, Arc<str>) {
+        let name = &name[..name.floor_char_boundary(MAX_NAME)];
         if let Some(known) = self.names.get(name) {
             return known.clone();
         }
@@ -255,6 +263,7 @@ impl Texts {
     }
 
     fn text(&mut self, text: &str) -> Arc<str> {
+        let text = &text[..text.floor_char_boundary(MAX_NAME)];
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }
