@@ -275,9 +275,9 @@ fn is_of_go_runtime(program: &Program, names: &Names, row: &Row) -> bool {
 
 fn pid_label(pid: u32) -> NumericLabel {
     NumericLabel {
-        key: "pid".to_owned(),
+        key: "pid".into(),
         value: pid.into(),
-        unit: String::new(),
+        unit: "".into(),
     }
 }
 
@@ -302,8 +302,8 @@ fn add_row(
         Kind::Asked => "asked",
     };
     let text = |key: &str, value: &str| TextLabel {
-        key: key.to_owned(),
-        value: value.to_owned(),
+        key: key.into(),
+        value: value.into(),
     };
     let mut labels = vec![text("heap", heap)];
     if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
@@ -315,9 +315,9 @@ fn add_row(
         0.0
     };
     let mut numbers = vec![NumericLabel {
-        key: "bytes".to_owned(),
+        key: "bytes".into(),
         value: whole(mean_size),
-        unit: "bytes".to_owned(),
+        unit: "bytes".into(),
     }];
     numbers.extend(pid.map(pid_label));
     let trend = Trend {
@@ -383,8 +383,8 @@ fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> HashMap<u
                 start: span.start,
                 limit: span.end,
                 offset: span.offset,
-                file: file.path.to_string_lossy().into_owned(),
-                build_id: file.build_id().map(ToString::to_string).unwrap_or_default(),
+                file: file.path.to_string_lossy().into_owned().into(),
+                build_id: file.build_id().map(ToString::to_string).unwrap_or_default().into(),
                 ..Mapping::default()
             };
             (span.start, builder.mapping(mapping))

@@ -183,13 +183,13 @@ mod tests {
                 builder.location(None, 0x10, &[line]),
             ];
             let label = |key: &str, value: &str| TextLabel {
-                key: key.to_owned(),
-                value: value.to_owned(),
+                key: key.into(),
+                value: value.into(),
             };
             let bytes = NumericLabel {
-                key: "bytes".to_owned(),
+                key: "bytes".into(),
                 value: if heap == HEAP_LABEL { 10 } else { name.len() as i64 },
-                unit: "bytes".to_owned(),
+                unit: "bytes".into(),
             };
             let labels = vec![label("heap", heap), label("thread", name)];
             builder.sample(locations, &[*objects, objects * 10, 1, 8], labels, vec![bytes]);
