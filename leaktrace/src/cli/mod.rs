@@ -1,5 +1,16 @@
 //! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
+/// As the standard one, but what cannot be written is no panic; see [`terminal::write`].
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::cli::terminal::write(format_args!($($argument)*)) };
+}
+
+/// As [`print!`], with a newline.
+macro_rules! println {
+    () => { $crate::cli::terminal::write(format_args!("\n")) };
+    ($($argument:tt)*) => { $crate::cli::terminal::write(format_args!("{}\n", format_args!($($argument)*))) };
+}
+
 pub mod daemon;
 mod debug;
 pub mod diff;
@@ -94,7 +105,7 @@ pub fn main() -> ExitCode {
             return launch::exec_stopped(&command);
         }
     };
-    match result {
+    match result.and_then(|code| terminal::written().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("leaktrace: {}", exit::message(&error));

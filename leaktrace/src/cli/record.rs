@@ -212,6 +212,7 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             })
             .collect(),
     };
+    let mut failure = None;
     for (path, profile) in &profiles {
         let sample_type = profile.sample_type(None)?;
         let mut pruned = profile.clone();
@@ -222,7 +223,7 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             // What is read again: whoever reads it leaves them out, or does not.
             Format::Pprof | Format::Json => profile,
         };
-        export::file::write(path, written, sample_type)?;
+        let written = export::file::write(path, written, sample_type);
         let graph = GraphOptions {
             top: arguments.top,
             ..GraphOptions::trimmed(sample_type)
@@ -238,9 +239,16 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             )
         );
         println!("{}", loss_line(profile));
-        eprintln!("wrote {}", path.display());
+        match written {
+            Ok(()) => eprintln!("wrote {}", path.display()),
+            // The table is all that is left of this recording; the others may fit.
+            Err(error) => {
+                eprintln!("leaktrace: `{}` is lost but for the table", path.display());
+                failure.get_or_insert(error);
+            }
+        }
     }
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// What was missed, in one line.
