@@ -103,6 +103,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ),
     ("seccomp", c!["c/seccomp.c"]),
     ("map_files", c!["c/map_files.c"]),
+    ("silent_files", c!["c/silent_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
     ("lost_calls", c!["c/lost_calls.c"]),

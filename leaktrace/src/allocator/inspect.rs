@@ -13,6 +13,7 @@ use crate::model::{BuildId, ElfAddress};
 use crate::object::image::{ElfImage, ImageError};
 use crate::object::symbols::{Table, for_each_symbol};
 use crate::proc::ProcError;
+use crate::proc::copy::Charge;
 use crate::proc::files::open_mapped;
 use crate::proc::maps::{FileId, Mapping};
 
@@ -45,6 +46,8 @@ pub struct InspectedFile {
     pub candidates: Vec<Candidate>,
     /// Symbol tables that could not be read, and why.
     pub complaints: Vec<String>,
+    /// The image is read from a copy; see [`open_mapped`].
+    copied: Option<Arc<Charge>>,
 }
 
 impl InspectedFile {
@@ -76,7 +79,34 @@ impl InspectedFile {
             image,
             candidates,
             complaints,
+            copied: None,
         }
+    }
+
+    /// Of a file that a process serves. It has no functions to probe: the kernel would wait for that process with locks
+    /// held that every fork on the machine needs.
+    fn of_copy(image: ElfImage, charge: Arc<Charge>) -> Self {
+        let mut inspected = Self::new(image);
+        if !inspected.candidates.is_empty() {
+            let names: Vec<&str> = inspected
+                .candidates
+                .iter()
+                .filter_map(|candidate| candidate.names.first().map(String::as_str))
+                .take(3)
+                .collect();
+            inspected.complaints.push(format!(
+                "not probed ({}, …): it is on a file system that a process serves (FUSE)",
+                names.join(", ")
+            ));
+            inspected.candidates.clear();
+        }
+        inspected.copied = Some(charge);
+        inspected
+    }
+
+    /// Whether it was read from a copy, and must not be probed.
+    pub fn is_copy(&self) -> bool {
+        self.copied.is_some()
     }
 
     /// The candidate at an address.
@@ -140,6 +170,7 @@ pub struct ProcessFiles {
 #[derive(Debug, Default)]
 pub struct Inspector {
     by_build_id: HashMap<(BuildId, u64), Arc<InspectedFile>>,
+    copies: Vec<Arc<InspectedFile>>,
 }
 
 impl Inspector {
@@ -166,11 +197,15 @@ impl Inspector {
                         id,
                         path: mapping.path.clone(),
                         access_path: opened.access_path,
-                        inspected: self.remember(image),
+                        inspected: match opened.copied {
+                            Some(charge) => self.remember_copy(image, charge),
+                            None => self.remember(image),
+                        },
                     }),
                     Err(error) => result.unreadable.push(unreadable(&mapping.path, &error)),
                 },
                 Err(error @ (ProcError::Exited { .. } | ProcError::NoSuchProcess { .. })) => return Err(error),
+                Err(error) if error.is_shortage() => return Err(error),
                 // Without the privilege none of the files can be opened: that is the answer.
                 Err(error @ ProcError::Permission { .. }) if result.files.is_empty() => return Err(error),
                 Err(error) => result.unreadable.push(unreadable(&mapping.path, &error)),
@@ -196,6 +231,21 @@ impl Inspector {
     /// Forgets what nobody but this refers to.
     pub fn drop_unused(&mut self) {
         self.by_build_id.retain(|_, file| Arc::strong_count(file) > 1);
+        self.copies.retain(|file| Arc::strong_count(file) > 1);
+    }
+
+    /// The remembered inspection of the same copy, or a new one.
+    fn remember_copy(&mut self, image: ElfImage, charge: Arc<Charge>) -> Arc<InspectedFile> {
+        let same =
+            |known: &&Arc<InspectedFile>| known.copied.as_ref().is_some_and(|copied| Arc::ptr_eq(copied, &charge));
+        if let Some(known) = self.copies.iter().find(same) {
+            return Arc::clone(known);
+        }
+        let inspected = Arc::new(InspectedFile::of_copy(image, charge));
+        if self.copies.len() < MAX_CACHED {
+            self.copies.push(Arc::clone(&inspected));
+        }
+        inspected
     }
 
     /// The remembered inspection of the same build, or a new one. The length is part of the identity, because `strip`

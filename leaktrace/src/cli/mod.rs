@@ -29,7 +29,7 @@ use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::session::launch;
+use crate::{proc::copy, session::launch};
 
 /// Which code holds the memory of a running process, is it growing, is it leaked?
 ///
@@ -76,6 +76,12 @@ enum Command {
 
 /// Runs the program: parse, dispatch, exit code.
 pub fn main() -> ExitCode {
+    // Not of the command line: this program runs itself so, for each file that it reads apart.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|command| command == copy::COMMAND) {
+        return copy::main(&arguments.collect::<Vec<_>>());
+    }
+    copy::enable();
     let cli = Cli::parse();
     // A daemon says what it decides; everything else is quiet unless asked.
     let quiet = match cli.command {

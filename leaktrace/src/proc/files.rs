@@ -1,13 +1,18 @@
 //! Opens the file behind a mapping of another process, whatever mount namespace that lives in.
 //!
-//! Invariant: a file that is returned is the one that is mapped: reached through the mapping itself, or proven by device and inode.
+//! Invariants: a file that is returned is the one that is mapped: reached through the mapping itself, or proven by device
+//! and inode; and reading it ends: what is on a file system that may never answer is a copy (see [`copy`](super::copy)).
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::proc::copy::{self, Charge};
 use crate::proc::maps::Mapping;
+use crate::proc::mounts::{self, FileSystem, Pinned};
 use crate::proc::{ProcError, process_exists};
 
 /// An open file and the path by which other tools can open it too.
@@ -15,6 +20,9 @@ use crate::proc::{ProcError, process_exists};
 pub struct MappedFile {
     /// Open for reading. A regular file, always.
     pub file: File,
+    /// The file is a copy, since a process serves the real one: no probe can be placed in it. To be held as long as
+    /// `file` is.
+    pub copied: Option<Arc<Charge>>,
     /// `/proc/PID/map_files/…` or `/proc/PID/root/…`: valid while the process and the mapping live.
     pub access_path: PathBuf,
 }
@@ -29,43 +37,99 @@ pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError>
         "/proc/{pid}/map_files/{:x}-{:x}",
         mapping.start.0, mapping.end.0
     ));
-    match open_regular(&through_mapping) {
-        Ok((file, _)) => {
-            return Ok(MappedFile {
-                file,
-                access_path: through_mapping,
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            return Err(ProcError::Io {
-                pid,
-                object: through_mapping,
-                source: error,
-            });
+    match Pinned::open(&through_mapping) {
+        Ok(pinned) => return open_pinned(pid, &pinned, mapping, through_mapping),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput || is_shortage(&error) => {
+            return Err(ProcError::from_io(pid, &through_mapping, error));
         }
         // map_files wants CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and the mapping may be gone: try the name.
         Err(_) => {}
     }
     let by_name = below_root(pid, &mapping.path);
-    match open_regular(&by_name) {
-        Ok((file, (device, inode))) if mapping.file.is_some_and(|id| id.device == device && id.inode == inode) => {
-            Ok(MappedFile {
-                file,
-                access_path: by_name,
-            })
+    let failed = |kind, why| ProcError::Io {
+        pid,
+        object: by_name.clone(),
+        source: io::Error::new(kind, why),
+    };
+    if mounts::served_on_the_way(pid, &mapping.path) {
+        return Err(failed(
+            io::ErrorKind::Unsupported,
+            "its name may lead through a file system that does not answer; CAP_CHECKPOINT_RESTORE opens it without",
+        ));
+    }
+    match Pinned::open(&by_name) {
+        Ok(pinned)
+            if mapping
+                .file
+                .is_some_and(|id| id.device == pinned.device && id.inode == pinned.inode) =>
+        {
+            open_pinned(pid, &pinned, mapping, by_name)
         }
         // overlayfs and btrfs show another device in stat than in maps: such a file counts only through map_files.
-        Ok(_) => Err(ProcError::Io {
-            pid,
-            object: by_name,
-            source: io::Error::new(
-                io::ErrorKind::NotFound,
-                "the file of this name is not provably the mapped one",
-            ),
-        }),
+        Ok(_) => Err(failed(
+            io::ErrorKind::NotFound,
+            "the file of this name is not provably the mapped one",
+        )),
         Err(_) if !process_exists(pid) => Err(ProcError::Exited { pid }),
         Err(source) => Err(ProcError::from_io(pid, &by_name, source)),
     }
+}
+
+fn open_pinned(pid: u32, pinned: &Pinned, mapping: &Mapping, access_path: PathBuf) -> Result<MappedFile, ProcError> {
+    match read_pinned(pid, pinned) {
+        Ok((file, copied)) => Ok(MappedFile {
+            file,
+            copied,
+            access_path,
+        }),
+        // The name is what a user knows it by.
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(ProcError::from_io(pid, &mapping.path, error)),
+        Err(error) => Err(ProcError::from_io(pid, &access_path, error)),
+    }
+}
+
+/// Opens a file that is held, or copies it.
+fn read_pinned(pid: u32, pinned: &Pinned) -> io::Result<(File, Option<Arc<Charge>>)> {
+    match pinned.file_system(pid) {
+        FileSystem::Local => {}
+        FileSystem::Network => copy::probe(pinned)?,
+        FileSystem::Served => {
+            let copied = copy::copy(pinned)?;
+            return Ok((copied.file, Some(copied.charge)));
+        }
+    }
+    let (file, _) = open_regular(format!("/proc/self/fd/{}", pinned.file.as_raw_fd()).as_ref())?;
+    Ok((file, None))
+}
+
+/// Opens the executable of a process.
+///
+/// # Errors
+/// As [`open_mapped`].
+pub fn open_executable(pid: u32) -> Result<File, ProcError> {
+    let link = PathBuf::from(format!("/proc/{pid}/exe"));
+    let open = || read_pinned(pid, &Pinned::open(&link)?);
+    open()
+        .map(|(file, _)| file)
+        .map_err(|error| ProcError::from_io(pid, &link, error))
+}
+
+/// Opens a file by the name that a process knows it by, at most `limit` bytes of it where that leads through a file
+/// system which may not answer.
+///
+/// # Errors
+/// The file's own; `TimedOut`.
+pub fn open_named(pid: u32, path: &Path, limit: u64) -> io::Result<File> {
+    let below = below_root(pid, path);
+    if mounts::any_served(pid) {
+        return copy::read_named(&below, limit).map(|copied| copied.file);
+    }
+    open_regular(&below).map(|(file, _)| file)
+}
+
+/// Whether this process has no more descriptors, or the machine no more files: then no other file opens either.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// A path of the process as it can be opened from here.

@@ -25,6 +25,8 @@ pub struct Program {
     pub files: Vec<Arc<CodeFile>>,
     /// Probes in place and how they were chosen.
     pub plan: Plan,
+    /// Files that were not read, or not wholly: which, and why.
+    pub unread: Vec<String>,
     /// Names of its threads by id, as they were last seen.
     pub threads: HashMap<u32, String>,
     /// Children that it was seen to have.
@@ -42,6 +44,7 @@ impl Program {
             space: AddressSpace::default(),
             files: Vec::new(),
             plan: Plan::default(),
+            unread: Vec::new(),
             threads: HashMap::new(),
             children: 0,
             jit: None,
@@ -57,9 +60,9 @@ impl Program {
     /// keeps of its code.
     pub fn read_names(&mut self) {
         let pid = self.key.pid;
-        let map = files::below_root(pid, format!("/tmp/perf-{pid}.map").as_ref());
+        let map = format!("/tmp/perf-{pid}.map");
         // What was read earlier is better than nothing when the process is gone.
-        if let Ok(names) = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)) {
+        if let Ok(names) = files::open_named(pid, map.as_ref(), MAX_MAP).and_then(PerfMap::read) {
             self.jit = Some(names);
         }
         let threads = identity::read_threads(pid).unwrap_or_default();
@@ -81,5 +84,7 @@ impl Program {
     }
 }
 
+/// Most bytes of a JIT compiler's map where a copy of it is read.
+const MAX_MAP: u64 = 64 << 20;
 /// Names of threads that are kept.
 const MAX_NAMES: usize = 1 << 16;

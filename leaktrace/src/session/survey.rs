@@ -12,6 +12,7 @@ use crate::{
     probe::plan::{Features, Plan, Planner},
     proc::{
         ProcError,
+        copy::Charge,
         files::open_mapped,
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
@@ -29,6 +30,8 @@ pub struct CodeFile {
     pub path: PathBuf,
     /// Held open, so that it can be probed and symbolized whatever happens to its name or to the process.
     pub file: File,
+    /// `file` is a copy.
+    pub copied: Option<Arc<Charge>>,
     /// What was found in it; `None` if it is no usable ELF file.
     pub inspected: Option<Arc<InspectedFile>>,
     /// What it has of Go; `None` if it is no Go binary.
@@ -49,6 +52,9 @@ impl CodeFile {
     }
 }
 
+/// Files that were not read wholly and are told, at most.
+const MAX_UNREAD: usize = 16;
+
 /// What was seen of a process at one moment.
 pub struct Survey {
     /// Who it is.
@@ -67,6 +73,16 @@ impl Survey {
     /// The process.
     pub fn key(&self) -> ProcessKey {
         self.identity.key
+    }
+
+    /// Files that were not read, or not wholly: which, and why.
+    pub fn unread(&self) -> Vec<String> {
+        let (Ok(Detection { looked_in, .. }) | Err(DetectError::NoAllocator { looked_in })) = &self.detection;
+        looked_in
+            .iter()
+            .filter_map(|(path, why)| Some(format!("{}: {}", path.display(), why.as_deref()?)))
+            .take(MAX_UNREAD)
+            .collect()
     }
 
     /// Whether some of its code is Go.
@@ -122,7 +138,7 @@ impl Surveyor {
         }
         let mappings = maps::read_maps(pid)?;
         let inspected = self.inspector.inspect(pid, &mappings)?;
-        let files = self.open_files(pid, &mappings, &inspected.files);
+        let files = self.open_files(pid, &mappings, &inspected.files)?;
         let detection = detect::detect(&inspected);
         let plan = match &detection {
             Ok(detection) => self.planner.plan(detection, &inspected.files, self.features(&identity)),
@@ -150,7 +166,7 @@ impl Surveyor {
         pid: u32,
         mappings: &[Mapping],
         inspected: &[crate::allocator::inspect::ProcessFile],
-    ) -> Vec<Arc<CodeFile>> {
+    ) -> Result<Vec<Arc<CodeFile>>, ProcError> {
         let mut files = Vec::new();
         let mut fresh = Vec::new();
         let mut seen = Vec::new();
@@ -171,15 +187,20 @@ impl Surveyor {
             });
             if let Some(known) = known {
                 files.push(Arc::clone(known));
-            } else if let Ok(opened) = open_mapped(pid, mapping) {
-                fresh.push(CodeFile {
+                continue;
+            }
+            match open_mapped(pid, mapping) {
+                Ok(opened) => fresh.push(CodeFile {
                     id,
                     path: mapping.path.clone(),
                     go: image.as_ref().and_then(|_| go::read_code(&opened.file)),
                     file: opened.file,
+                    copied: opened.copied,
                     inspected: image,
                     table: None,
-                });
+                }),
+                Err(error) if error.is_shortage() => return Err(error),
+                Err(_) => {}
             }
         }
         let tables = self.compile(&fresh);
@@ -189,7 +210,7 @@ impl Surveyor {
             self.files.insert(file.id, Arc::clone(&file));
             files.push(file);
         }
-        files
+        Ok(files)
     }
 
     fn compile(&self, files: &[CodeFile]) -> Vec<Option<TableResult>> {

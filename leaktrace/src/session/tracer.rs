@@ -322,6 +322,7 @@ impl Tracer {
                 .probed
                 .extend(probes.iter().map(|wanted| (wanted.file.id, wanted.offset)));
         }
+        traced.program.unread = survey.unread();
         traced.program.plan = survey.plan;
         Ok(())
     }

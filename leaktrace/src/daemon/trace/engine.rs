@@ -83,8 +83,22 @@ enum Command {
     Stop,
 }
 
+/// A command that takes longer than this is stuck: all that may take long within one has limits of its own.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// Since when the thread is at work on one command.
+#[derive(Debug, Default)]
+struct Busy(Mutex<Option<Instant>>);
+
+impl Busy {
+    fn set(&self, busy: bool) {
+        *lock(&self.0) = busy.then(Instant::now);
+    }
+}
+
 /// The engine as others see it.
 pub struct Engine {
+    busy: Arc<Busy>,
     commands: UnboundedSender<Command>,
     readings: Arc<Mutex<Arc<Readings>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -99,6 +113,8 @@ impl Engine {
         let (commands, receiver) = unbounded_channel();
         let readings = Arc::new(Mutex::new(Arc::new(Readings::default())));
         let shared = Arc::clone(&readings);
+        let busy = Arc::new(Busy::default());
+        let own_busy = Arc::clone(&busy);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
             let mut work = Work {
@@ -108,15 +124,28 @@ impl Engine {
                 suspects: HashMap::new(),
                 measuring: None,
                 readings: shared,
+                busy: own_busy,
                 price: Price::default(),
             };
             runtime.block_on(work.run(receiver));
         })?;
         Ok(Self {
+            busy,
             commands,
             readings,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// For how long the thread has been at one command; `None` if it waits for one.
+    pub fn busy(&self) -> Option<Duration> {
+        let since = *lock(&self.busy.0);
+        since.map(|since| since.elapsed())
+    }
+
+    /// The same, if it is longer than any command may take.
+    pub fn stuck(&self) -> Option<Duration> {
+        self.busy().filter(|time| *time > STUCK)
     }
 
     /// Begins to trace a process.
@@ -212,6 +241,7 @@ struct Work {
     suspects: HashMap<u32, ProcessKey>,
     measuring: Option<Measuring>,
     readings: Arc<Mutex<Arc<Readings>>>,
+    busy: Arc<Busy>,
     price: Price,
 }
 
@@ -225,11 +255,17 @@ impl Work {
                 biased;
                 command = commands.recv() => match command {
                     None | Some(Command::Stop) => break,
-                    Some(command) => self.obey(command),
+                    Some(command) => {
+                        self.busy.set(true);
+                        self.obey(command);
+                        self.busy.set(false);
+                    }
                 },
                 () = wait_for(noticed) => {
                     if let Some(live) = &mut self.live {
+                        self.busy.set(true);
                         live.follow();
+                        self.busy.set(false);
                     }
                 }
                 () = sleep_until(measured) => self.finish_measuring(),

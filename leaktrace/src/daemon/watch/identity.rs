@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 
 use self::executable::Executables;
@@ -71,7 +71,7 @@ impl Identities {
         let groups = process.read("cgroup", MAX_FILE).unwrap_or_default();
         let groups = Cgroups::parse(&groups);
         let executable = readlinkat(&process.directory, "exe").ok();
-        let facts = self.executables.facts(process.directory.as_fd());
+        let facts = self.executables.facts(key.pid, process.directory.as_fd());
         Ok(api::Identity {
             pid: key.pid,
             start_time: key.start_time,
@@ -156,18 +156,14 @@ impl Process {
     }
 }
 
-fn open_below(directory: BorrowedFd<'_>, name: &str) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+fn open_below(directory: BorrowedFd<'_>, name: &str, how: OFlag) -> io::Result<File> {
+    let flags = how | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     Ok(File::from(openat(directory, name, flags, Mode::empty())?))
-}
-
-fn stat_below(directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat> {
-    Ok(fstatat(directory, name, AtFlags::empty())?)
 }
 
 fn read_below(directory: BorrowedFd<'_>, name: &str, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_below(directory, name)?
+    open_below(directory, name, OFlag::O_RDONLY)?
         .take(limit as u64)
         .read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -191,6 +191,13 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
             ));
         }
         comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
+        comments.extend(
+            subject
+                .program
+                .unread
+                .iter()
+                .map(|file| format!("not read wholly: {file}")),
+        );
         for refused in &subject.program.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",
