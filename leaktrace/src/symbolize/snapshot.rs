@@ -251,6 +251,27 @@ mod tests {
     }
 
     #[test]
+    fn compressed_input_is_counted_once_and_so_is_what_it_becomes() {
+        let debug_info = |compressed: &[u8], stated: u64, sections: usize| {
+            let mut bytes = [1u32, 0].map(u32::to_le_bytes).concat();
+            bytes.extend([stated, 1].map(u64::to_le_bytes).concat());
+            bytes.extend(compressed);
+            let names: Vec<String> = (0..sections).map(|number| format!(".debug_{number}")).collect();
+            let sections: Vec<_> = names
+                .iter()
+                .map(|name| (name.as_str(), 1, 0x800, 0, bytes.len() as u64, 0))
+                .collect();
+            let mut file = tempfile::tempfile().expect("temporary file");
+            io::Write::write_all(&mut file, &crate::object::fixture::with_sections(&sections, &bytes)).expect("writes");
+            Snapshot::of_file(&file).expect("copies").debug_info
+        };
+        let empty_blocks = [&[0x78, 1][..], &b"\0\0\0\xff\xff".repeat(100_000)].concat();
+        assert!(debug_info(&empty_blocks, 1, 1));
+        assert!(!debug_info(&empty_blocks, 1, 200), "the same input again and again");
+        assert!(!debug_info(&empty_blocks, 1 << 40, 1), "out of proportion");
+    }
+
+    #[test]
     fn huge_sparse_files_take_no_memory() {
         let mut file = tempfile::tempfile().expect("temporary file");
         io::Write::write_all(&mut file, b"\x7fELF hello").expect("writes");

@@ -156,7 +156,8 @@ impl Plan {
             if !known
                 && name.starts_with(b".debug_")
                 && self.compressed.len() < MAX_COMPRESSED
-                && let Ok(Some((header, start, size))) = section.compression(endian, data) {
+                && let Ok(Some((header, start, size))) = section.compression(endian, data)
+            {
                 let (kind, decompressed) = (header.ch_type.get(endian), header.ch_size.get(endian));
                 self.compressed.push(Compressed {
                     header: position,
