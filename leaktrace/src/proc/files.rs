@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::proc::maps::Mapping;
-use crate::proc::{ProcError, process_exists};
+use crate::proc::{ProcError, living, process_exists};
 
 /// An open file and the path by which other tools can open it too.
 #[derive(Debug)]
@@ -25,8 +25,9 @@ pub struct MappedFile {
 /// [`ProcError::Permission`] names the capability; [`ProcError::Io`] with `ErrorKind::NotFound` when the file cannot be
 /// reached or is not the mapped one any more.
 pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError> {
+    let thread = living::thread(pid);
     let through_mapping = PathBuf::from(format!(
-        "/proc/{pid}/map_files/{:x}-{:x}",
+        "/proc/{thread}/map_files/{:x}-{:x}",
         mapping.start.0, mapping.end.0
     ));
     match open_regular(&through_mapping) {
@@ -70,7 +71,7 @@ pub fn open_mapped(pid: u32, mapping: &Mapping) -> Result<MappedFile, ProcError>
 
 /// A path of the process as it can be opened from here.
 pub fn below_root(pid: u32, path: &Path) -> PathBuf {
-    let mut root = PathBuf::from(format!("/proc/{pid}/root"));
+    let mut root = PathBuf::from(format!("/proc/{}/root", living::thread(pid)));
     root.extend(path.strip_prefix("/"));
     root
 }

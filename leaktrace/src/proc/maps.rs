@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::model::{FileOffset, ProcessAddress};
-use crate::proc::{ProcError, read_bounded};
+use crate::proc::{ProcError, living, read_bounded};
 
 /// Which file is mapped: device and inode, the identity that uprobes go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,9 +118,15 @@ pub fn parse_maps(bytes: &[u8]) -> Result<Vec<Mapping>, MapsError> {
     Ok(mappings)
 }
 
-/// Reads the mappings of a process. Empty for a kernel thread and for a zombie.
+/// Reads the mappings of a process. Empty for a kernel thread and for one whose threads have all ended.
 pub fn read_maps(pid: u32) -> Result<Vec<Mapping>, ProcError> {
-    let bytes = read_bounded(pid, "maps", MAX_BYTES)?;
+    let mut bytes = read_bounded(pid, "maps", MAX_BYTES)?;
+    // Of a first thread that has ended, or is about to, they are empty.
+    if bytes.is_empty()
+        && let Some(thread) = living::successor(pid)
+    {
+        bytes = read_bounded(thread, "maps", MAX_BYTES)?;
+    }
     parse_maps(&bytes).map_err(|error| ProcError::Malformed {
         pid,
         object: format!("/proc/{pid}/maps").into(),

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod files;
 pub mod footprint;
 pub mod identity;
+pub mod living;
 pub mod maps;
 pub mod memory;
 pub mod pagemap;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::memory::page_size;
+use super::{living, memory::page_size};
 use crate::model::ProcessAddress;
 
 /// Bytes of an entry of `/proc/PID/pagemap`.
@@ -15,7 +15,7 @@ const PRESENT_OR_SWAPPED: u64 = 3 << 62;
 /// # Errors
 /// When the process is gone or cannot be read.
 pub fn gone(pid: u32, pages: &[ProcessAddress]) -> io::Result<Vec<ProcessAddress>> {
-    let map = File::open(format!("/proc/{pid}/pagemap"))?;
+    let map = File::open(format!("/proc/{}/pagemap", living::thread(pid)))?;
     let size = page_size();
     let mut result = Vec::new();
     for page in pages {

@@ -23,7 +23,7 @@ use crate::model::ProcessKey;
 use crate::proc::cgroup::Cgroups;
 use crate::proc::identity::{parse_stat, parse_status, since_boot};
 use crate::proc::users::Users;
-use crate::proc::{ProcError, cgroup};
+use crate::proc::{ProcError, cgroup, living};
 
 /// Most bytes of arguments that are told.
 const MAX_COMMAND_LINE: usize = 4096;
@@ -49,15 +49,22 @@ impl Identities {
     /// opened) is `None` there.
     ///
     /// # Errors
-    /// [`ProcError::NoSuchProcess`] and [`ProcError::Exited`] when it ended, is a zombie, or its pid is another process's
-    /// by now; [`ProcError::KernelThread`].
+    /// [`ProcError::NoSuchProcess`] and [`ProcError::Exited`] when all of its threads have ended, or its pid is another
+    /// process's by now; [`ProcError::KernelThread`].
     pub fn read(&self, key: ProcessKey) -> Result<api::Identity, ProcError> {
         let process = Process::open(key.pid)?;
         let stat = process.read("stat", MAX_FILE)?;
         let stat = parse_stat(&stat).ok_or_else(|| process.malformed("stat", "not in the kernel's form"))?;
-        if stat.key.start_time != key.start_time || matches!(stat.state, 'Z' | 'X' | 'x') {
+        if stat.key.start_time != key.start_time || living::has_ended(&stat) {
             return Err(ProcError::Exited { pid: key.pid });
         }
+        let thread = living::thread(key.pid);
+        // What the first thread does not show any more when it has ended another one does.
+        let process = if thread == key.pid {
+            process
+        } else {
+            Process::open(thread)?
+        };
         if stat.kernel_thread {
             return Err(ProcError::KernelThread {
                 pid: key.pid,

@@ -22,7 +22,7 @@ use super::spans::{self, ObjectSnapshot, SpanError, SpanSnapshot};
 use super::version::GoVersion;
 use crate::model::ProcessKey;
 use crate::proc::memory::{AT_ENTRY, AuxVector, MemoryReader, ProcessMemory};
-use crate::proc::{ProcError, identity};
+use crate::proc::{ProcError, identity, living};
 use crate::symbolize::pclntab::PclnTable;
 
 /// Where a layout came from.
@@ -73,7 +73,7 @@ impl GoProcess {
     /// Attaches to a running process.
     pub fn attach(pid: u32) -> Result<Self, GoError> {
         let identity = identity::read_identity(pid)?;
-        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let link = PathBuf::from(format!("/proc/{}/exe", living::thread(pid)));
         let exe = identity.exe.clone().unwrap_or_else(|| link.clone());
         let name = exe.display().to_string();
         let file = File::open(&link).map_err(|source| ProcError::from_io(pid, &link, source))?;
@@ -281,7 +281,7 @@ impl<M: MemoryReader> GoProcess<M> {
 
     /// Still the process that was attached to, running the same program start.
     pub fn is_alive(&self) -> bool {
-        identity::read_stat(self.pid()).is_ok_and(|stat| stat.key == self.key && !matches!(stat.state, 'Z' | 'X'))
+        living::is_running(self.key)
     }
 }
 
