@@ -36,7 +36,7 @@ pub const KIND_MMAP: u8 = 6;
 pub const KIND_MUNMAP: u8 = 7;
 /// [`Remap`].
 pub const KIND_MREMAP: u8 = 8;
-/// [`Notice`]: the process mapped code; its mappings have to be read again.
+/// [`CodeMapped`]: the process mapped code; its mappings have to be read again.
 pub const KIND_CODE_MAPPED: u8 = 9;
 /// [`Notice`]: the process runs another program now.
 pub const KIND_EXEC: u8 = 10;
@@ -51,6 +51,11 @@ pub const KIND_GROWTH: u8 = 13;
 
 /// [`KIND_GROWTH`]: memory became resident.
 pub const FLAG_RESIDENT: u8 = 1;
+
+/// [`CodeMapped`]: the code is in anonymous memory, as what a JIT compiler makes.
+pub const FLAG_CODE_ANONYMOUS: u8 = 1;
+/// [`CodeMapped`]: the memory was there before and became executable; nothing was mapped over.
+pub const FLAG_CODE_PROTECTED: u8 = 2;
 
 /// [`ReallocEnd`]: the begin record did not fit; the overflow set holds the old block.
 pub const FLAG_BEGIN_DEFERRED: u8 = 1;
@@ -152,6 +157,22 @@ pub struct Remap {
     pub old_length: u64,
 }
 
+/// Code came to be at some place. Times are the kernel's monotonic clock, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CodeMapped {
+    /// Kind, `FLAG_CODE_*` and process.
+    pub header: Header,
+    /// First address.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// When the call was entered: until then what was there before still is, unless it was unmapped.
+    pub begun: u64,
+    /// When the call came back: from then on the new code is there.
+    pub done: u64,
+}
+
 /// Something happened to the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -174,5 +195,6 @@ const _: () = {
     assert!(size_of::<Stack>() == Stack::PREFIX + 8 * MAX_FRAMES);
     assert!(size_of::<Unmap>() == 24);
     assert!(size_of::<Remap>() == 56);
+    assert!(size_of::<CodeMapped>() == 40);
     assert!(size_of::<Notice>() == 16);
 };

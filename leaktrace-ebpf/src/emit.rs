@@ -3,12 +3,12 @@
 //! The reader is woken by its own timer (`BPF_RB_NO_WAKEUP`): a wake-up per record costs more than the record. Notices
 //! that a delay would hurt (new code, exec) wake it at once.
 
-use aya_ebpf::helpers::bpf_ringbuf_output;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_ringbuf_output};
 use leaktrace_common::{
     config::BlockKey,
     event::{
-        Alloc, FLAG_BEGIN_DEFERRED, Free, Header, KIND_FREE, KIND_MUNMAP, KIND_REALLOC_BEGIN, Notice, ReallocBegin,
-        Stack, Unmap,
+        Alloc, CodeMapped, FLAG_BEGIN_DEFERRED, Free, Header, KIND_CODE_MAPPED, KIND_FREE, KIND_MUNMAP,
+        KIND_REALLOC_BEGIN, Notice, ReallocBegin, Stack, Unmap,
     },
     reason::Counter,
 };
@@ -143,6 +143,27 @@ pub fn notice(kind: u8, pid: u32, subject: u32) {
     ) {
         count(Counter::NoticeLost, 1);
     }
+}
+
+/// Code that was mapped, which wakes the reader. `begun` is when the call was entered.
+#[inline(never)]
+pub fn code_mapped(pid: u32, flags: u64, address: u64, length: u64, begun: u64) -> u64 {
+    let Some(mut entry) = EVENTS.reserve::<CodeMapped>(0) else {
+        count(Counter::NoticeLost, 1);
+        return 0;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is memory of this size, written field by field so that no copy of it stands on the stack; the
+    // helper takes no argument.
+    unsafe {
+        (&raw mut (*record).header).write(header(KIND_CODE_MAPPED, flags as u8, pid));
+        (&raw mut (*record).address).write(address);
+        (&raw mut (*record).length).write(length);
+        (&raw mut (*record).begun).write(begun);
+        (&raw mut (*record).done).write(bpf_ktime_get_ns());
+    }
+    entry.submit(FORCE_WAKEUP);
+    0
 }
 
 /// The stack that was put together in the thread's record.

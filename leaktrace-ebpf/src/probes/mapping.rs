@@ -2,13 +2,16 @@
 //!
 //! Of a process that is followed without probes, what it asks for is told as growth.
 //!
+//! Code is told wherever it comes from: a file, anonymous memory that a program fills itself, or memory that it makes
+//! executable later. Where it lies and when it came is told, too, so that userspace can say which code an address meant.
+//!
 //! What an allocator maps for itself happens inside a pending call and is not told; giving such memory back is told and
 //! ignored by userspace, which does not know it.
 
-use aya_ebpf::{EbpfContext, programs::TracePointContext};
+use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns, programs::TracePointContext};
 use leaktrace_common::{
     config::{PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process},
-    event::{Alloc, KIND_CODE_MAPPED, KIND_MMAP, KIND_MREMAP, Remap},
+    event::{Alloc, FLAG_CODE_ANONYMOUS, FLAG_CODE_PROTECTED, KIND_MMAP, KIND_MREMAP, Remap},
     reason::Counter,
 };
 
@@ -18,12 +21,14 @@ use crate::{
     probes::{allocate, growth},
     stack,
     thread::{self, PendingMapping, Scratch, Thread},
+    unwind,
 };
 
 const CALL_MMAP: u64 = 1;
 const CALL_MMAP_CODE: u64 = 2;
 const CALL_MREMAP: u64 = 3;
 const CALL_MMAP_GROWTH: u64 = 4;
+const CALL_PROTECT_CODE: u64 = 5;
 
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
@@ -65,37 +70,87 @@ fn is_inside_call(thread: &mut Thread, process: &Process) -> bool {
 }
 
 pub fn mmap_enter(ctx: &TracePointContext) {
-    let Some((_, _, process)) = begins() else {
+    let Some((_, _, process)) = traced() else {
         return;
     };
     let (length, protection, flags) = (field(ctx, 1), field(ctx, 2), field(ctx, 3));
-    let call = if flags & MAP_ANONYMOUS == 0 {
-        if protection & PROT_EXEC == 0 {
-            return;
-        }
-        CALL_MMAP_CODE
-    } else if protection == 0 || flags & MAP_STACK != 0 {
+    let anonymous = flags & MAP_ANONYMOUS;
+    // Code is told while the process is set up, too: userspace may have read the mappings before.
+    let is_code = protection & PROT_EXEC != 0;
+    let is_active = process.flags & PROCESS_ACTIVE != 0;
+    let call = if !is_active || anonymous == 0 || protection == 0 || flags & MAP_STACK != 0 {
         // Address space that is only reserved holds no memory.
-        return;
+        CALL_MMAP_CODE
     } else if process.growth_interval != 0 {
         CALL_MMAP_GROWTH
     } else if process.flags & PROCESS_TRACK_MMAP == 0 {
-        return;
+        CALL_MMAP_CODE
     } else {
         CALL_MMAP
+    };
+    if call == CALL_MMAP_CODE && !is_code {
+        return;
+    }
+    let Some(thread) = thread::get() else {
+        return;
+    };
+    thread.mapping.call = call;
+    if call == CALL_MMAP && is_inside_call(thread, process) {
+        if !is_code {
+            thread.mapping.call = 0;
+            return;
+        }
+        thread.mapping.call = CALL_MMAP_CODE;
+    }
+    thread.mapping.begun = if is_code { now() } else { 0 };
+    thread.mapping.anonymous = anonymous;
+    thread.mapping.length = length;
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes no argument and cannot fail.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// `mprotect` and `pkey_mprotect`: memory that was there becomes executable, as JIT compilers do with what they wrote.
+pub fn mprotect_enter(ctx: &TracePointContext) {
+    if field(ctx, 2) & PROT_EXEC == 0 {
+        return;
+    }
+    let Some((_, _, process)) = traced() else {
+        return;
     };
     let Some(thread) = thread::get() else {
         return;
     };
-    if call == CALL_MMAP && is_inside_call(thread, process) {
+    let (address, length) = (field(ctx, 0), field(ctx, 1));
+    // Some compilers take the permission away and give it back whenever they write.
+    if unwind::is_known_range(&mut thread.walk, process, address, length) != 0 {
         return;
     }
-    thread.mapping = PendingMapping {
-        call,
-        old: 0,
-        old_length: 0,
-        length,
+    thread.mapping.call = CALL_PROTECT_CODE;
+    thread.mapping.begun = now();
+    thread.mapping.old = address;
+    thread.mapping.length = length;
+}
+
+pub fn mprotect_leave(ctx: &TracePointContext) {
+    if field(ctx, 0) != 0 {
+        return;
+    }
+    let Some((pid, _, _)) = traced() else {
+        return;
     };
+    let Some(thread) = thread::known() else {
+        return;
+    };
+    if thread.mapping.call != CALL_PROTECT_CODE {
+        return;
+    }
+    thread.mapping.call = 0;
+    let PendingMapping { old, length, begun, .. } = thread.mapping;
+    emit::code_mapped(pid, FLAG_CODE_PROTECTED as u64, old, length, begun);
 }
 
 pub fn mmap_leave(ctx: &TracePointContext) {
@@ -105,15 +160,23 @@ pub fn mmap_leave(ctx: &TracePointContext) {
     let Some((thread, scratch)) = thread::both() else {
         return;
     };
-    let PendingMapping { call, length, .. } = thread.mapping;
+    let PendingMapping {
+        call, length, begun, ..
+    } = thread.mapping;
     thread.mapping.call = 0;
     let address = field(ctx, 0);
     if address >= MAX_ERRNO.wrapping_neg() {
         return;
     }
-    if call == CALL_MMAP_CODE {
-        emit::notice(KIND_CODE_MAPPED, pid, 0);
-    } else if call == CALL_MMAP_GROWTH {
+    if begun != 0 && matches!(call, CALL_MMAP_CODE | CALL_MMAP_GROWTH | CALL_MMAP) {
+        let flags = if thread.mapping.anonymous != 0 {
+            FLAG_CODE_ANONYMOUS
+        } else {
+            0
+        };
+        emit::code_mapped(pid, flags as u64, address, length, begun);
+    }
+    if call == CALL_MMAP_GROWTH {
         // Whatever was there before is gone.
         emit::unmap(pid, address, length);
         growth::asked(thread, scratch, process, pid, length);
@@ -183,6 +246,8 @@ pub fn mremap_enter(ctx: &TracePointContext) {
     }
     thread.mapping = PendingMapping {
         call: CALL_MREMAP,
+        begun: 0,
+        anonymous: 0,
         old: field(ctx, 0),
         old_length: field(ctx, 1),
         length: field(ctx, 2),
@@ -201,6 +266,7 @@ pub fn mremap_leave(ctx: &TracePointContext) {
         old,
         old_length,
         length,
+        ..
     } = thread.mapping;
     thread.mapping.call = 0;
     let address = field(ctx, 0);

@@ -200,15 +200,23 @@ fn threads_by_id(homes: u32) -> u32 {
 }
 
 /// Tracepoints: program, group, name.
-pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
+pub(super) const TRACEPOINTS: [(&str, &str, &str); 10] = [
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
     ("mmap_leave", "syscalls", "sys_exit_mmap"),
+    ("mprotect_enter", "syscalls", "sys_enter_mprotect"),
+    ("mprotect_leave", "syscalls", "sys_exit_mprotect"),
     ("munmap_enter", "syscalls", "sys_enter_munmap"),
     ("mremap_enter", "syscalls", "sys_enter_mremap"),
     ("mremap_leave", "syscalls", "sys_exit_mremap"),
     ("process_exec", "sched", "sched_process_exec"),
     ("process_fork", "sched", "sched_process_fork"),
     ("thread_exit", "sched", "sched_process_exit"),
+];
+
+/// The same, where the kernel has the system call: it needs protection keys.
+const OPTIONAL_TRACEPOINTS: [(&str, &str, &str); 2] = [
+    ("mprotect_enter", "syscalls", "sys_enter_pkey_mprotect"),
+    ("mprotect_leave", "syscalls", "sys_exit_pkey_mprotect"),
 ];
 
 /// What the kernel side hands out to the parts that read and write its maps.
@@ -299,6 +307,12 @@ impl Kernel {
         ProgramSet::new(self.mechanism)
     }
 
+    /// The same, for a process whose first thread has ended: what the kernel attaches by pid looks at that thread's memory,
+    /// which is gone. Perf events are attached to any thread, and serve all that share its memory.
+    pub fn thread_program_set(&self) -> ProgramSet {
+        ProgramSet::new(UprobeMechanism::PerfEvent)
+    }
+
     /// Has the verifier look at every program that a recording needs; attaches nothing.
     pub fn load_programs(&mut self) -> Result<(), LoadError> {
         self.shared.load_all(&self.source)?;
@@ -316,6 +330,12 @@ impl Kernel {
             tracepoint
                 .attach(category, name)
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
+        }
+        for (program, category, name) in OPTIONAL_TRACEPOINTS {
+            let tracepoint: &mut TracePoint = self.program(program)?;
+            if let Err(error) = tracepoint.attach(category, name) {
+                tracing::debug!("failed to attach to `{category}:{name}`: {error}");
+            }
         }
         Ok(())
     }

@@ -140,6 +140,10 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
         );
         return Ok(Exit::AllLost.into());
     }
+    if let Some(cause) = finished.untraceable() {
+        eprintln!("leaktrace: {cause}");
+        return Ok(Exit::NoAllocator.into());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -176,6 +180,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
                 if recording.is_over() {
                     break;
                 }
+                recording.catch_up();
                 recording.look_at_go();
             }
             _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),

@@ -7,6 +7,7 @@
 //! a free was missed); each is counted.
 
 mod blocks;
+mod code;
 mod pages;
 mod regions;
 mod snapshot;
@@ -15,12 +16,13 @@ mod stacks;
 use std::collections::HashMap;
 
 pub use blocks::{Block, BlockTable};
+pub use code::{CodeChange, CodeHistory, Interval};
 pub use regions::{Region, Regions};
 pub use snapshot::{AGE_BOUNDS, Ages, Kind, Row, Snapshot, Window};
 pub use stacks::{Amount, Stack, StackTable, Threads, Totals};
 
 use crate::{
-    event::{Event, NewBlock},
+    event::{Event, NewBlock, NewCode},
     model::ProcessAddress,
 };
 
@@ -58,6 +60,7 @@ pub struct Ledger {
     regions: Regions,
     pages: pages::Pages,
     stacks: StackTable,
+    code: CodeHistory,
     in_flight: HashMap<u32, InFlight>,
     /// Sampling intervals that blocks refer to by index; the first is 0: every allocation.
     intervals: Intervals,
@@ -148,7 +151,7 @@ impl Ledger {
                     self.allocate(new, now);
                 }
             }
-            Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter()),
+            Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter(), &self.code),
             Event::Mmap(new) => self.map(new, now),
             Event::Asked(new) => self.ask(new),
             Event::Resident(new) => self.settle(new),
@@ -162,9 +165,26 @@ impl Ledger {
             Event::ThreadExit(tid) => {
                 self.in_flight.remove(&tid);
             }
+            Event::CodeMapped(NewCode { was_there: true, .. }) => {}
+            Event::CodeMapped(code) => self.code.note(CodeChange {
+                start: code.start.0,
+                end: code.end.0,
+                begun: code.begun,
+                done: code.done,
+            }),
             // A child's heap is a copy that no event of this process changes.
-            Event::CodeMapped | Event::Fork { .. } => {}
+            Event::Fork { .. } => {}
         }
+    }
+
+    /// Code may have changed anywhere, at some moment between two times: what told it was lost.
+    pub fn code_changed_anywhere(&mut self, begun: u64, done: u64) {
+        self.code.note(CodeChange {
+            start: 0,
+            end: u64::MAX,
+            begun,
+            done,
+        });
     }
 
     /// A free of which only the address arrived.
@@ -215,7 +235,7 @@ impl Ledger {
     }
 
     fn map(&mut self, new: NewBlock, now: u32) {
-        let stack = self.stacks.find(new.stack);
+        let stack = self.stacks.find(new.stack, &self.code);
         self.stacks.get_mut(stack).mapped.add(
             Amount {
                 objects: 1.0,
@@ -245,7 +265,7 @@ impl Ledger {
 
     /// Index of the stack that memory came through; notes what is not known of it.
     fn stack_of(&mut self, new: &NewBlock) -> u32 {
-        let index = self.stacks.find(new.stack);
+        let index = self.stacks.find(new.stack, &self.code);
         if index == StackTable::OVERFLOW {
             self.notes.unknown_stacks += 1;
         }

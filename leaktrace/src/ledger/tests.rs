@@ -25,9 +25,12 @@ fn new(address: u64, size: u64, stack: u64) -> NewBlock {
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new();
     for stack in 1..=4u64 {
-        ledger
-            .stacks
-            .define(StackId(stack), WalkEnd::Bottom, [ProcessAddress(stack)].into_iter());
+        ledger.stacks.define(
+            StackId(stack),
+            WalkEnd::Bottom,
+            [ProcessAddress(stack)].into_iter(),
+            &CodeHistory::default(),
+        );
     }
     ledger
 }
@@ -285,4 +288,52 @@ proptest! {
         }
         prop_assert_eq!(live(&ledger), model);
     }
+}
+
+/// The plug-in that is closed and the one that is mapped in its place have one stack of addresses, and two names.
+#[test]
+fn a_stack_is_another_one_when_its_code_was_replaced() {
+    let mut ledger = Ledger::new();
+    let frames = || [ProcessAddress(0x1010), ProcessAddress(0x9000)].into_iter();
+    ledger
+        .stacks
+        .define(StackId(1), WalkEnd::Bottom, frames(), &ledger.code);
+    let elsewhere = |start: u64, time| NewCode {
+        start: ProcessAddress(start),
+        end: ProcessAddress(start + 0x100),
+        begun: time,
+        done: time + 1,
+        is_made: false,
+        was_there: false,
+    };
+    ledger.apply(Event::Alloc(new(A, 10, 1)), 0);
+    // Code at other places, and memory that becomes executable, replace nothing.
+    ledger.apply(Event::CodeMapped(elsewhere(0x5000, 10)), 0);
+    let protected = NewCode {
+        was_there: true,
+        ..elsewhere(0x1000, 20)
+    };
+    ledger.apply(Event::CodeMapped(protected), 0);
+    ledger.apply(Event::Alloc(new(A + 64, 10, 1)), 0);
+    assert_eq!(ledger.snapshot(0).rows.len(), 1);
+    ledger.apply(Event::CodeMapped(elsewhere(0x1000, 30)), 0);
+    ledger.apply(Event::Alloc(new(A + 128, 5, 1)), 0);
+    ledger.apply(Event::Free(ProcessAddress(A)), 0);
+    // The kernel side may send the stack again.
+    ledger
+        .stacks
+        .define(StackId(1), WalkEnd::Bottom, frames(), &ledger.code);
+    ledger.apply(Event::Alloc(new(A + 192, 5, 1)), 0);
+    let snapshot = ledger.snapshot(0);
+    let mut rows: Vec<_> = snapshot
+        .rows
+        .iter()
+        .map(|row| {
+            let interval = snapshot.code.interval(row.frames[0], row.code);
+            (interval.from, interval.until, row.live.bytes)
+        })
+        .collect();
+    rows.sort_by_key(|row| row.0);
+    assert_eq!(rows, [(0, 30, 10.0), (31, u64::MAX, 10.0)]);
+    check(&ledger);
 }

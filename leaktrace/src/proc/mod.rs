@@ -2,6 +2,7 @@
 //!
 //! Does not know what is in those files (see `object`). Whatever is read here comes from the target and is bounded.
 
+pub mod beneath;
 pub mod cgroup;
 pub mod files;
 pub mod footprint;

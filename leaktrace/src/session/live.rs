@@ -25,7 +25,7 @@ use super::{
 use crate::{
     bpf::{
         btf::Places,
-        kernel::{Kernel, Sizes, UprobeMechanism},
+        kernel::{Kernel, Sizes},
         log::KernelLog,
         trap::{TrapError, Traps},
         usage::Usage,
@@ -42,6 +42,8 @@ use crate::{
 const ROWS: u32 = 3 << 20;
 const BLOCKS: u32 = 1 << 20;
 const MAPPINGS: u32 = 16 << 10;
+/// Bytes that the names which processes give to their own code may take, of all together.
+const NAMES: usize = 16 << 20;
 /// Changes of the interval that a profile tells at most; the last ones.
 const MAX_REMARKS: usize = 32;
 
@@ -219,6 +221,17 @@ impl Live {
                 tracing::debug!("failed to follow {notice:?}: {error}");
             }
         }
+        self.catch_up();
+    }
+
+    /// When [`catch_up`](Self::catch_up) has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.tracer.due()
+    }
+
+    /// Looks at processes that made code of late.
+    pub fn catch_up(&mut self) {
+        self.tracer.catch_up();
     }
 
     /// Processes that are traced.
@@ -251,9 +264,9 @@ impl Live {
             .is_some_and(|program| program.plan.is_stepped(op))
     }
 
-    /// Whether only samples have their return seen: a session skips the return of a call that is not taken.
-    pub fn skips_returns(&self) -> bool {
-        self.tracer.kernel().mechanism() == UprobeMechanism::Session
+    /// Whether only samples of a process have their return seen: a session skips the return of a call that is not taken.
+    pub fn skips_returns(&self, pid: u32) -> bool {
+        self.tracer.skips_returns(pid)
     }
 
     /// Measures what traps cost on this machine.
@@ -296,9 +309,8 @@ impl Live {
             self.look_at_pages(pid);
         }
         let attached = self.attached.get(&pid)?;
-        let program = self.tracer.program_mut(pid)?;
-        program.read_names();
-        let program = program.clone();
+        self.tracer.read_names(pid, NAMES);
+        let program = self.tracer.program(pid)?.clone();
         let captured = self.pump.capture(pid)?;
         let now = self.losses();
         let mut counters = [0; Counter::COUNT];

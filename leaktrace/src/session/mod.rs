@@ -10,6 +10,7 @@ pub mod bare;
 pub mod code;
 pub mod feed;
 pub mod go;
+pub mod jit_names;
 pub mod launch;
 pub mod live;
 pub mod profile;

@@ -18,6 +18,7 @@ use std::{
 };
 
 use leaktrace_common::reason::Counter;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
 use crate::{
@@ -41,8 +42,13 @@ const DEFERRED_BATCH: usize = 1 << 20;
 /// Something that the session has to act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
-    /// A process mapped code.
-    CodeMapped(u32),
+    /// Code came to be in a process.
+    CodeMapped {
+        /// The process.
+        pid: u32,
+        /// All of it is in memory without a file, which the program fills itself.
+        is_made: bool,
+    },
     /// A process runs another program.
     Exec(u32),
     /// A process has a new thread or a child.
@@ -51,6 +57,13 @@ pub enum Notice {
         pid: u32,
         /// The thread or child.
         child: u32,
+    },
+    /// A thread of a process ended.
+    ThreadExit {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
     },
 }
 
@@ -207,6 +220,7 @@ impl Pump {
             batch: Batch::default(),
             waiting: BinaryHeap::new(),
             deferred_seen: 0,
+            notices_lost: (0, monotonic()),
             ledgers: HashMap::new(),
             undecodable: 0,
             events: 0,
@@ -330,6 +344,8 @@ struct State {
     waiting: BinaryHeap<Reverse<(u64, u32, u64)>>,
     /// Deferrals counted by the kernel side when the set was last read.
     deferred_seen: u64,
+    /// Notices lost, as counted when that was last looked at, and when that was.
+    notices_lost: (u64, u64),
     ledgers: HashMap<u32, Ledger>,
     undecodable: u64,
     events: u64,
@@ -356,8 +372,13 @@ impl State {
     /// One batch. Returns how many records there were.
     fn turn(&mut self) -> usize {
         let count = self.batch.fill(&mut self.ring);
-        self.read_deferred();
+        let counters = self.counters.read();
+        self.read_deferred(&counters);
         let now = self.now();
+        let lost = self.lost_notices(&counters);
+        if let Some((begun, done)) = lost {
+            self.code_changed(begun, done);
+        }
         let batch = std::mem::take(&mut self.batch);
         for (position, record) in batch.iter() {
             self.apply_deferred(position);
@@ -368,7 +389,30 @@ impl State {
         }
         self.batch = batch;
         self.events += count as u64;
+        // What was lost was somewhere among these records: of those stacks nothing can be said.
+        if let Some((begun, _)) = lost {
+            self.code_changed(begun, monotonic());
+        }
         count
+    }
+
+    /// When notices of new code may have been lost, if some were.
+    fn lost_notices(&mut self, counters: &[u64; Counter::COUNT]) -> Option<(u64, u64)> {
+        let (before, since) = self.notices_lost;
+        let now = (counters[Counter::NoticeLost as usize], monotonic());
+        self.notices_lost = now;
+        (now.0 != before).then_some((since, now.1))
+    }
+
+    /// Code may have come to be anywhere in any process.
+    fn code_changed(&mut self, begun: u64, done: u64) {
+        for (pid, ledger) in &mut self.ledgers {
+            ledger.code_changed_anywhere(begun, done);
+            self.notices.send(Notice::CodeMapped {
+                pid: *pid,
+                is_made: false,
+            });
+        }
     }
 
     /// Answers what was asked meanwhile. Who asked and went away gets nothing.
@@ -415,16 +459,19 @@ impl State {
 
     fn apply(&mut self, pid: u32, event: Event<'_>, now: u32) {
         match event {
-            Event::CodeMapped => self.notices.send(Notice::CodeMapped(pid)),
+            Event::CodeMapped(code) => self.notices.send(Notice::CodeMapped {
+                pid,
+                is_made: code.is_made,
+            }),
             Event::Exec => self.notices.send(Notice::Exec(pid)),
             Event::Fork { child } => self.notices.send(Notice::Fork { pid, child }),
+            Event::ThreadExit(tid) => self.notices.send(Notice::ThreadExit { pid, tid }),
             _ => {}
         }
         self.ledgers.entry(pid).or_default().apply(event, now);
     }
 
-    fn read_deferred(&mut self) {
-        let counters = self.counters.read();
+    fn read_deferred(&mut self, counters: &[u64; Counter::COUNT]) {
         let count = counters[Counter::FreeDeferred as usize] + counters[Counter::ReallocBeginDeferred as usize];
         if count == self.deferred_seen {
             return;
@@ -468,7 +515,8 @@ impl State {
 
     fn finish(mut self) -> Outcome {
         while self.turn() > 0 {}
-        self.read_deferred();
+        let counters = self.counters.read();
+        self.read_deferred(&counters);
         self.apply_deferred(u64::MAX);
         self.publish();
         Outcome {
@@ -479,6 +527,12 @@ impl State {
             cpu: own_cpu_time(),
         }
     }
+}
+
+/// The clock that the kernel side tells times by, in nanoseconds.
+pub(super) fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// CPU time of the calling thread: the first number of its `schedstat`, in nanoseconds.

@@ -24,7 +24,7 @@ use crate::{
         log::KernelLog,
     },
     model::ProcessKey,
-    proc::{ProcError, identity},
+    proc::{ProcError, living},
     report::{loss::Losses, profile::Profile},
     symbolize::Symbolizer,
 };
@@ -79,6 +79,11 @@ impl From<TraceError> for RecordError {
     }
 }
 
+/// Bytes that the names which processes give to their own code may take.
+const NAMES: usize = 256 << 20;
+/// How often files with such names are looked for.
+const NAMES_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A recording under way.
 pub struct Recording {
     tracer: Tracer,
@@ -89,6 +94,7 @@ pub struct Recording {
     pids: Vec<ProcessKey>,
     go: HashMap<u32, GoHeap>,
     child: Option<Child>,
+    names_held: Instant,
     started: Instant,
     attached: SystemTime,
 }
@@ -149,10 +155,32 @@ impl Recording {
     fn launch(command: &[OsString], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let held = Held::start(command)?;
         let pid = held.pid();
+        let mut recording = match Self::prepare(pid, settings, ring_bytes) {
+            Ok(recording) => recording,
+            Err(error) => {
+                held.kill();
+                return Err(error);
+            }
+        };
+        let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
+        recording.child = Some(child);
+        Ok(recording)
+    }
+
+    /// Attaches to a command that has not begun.
+    fn prepare(pid: u32, settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
         let is_go = survey.is_go();
+        // Its allocator may come with its libraries, but they are of its own kind.
+        let is_foreign = survey.files.iter().all(|file| file.inspected.is_none());
+        let survey = match survey {
+            Survey {
+                detection: Err(cause), ..
+            } if is_foreign => return Err(RecordError::NoAllocator { pid, cause }),
+            survey => survey,
+        };
         let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, ring_bytes)?;
         recording.add(survey)?;
         if is_go {
@@ -160,8 +188,6 @@ impl Recording {
         }
         recording.pids.push(key);
         recording.tracer.set_active(pid, true);
-        let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
-        recording.child = Some(child);
         Ok(recording)
     }
 
@@ -187,6 +213,7 @@ impl Recording {
             pids: Vec::new(),
             go: HashMap::new(),
             child: None,
+            names_held: Instant::now(),
             started: Instant::now(),
             attached: SystemTime::now(),
         })
@@ -255,6 +282,16 @@ impl Recording {
         }
     }
 
+    /// Looks for what comes without a notice, or was left for later: new code of programs that make it all the time, and the
+    /// files in which they name it. To be called several times a second.
+    pub fn catch_up(&mut self) {
+        self.tracer.catch_up();
+        if self.names_held.elapsed() >= NAMES_INTERVAL {
+            self.names_held = Instant::now();
+            self.tracer.hold_names();
+        }
+    }
+
     /// Whether every process has ended (or the command, which then is waited for).
     pub fn is_over(&mut self) -> bool {
         if let Some(child) = &mut self.child
@@ -263,10 +300,7 @@ impl Recording {
             self.child = None;
             return true;
         }
-        self.pids.iter().all(|key| match identity::read_stat(key.pid) {
-            Ok(stat) => stat.key != *key || matches!(stat.state, 'Z' | 'X' | 'x'),
-            Err(_) => true,
-        })
+        self.pids.iter().all(|key| !living::is_running(*key))
     }
 
     /// Detaches, reads what is left and hands everything over.
@@ -274,9 +308,7 @@ impl Recording {
         let duration = self.started.elapsed();
         for key in &self.pids {
             self.tracer.set_active(key.pid, false);
-            if let Some(program) = self.tracer.program_mut(key.pid) {
-                program.read_names();
-            }
+            self.tracer.read_names(key.pid, NAMES);
         }
         for (pid, heap) in &mut self.go {
             heap.finish(*pid);
@@ -314,6 +346,24 @@ impl Finished {
         let counters = &self.outcome.counters;
         super::profile::all_lost(counters, recorded)
             .then(|| super::profile::kernel_losses(counters, self.outcome.undecodable))
+    }
+
+    /// Why nothing could be traced, if that is so: no process runs a program with an allocator that is known, and nothing
+    /// else was recorded.
+    pub fn untraceable(&self) -> Option<String> {
+        let causes: Option<Vec<String>> = self
+            .processes
+            .iter()
+            .map(|program| {
+                let pid = program.key.pid;
+                let cause = program.untraceable.as_ref().filter(|_| !self.go.contains_key(&pid))?;
+                let is_empty = self.outcome.capture(pid).snapshot.rows.is_empty();
+                is_empty.then(|| format!("failed to trace pid {pid}: {cause}"))
+            })
+            .collect();
+        causes
+            .filter(|causes| !causes.is_empty())
+            .map(|causes| causes.join("; "))
     }
 
     /// One profile of all processes, or of one of them.

@@ -1,8 +1,14 @@
 //! Looks at a process without touching it: its files, their unwind tables, its allocators, the probes that it needs.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use super::go;
+use super::{address_space::Look, go, pump::monotonic};
 use crate::{
     allocator::{
         detect::{self, DetectError, Detection},
@@ -43,6 +49,15 @@ impl CodeFile {
         self.inspected.as_ref()?.image.build_id()
     }
 
+    /// Whether its code is what the program fills itself: in memory that has a file's name alone, and is no ELF file.
+    pub fn is_made(&self) -> bool {
+        let anonymous = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV"];
+        self.inspected.is_none()
+            && anonymous
+                .iter()
+                .any(|name| self.path.as_os_str().as_bytes().starts_with(name.as_bytes()))
+    }
+
     /// Address of the first byte of an executable mapping, as the file's headers state it.
     pub fn mapping_address(&self, offset: FileOffset) -> Option<ElfAddress> {
         self.inspected.as_ref()?.image.mapping_address(offset)
@@ -55,6 +70,8 @@ pub struct Survey {
     pub identity: Identity,
     /// Everything that it maps.
     pub mappings: Vec<Mapping>,
+    /// When the mappings were read and their files opened.
+    pub look: Look,
     /// Files with code.
     pub files: Vec<Arc<CodeFile>>,
     /// Allocators found, or that there are none.
@@ -120,9 +137,10 @@ impl Surveyor {
         if process != pid {
             return Err(ProcError::Thread { tid: pid, process });
         }
+        let begun = monotonic();
         let mappings = maps::read_maps(pid)?;
         let inspected = self.inspector.inspect(pid, &mappings)?;
-        let files = self.open_files(pid, &mappings, &inspected.files);
+        let (files, done) = self.open_files(pid, &mappings, &inspected.files);
         let detection = detect::detect(&inspected);
         let plan = match &detection {
             Ok(detection) => self.planner.plan(detection, &inspected.files, self.features(&identity)),
@@ -131,6 +149,7 @@ impl Surveyor {
         Ok(Survey {
             identity,
             mappings,
+            look: Look { begun, done },
             files,
             detection,
             plan,
@@ -144,13 +163,14 @@ impl Surveyor {
         }
     }
 
-    /// Opens what is new among the mapped files and compiles its unwind tables, all at once.
+    /// Opens what is new among the mapped files and compiles its unwind tables, all at once. Also tells when all were
+    /// open.
     fn open_files(
         &mut self,
         pid: u32,
         mappings: &[Mapping],
         inspected: &[crate::allocator::inspect::ProcessFile],
-    ) -> Vec<Arc<CodeFile>> {
+    ) -> (Vec<Arc<CodeFile>>, u64) {
         let mut files = Vec::new();
         let mut fresh = Vec::new();
         let mut seen = Vec::new();
@@ -182,6 +202,7 @@ impl Surveyor {
                 });
             }
         }
+        let done = monotonic();
         let tables = self.compile(&fresh);
         for (mut file, table) in fresh.into_iter().zip(tables) {
             file.table = table;
@@ -189,7 +210,7 @@ impl Surveyor {
             self.files.insert(file.id, Arc::clone(&file));
             files.push(file);
         }
-        files
+        (files, done)
     }
 
     fn compile(&self, files: &[CodeFile]) -> Vec<Option<TableResult>> {

@@ -220,6 +220,7 @@ impl Work {
         loop {
             let noticed = self.live.as_ref().map(Live::noticed);
             let measured = self.measuring.as_ref().map(|measuring| measuring.since + MEASURE);
+            let due = self.live.as_ref().and_then(Live::due);
             let unused = (self.live.is_some() && self.is_idle()).then_some(self.idle_since + LINGER);
             tokio::select! {
                 biased;
@@ -230,6 +231,11 @@ impl Work {
                 () = wait_for(noticed) => {
                     if let Some(live) = &mut self.live {
                         live.follow();
+                    }
+                }
+                () = sleep_until(due) => {
+                    if let Some(live) = &mut self.live {
+                        live.catch_up();
                     }
                 }
                 () = sleep_until(measured) => self.finish_measuring(),
@@ -400,7 +406,7 @@ impl Work {
                 let returns = now.1.returns.saturating_sub(before.1.returns);
                 let activity = Activity {
                     usage: now.0.since(before.0),
-                    sampled_returns: if live.skips_returns() { returns } else { 0 },
+                    sampled_returns: if live.skips_returns(*pid) { returns } else { 0 },
                     calls_stepped: live.is_stepped(*pid, Op::Alloc),
                     releases_stepped: live.is_stepped(*pid, Op::Free),
                     elapsed,

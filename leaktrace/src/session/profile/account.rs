@@ -145,6 +145,28 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
     losses
 }
 
+/// Moments without probes, and programs without any.
+pub(super) fn add_gaps(losses: &mut Losses, subjects: &[Subject<'_>]) {
+    let gaps = subjects.iter().map(|subject| subject.program.gaps).sum();
+    let untraceable = subjects.iter().filter(|subject| subject.program.untraceable.is_some());
+    add_losses(
+        losses,
+        &[
+            (
+                "probe_gap",
+                gaps,
+                "times that the thread ended which the probes were attached through; calls were missed until they were \
+                 attached through another one, a few milliseconds: what was freed then is shown",
+            ),
+            (
+                "not_traced",
+                untraceable.count() as u64,
+                "processes whose program has no allocator that is known: nothing of it is shown; the comments say why",
+            ),
+        ],
+    );
+}
+
 pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
     let mut comments = Vec::new();
     match context.mode {
@@ -188,6 +210,19 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
             comments.push(format!(
                 "children of pid {}, not traced: at least {}",
                 subject.program.key.pid, subject.program.children
+            ));
+        }
+        if let Some(cause) = &subject.program.untraceable {
+            comments.push(format!(
+                "the program of pid {} ({}) is not traced: {cause}",
+                subject.program.key.pid, subject.program.comm
+            ));
+        }
+        let skipped = subject.program.jit.as_ref().map_or(0, |jit| jit.map().skipped());
+        if skipped > 0 {
+            comments.push(format!(
+                "names of code that pid {} made itself, left out: {skipped} lines of its perf map, not understood or too many",
+                subject.program.key.pid
             ));
         }
         comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
