@@ -101,6 +101,23 @@ const RECIPES: &[(&str, Recipe)] = &[
             words: &["-static", "c/innocent.c"],
         },
     ),
+    ("main_leaves", c!["-pthread", "c/main_leaves.c"]),
+    ("reload", c!["c/reload.c", "-ldl"]),
+    ("libplugin_alpha.so", c!["-shared", "-fPIC", "c/plugin_alpha.c"]),
+    ("libplugin_omega.so", c!["-shared", "-fPIC", "c/plugin_omega.c"]),
+    ("jit", c!["c/jit.c"]),
+    (
+        "tiny32",
+        c![
+            "-m32",
+            "-static",
+            "-nostdlib",
+            "-fno-stack-protector",
+            "-fno-pie",
+            "-no-pie",
+            "c/tiny32.c"
+        ],
+    ),
     ("seccomp", c!["c/seccomp.c"]),
     ("map_files", c!["c/map_files.c"]),
     ("innocent", c!["c/innocent.c"]),
