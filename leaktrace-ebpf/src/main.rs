@@ -138,6 +138,14 @@ pub extern "C" fn fault(ctx: *mut u64) -> u32 {
     0
 }
 
+/// A fault is over (the software event `page-faults-min`).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "perf_event")]
+pub extern "C" fn settled(_ctx: *mut c_void) -> u32 {
+    growth::settled();
+    0
+}
+
 #[tracepoint]
 pub fn brk_leave(ctx: TracePointContext) -> u32 {
     mapping::brk_leave(&ctx);

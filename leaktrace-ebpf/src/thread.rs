@@ -93,6 +93,14 @@ pub struct Stream {
     pub interval: u64,
 }
 
+/// Numbers of anonymous pages; what a thread counted for itself is not in its process's yet.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ThreadPages {
+    pub own: u64,
+    pub process: u64,
+}
+
 /// One step of a walk: the registers in a frame, and where the next frame's came from.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -229,6 +237,8 @@ pub struct Thread {
     pub resident: Stream,
     /// Address of the last page fault that has not made memory resident yet, or 0.
     pub fault: u64,
+    /// Pages when that fault began, where threads count for themselves.
+    pub pages_before: ThreadPages,
     /// Its stack is being walked: a page that is missing then is the walk's.
     pub is_walking: u64,
     /// Where the return probes of this process lead, once one was seen.

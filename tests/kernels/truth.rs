@@ -62,15 +62,24 @@ fn repeated(run: impl Fn() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Attaches to the program called with `arguments`, by a tracer with `variables`.
-fn attached(arguments: &[&str], tracer: &[&str], variables: &[(&str, &str)]) -> Result<(Truth, Profile)> {
-    let mut target = Process::ready(programs::command("known_truth")?.args(arguments))?;
+/// Attaches to `program` called with `arguments`, by a tracer with `variables`.
+fn attached_to(
+    program: &str,
+    arguments: &[&str],
+    tracer: &[&str],
+    variables: &[(&str, &str)],
+) -> Result<(Truth, Profile)> {
+    let mut target = Process::ready(programs::command(program)?.args(arguments))?;
     let recording = Recording::attach_with_variables(target.pid(), tracer, variables)?;
     let truth = target.work()?;
     let recorded = recording.stop()?;
     unharmed(&mut target)?;
     target.exit()?;
     Ok((truth, recorded.profile))
+}
+
+fn attached(arguments: &[&str], tracer: &[&str], variables: &[(&str, &str)]) -> Result<(Truth, Profile)> {
+    attached_to("known_truth", arguments, tracer, variables)
 }
 
 #[test]
@@ -112,6 +121,15 @@ fn exact_by_perf_events() -> Result<()> {
 fn exact_of_threads_by_the_hundred() -> Result<()> {
     repeated(|| {
         let (truth, profile) = attached(&["300", "20", "20"], &[], &[])?;
+        assert_all_exact(&truth, &profile)
+    })
+}
+
+/// Threads of all scheduling classes on one processor, torn out wherever the kernel lets go of them.
+#[test]
+fn exact_of_a_crowd_on_one_processor() -> Result<()> {
+    repeated(|| {
+        let (truth, profile) = attached_to("crowd", &[], &[], &[])?;
         assert_all_exact(&truth, &profile)
     })
 }

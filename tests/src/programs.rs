@@ -61,6 +61,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
     ("threads8", c!["-pthread", "c/threads8.c"]),
     ("known_truth", c!["-pthread", "c/known_truth.c"]),
+    ("crowd", c!["-pthread", "-D_GNU_SOURCE", "c/crowd.c"]),
     ("fork_exec", c!["c/fork_exec.c"]),
     ("exec_hoard", c!["c/exec_hoard.c"]),
     ("storm", c!["c/storm.c"]),

@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Task::Setup(options) => setup::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Build => build::run().map(|_| ExitCode::SUCCESS),
         Task::Run(options) => run::run(&options),
-        Task::Test(options) => test::run(&options),
+        Task::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Task::GoOffsets(options) => go_offsets::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Check(options) => check::run(&options).map(|()| ExitCode::SUCCESS),

@@ -1,15 +1,17 @@
-//! `test`: unit tests of all crates, then the end-to-end tests on real processes; or those for every kernel, in guests.
+//! `test`: unit tests of all crates, end-to-end tests on real processes, and those for every kernel in guests.
 //!
-//! Both come from one build: cargo unifies features over the packages that it is told of, so that it is told of all of
+//! All come from one build: cargo unifies features over the packages that it is told of, so that it is told of all of
 //! them each time, and the kinds are told apart by their targets. Invariant: end-to-end tests run one at a time: they probe
-//! the same libraries, and two cores are no place for more.
+//! the same libraries, and two cores are no place for more. They mostly wait, though, and guests run on what they leave.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
 use crate::setup::{self, Purpose};
@@ -18,14 +20,15 @@ use crate::{build, command, matrix, workspace};
 /// Arguments of `test`.
 #[derive(Args)]
 pub struct Options {
-    /// Only the unit tests: needs neither root nor the traced packages.
-    #[arg(long, conflicts_with = "e2e")]
+    /// The unit tests: need neither root nor the traced packages. Without `--unit`, `--e2e` and `--kernel`, unit and
+    /// end-to-end tests run.
+    #[arg(long)]
     unit: bool,
-    /// Only the end-to-end tests.
+    /// The end-to-end tests.
     #[arg(long)]
     e2e: bool,
-    /// Only the tests for every kernel, in guests: `all`, or names such as `6.1,6.12+full,newest+full+perf`.
-    #[arg(long, value_name = "LIST", conflicts_with_all = ["unit", "e2e"])]
+    /// The tests for every kernel, in guests: `all`, or names such as `6.1,6.12+full,newest+full+perf`.
+    #[arg(long, value_name = "LIST")]
     kernel: Option<String>,
     /// How often tests against known truth run in each guest.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "kernel", value_parser = clap::value_parser!(u32).range(1..))]
@@ -38,34 +41,68 @@ pub struct Options {
     arguments: Vec<String>,
 }
 
-/// The command; its exit status is the tests'.
-pub fn run(options: &Options) -> Result<ExitCode> {
-    setup::ensure(if options.unit { Purpose::Build } else { Purpose::Test })?;
-    if let Some(list) = &options.kernel {
-        // What somebody names is taken as it is.
-        let program = std::env::var_os("LEAKTRACE_BIN").map_or_else(build::run, |path| Ok(path.into()))?;
-        return matrix::run(&matrix::Options {
-            list,
-            program: &program,
-            repeat: options.repeat,
-            write_table: options.write_table,
-            arguments: &options.arguments,
-        });
+/// The command; fails if any test does, after all have run.
+pub fn run(options: &Options) -> Result<()> {
+    let is_default = !options.unit && !options.e2e && options.kernel.is_none();
+    let (is_unit, is_e2e) = (options.unit || is_default, options.e2e || is_default);
+    let needs_root = is_e2e || options.kernel.is_some();
+    setup::ensure(if needs_root { Purpose::Test } else { Purpose::Build })?;
+    // What somebody names is taken as it is.
+    let program = match std::env::var_os("LEAKTRACE_BIN") {
+        Some(path) => path.into(),
+        None => build::run()?,
+    };
+    let mut results = Vec::new();
+    if is_unit {
+        results.push(timed("unit tests", || unit(&options.arguments)));
     }
-    build::run()?;
-    if !options.e2e {
-        timed("unit tests", || unit(&options.arguments))?;
+    let end_to_end = || timed("end-to-end tests", || end_to_end(&program, &options.arguments));
+    match &options.kernel {
+        Some(list) => {
+            let prepared = matrix::prepare(list, &program)?;
+            let guests = |company| timed("guests", || matrix::run(&prepared, &of_guests(options, company)));
+            if is_e2e {
+                let (here, there) = beside(end_to_end, || guests(matrix::Company::BesideTests));
+                results.extend([here, there]);
+            } else {
+                results.push(guests(matrix::Company::Alone));
+            }
+        }
+        None if is_e2e => results.push(end_to_end()),
+        None => {}
     }
-    if !options.unit {
-        timed("end-to-end tests", || end_to_end(&options.arguments))?;
+    results.into_iter().collect()
+}
+
+fn of_guests(options: &Options, company: matrix::Company) -> matrix::Options<'_> {
+    matrix::Options {
+        company,
+        repeat: options.repeat,
+        write_table: options.write_table,
+        arguments: &options.arguments,
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Both results; a panic of the second is one.
+fn beside(first: impl FnOnce() -> Result<()>, second: impl FnOnce() -> Result<()> + Send) -> (Result<()>, Result<()>) {
+    thread::scope(|scope| {
+        let second = scope.spawn(second);
+        let first = first();
+        let second = second
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("a thread of the test run panicked")));
+        (first, second)
+    })
 }
 
 fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let begin = Instant::now();
     let result = run();
-    eprintln!("test: {what} took {:.0} s", begin.elapsed().as_secs_f64());
+    let end = match &result {
+        Ok(()) => String::new(),
+        Err(error) => format!(": {error:#}"),
+    };
+    eprintln!("test: {what} took {:.0} s{end}", begin.elapsed().as_secs_f64());
     result
 }
 
@@ -80,13 +117,12 @@ fn unit(arguments: &[String]) -> Result<()> {
     command::run(of_workspace().args(["--doc", "--"]).args(arguments))
 }
 
-fn end_to_end(arguments: &[String]) -> Result<()> {
+fn end_to_end(program: &Path, arguments: &[String]) -> Result<()> {
     let mut cargo = of_workspace();
     cargo.args(["--test", "kernels"]);
     for name in targets("tests/tests")? {
         cargo.args(["--test", &name]);
     }
-    let program = std::env::var_os("LEAKTRACE_BIN").unwrap_or_else(|| workspace::program().into());
     cargo.env("LEAKTRACE_BIN", program).env("RUST_TEST_THREADS", "1");
     command::run(cargo.arg("--").args(arguments))
 }

@@ -4,7 +4,9 @@
 //! *Resident*: a thread meets a missing page (`exceptions:page_fault_*`), and the kernel changes the process's number of
 //! anonymous pages (`kmem:rss_stat`): the page is there now, and was not before. Sampling points lie on each thread's
 //! stream of such bytes, as for allocations. What the process gives back is told, too (`mapping.rs`), and userspace looks
-//! from time to time which of the sampled pages are still there.
+//! from time to time which of the sampled pages are still there. Before 6.2 threads count for themselves, and the process's
+//! number changes every 64 faults, at a page that has nothing to do with the others; there the fault's end is looked at
+//! (the software event `page-faults-min`), and how many pages came in between.
 //!
 //! *Asked for*: `brk`, `mmap` and `mremap`, by sampling points on the stream of bytes, as for allocations.
 
@@ -19,7 +21,7 @@ use crate::{
     emit,
     maps::{self, GROWTH, count},
     sample, stack,
-    thread::{self, Scratch, Thread},
+    thread::{self, Scratch, Thread, ThreadPages},
 };
 
 /// Where `mm_struct` keeps the number of anonymous pages. Set by userspace from the kernel's type information.
@@ -28,16 +30,18 @@ static ANON_PAGES_OFFSET: u32 = 0;
 /// Where `task_struct` keeps its `mm_struct`. Set by userspace from the kernel's type information.
 #[unsafe(no_mangle)]
 static TASK_MEMORY_OFFSET: u32 = 0;
-/// A difference of the number of anonymous pages from which on it is how many came. Set by userspace: it depends on how the
-/// kernel counts.
+/// Where `task_struct` keeps a thread's own number of anonymous pages; 0 where threads have none (6.2). Set likewise.
 #[unsafe(no_mangle)]
-static LEAST_JUMP: u32 = 256;
+static THREAD_PAGES_OFFSET: u32 = 0;
 /// Binary logarithm of the page size. Set by userspace.
 #[unsafe(no_mangle)]
 static PAGE_SHIFT: u32 = 12;
 
 /// `MM_ANONPAGES`.
 const ANONYMOUS: u32 = 1;
+/// A huge page goes past the batches in which the kernel counts (32 pages, or twice the number of CPUs; before 6.2, 64
+/// faults) at once; by so many pages no small ones do.
+const HUGE: u64 = 256;
 /// More is no number of pages.
 const MAX_PAGES: u64 = 1 << 40;
 
@@ -63,17 +67,11 @@ pub fn resident(memory: u64, kind: u32) {
         return;
     };
     let page = core::mem::replace(&mut thread.fault, 0);
-    // SAFETY: the helper takes no argument and cannot fail.
-    let task = unsafe { bpf_get_current_task() };
-    if read_kernel(task.wrapping_add(given(&raw const TASK_MEMORY_OFFSET))) != memory {
-        // Another process's (a debugger's write).
+    // Memory that is given back, or another process's (a debugger's write), is no growth.
+    if page == 0 || own_memory() != memory {
         return;
     }
     let pages = new_pages(slot, pid, memory);
-    if page == 0 {
-        // Memory that is given back is no growth.
-        return;
-    }
     let bytes = pages << (given(&raw const PAGE_SHIFT) & 31);
     if sample::passes(&mut thread.resident, process.growth_interval, bytes) {
         tell(thread, scratch, process, pid, page, bytes, FLAG_RESIDENT);
@@ -93,7 +91,7 @@ fn new_pages(slot: u32, pid: u32, memory: u64) -> u64 {
     state.pages = pages;
     state.pid = pid;
     let jump = pages.wrapping_sub(before);
-    if is_known && pages <= MAX_PAGES && jump >= given(&raw const LEAST_JUMP) && jump <= MAX_PAGES {
+    if is_known && pages <= MAX_PAGES && jump >= HUGE && jump <= MAX_PAGES {
         jump
     } else {
         1
@@ -108,7 +106,65 @@ pub fn fault(address: u64) {
         && thread.is_walking == 0
     {
         thread.fault = address;
+        if given(&raw const THREAD_PAGES_OFFSET) != 0 {
+            thread.pages_before = pages_of_thread();
+        }
     }
+}
+
+/// The last fault is over, where threads count for themselves.
+#[inline(always)]
+pub fn settled() {
+    let Some((_, pid, process)) = followed() else {
+        return;
+    };
+    let Some((thread, scratch)) = thread::both() else {
+        return;
+    };
+    let page = core::mem::replace(&mut thread.fault, 0);
+    if page == 0 {
+        return;
+    }
+    let bytes = came(thread.pages_before, pages_of_thread()) << (given(&raw const PAGE_SHIFT) & 31);
+    if sample::passes(&mut thread.resident, process.growth_interval, bytes) {
+        tell(thread, scratch, process, pid, page, bytes, FLAG_RESIDENT);
+    }
+}
+
+/// How many pages came between two looks at both numbers. Their sum tells, except when other threads changed the process's
+/// number meanwhile.
+#[inline(always)]
+fn came(before: ThreadPages, now: ThreadPages) -> u64 {
+    let grown = now.process.wrapping_sub(before.process);
+    if grown >= HUGE && grown <= MAX_PAGES {
+        return grown;
+    }
+    let own = now.own.wrapping_sub(before.own);
+    match grown.wrapping_add(own) {
+        sum @ 0..=1 => sum,
+        _ => (own == 1) as u64,
+    }
+}
+
+/// The current thread's anonymous pages: its own number, and that of its process.
+#[inline(always)]
+fn pages_of_thread() -> ThreadPages {
+    // SAFETY: the helper takes no argument and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    // The kernel's is an `int`, and below 0 after pages were given back.
+    let own = read_kernel(task.wrapping_add(given(&raw const THREAD_PAGES_OFFSET))) as i32;
+    ThreadPages {
+        own: own as u64,
+        process: read_kernel(own_memory().wrapping_add(given(&raw const ANON_PAGES_OFFSET))),
+    }
+}
+
+/// The current thread's `mm_struct`.
+#[inline(always)]
+fn own_memory() -> u64 {
+    // SAFETY: the helper takes no argument and cannot fail.
+    let task = unsafe { bpf_get_current_task() };
+    read_kernel(task.wrapping_add(given(&raw const TASK_MEMORY_OFFSET)))
 }
 
 /// A constant that userspace replaces at load.

@@ -25,14 +25,10 @@ pub struct Places {
     pub anon_pages: u32,
     /// Of the `mm_struct` in `task_struct`.
     pub task_memory: u32,
-    /// By how many pages at least the number jumps when more than the one that was missing came. Before 6.2 threads count for
-    /// themselves and add what came to it from time to time: each difference is a number of pages.
-    pub least_jump: u32,
+    /// Of a thread's own number of anonymous pages in `task_struct`, an `int`, which it adds to that of its process from time
+    /// to time. 0 from 6.2 on, where threads have none.
+    pub thread_pages: u32,
 }
-
-/// A huge page goes past the batches in which kernels from 6.2 on count (32 pages, or twice the number of CPUs) at once; by
-/// so many pages no small ones do.
-const HUGE: u32 = 256;
 
 impl Places {
     /// Of the running kernel; `None` if its type information cannot be read or does not have them.
@@ -45,25 +41,31 @@ impl Places {
         let types = Types::read(bytes)?;
         let memory = types.named("mm_struct")?;
         let (counters_at, counters) = types.member(memory, "rss_stat", MAX_DEPTH)?;
-        let (anon_pages, least_jump) = match types.get(counters)?.kind() {
+        let task = types.named("task_struct")?;
+        let (anon_pages, thread_pages) = match types.get(counters)?.kind() {
             // One `percpu_counter` for each kind of memory (6.2).
             KIND_ARRAY => {
                 let counter = types.element(counters)?;
                 let (count_at, _) = types.member(counter, "count", MAX_DEPTH)?;
                 let at = counters_at + ANONYMOUS * u64::from(types.get(counter)?.size) + count_at;
-                (at, HUGE)
+                (at, 0)
             }
-            // `struct mm_rss_stat` with an array of 8-byte numbers.
+            // `struct mm_rss_stat` with an array of 8-byte numbers, and `struct task_rss_stat` with one of 4-byte numbers.
             _ => {
                 let (count_at, _) = types.member(counters, "count", MAX_DEPTH)?;
-                (counters_at + count_at + ANONYMOUS * 8, 1)
+                let (own_at, own) = types.member(task, "rss_stat", MAX_DEPTH)?;
+                let (own_count_at, _) = types.member(own, "count", MAX_DEPTH)?;
+                (
+                    counters_at + count_at + ANONYMOUS * 8,
+                    own_at + own_count_at + ANONYMOUS * 4,
+                )
             }
         };
-        let (task_memory, _) = types.member(types.named("task_struct")?, "mm", MAX_DEPTH)?;
+        let (task_memory, _) = types.member(task, "mm", MAX_DEPTH)?;
         Some(Self {
             anon_pages: u32::try_from(anon_pages).ok()?,
             task_memory: u32::try_from(task_memory).ok()?,
-            least_jump,
+            thread_pages: u32::try_from(thread_pages).ok()?,
         })
     }
 }
@@ -293,7 +295,7 @@ mod tests {
         let expected = Places {
             anon_pages: 16 + 64 + 40 + 8,
             task_memory: 72,
-            least_jump: HUGE,
+            thread_pages: 0,
         };
         assert_eq!(Places::of(&new_kernel()), Some(expected));
 
@@ -301,12 +303,13 @@ mod tests {
         let long = builder.push(&[0, 1 << 24, 8, 0]);
         let array = builder.push(&[0, KIND_ARRAY << 24, 0, long, long, 4]);
         let counters = builder.structure("mm_rss_stat", 32, &[("count", array, 0)]);
+        let own = builder.structure("task_rss_stat", 20, &[("events", long, 0), ("count", array, 4)]);
         builder.structure("mm_struct", 500, &[("rss_stat", counters, 24)]);
-        builder.structure("task_struct", 500, &[("mm", long, 8)]);
+        builder.structure("task_struct", 500, &[("mm", long, 8), ("rss_stat", own, 80)]);
         let expected = Places {
             anon_pages: 24 + 8,
             task_memory: 8,
-            least_jump: 1,
+            thread_pages: 80 + 4 + 4,
         };
         assert_eq!(Places::of(&builder.finish()), Some(expected));
     }

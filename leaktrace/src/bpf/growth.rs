@@ -3,7 +3,15 @@
 
 use std::time::Duration;
 
-use aya::programs::{RawTracePoint, TracePoint, raw_trace_point::RawTracePointLink, trace_point::TracePointLink};
+use aya::{
+    programs::{
+        PerfEvent, ProgramError, RawTracePoint, TracePoint,
+        perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
+        raw_trace_point::RawTracePointLink,
+        trace_point::TracePointLink,
+    },
+    util::online_cpus,
+};
 
 use super::{
     kernel::{Kernel, LoadError},
@@ -11,14 +19,22 @@ use super::{
 };
 
 /// All of them.
-const PROGRAMS: [&str; 4] = ["resident", "fault", "brk_leave", "madvise_enter"];
+const PROGRAMS: [&str; 5] = ["resident", "settled", "fault", "brk_leave", "madvise_enter"];
 
 /// The attached programs; dropping them detaches.
 pub struct GrowthProbes {
-    _resident: RawTracePointLink,
+    _arrivals: Arrivals,
     /// Both in user and in kernel mode; none on architectures that do not tell.
     _faults: Vec<RawTracePointLink>,
     _calls: [TracePointLink; 2],
+}
+
+/// How memory is seen to become resident. Dropping it detaches.
+enum Arrivals {
+    /// By the process's number of pages, which changes at each.
+    Counted(#[expect(dead_code, reason = "kept attached")] RawTracePointLink),
+    /// By the end of each fault, on each processor: before 6.2 threads count for themselves.
+    Settled(#[expect(dead_code, reason = "kept attached")] Vec<PerfEventLink>),
 }
 
 impl Kernel {
@@ -39,7 +55,11 @@ impl Kernel {
             }
         }
         Ok(GrowthProbes {
-            _resident: self.attach_raw("resident", "kmem", "rss_stat")?,
+            _arrivals: if self.places.thread_pages == 0 {
+                Arrivals::Counted(self.attach_raw("resident", "kmem", "rss_stat")?)
+            } else {
+                Arrivals::Settled(self.attach_to_settled()?)
+            },
             _faults: faults,
             _calls: [
                 self.attach_call("brk_leave", "sys_exit_brk")?,
@@ -69,6 +89,24 @@ impl Kernel {
         }
         let link = loaded.attach(name).and_then(|id| loaded.take_link(id));
         link.map_err(|cause| LoadError::Tracepoint { category, name, cause })
+    }
+
+    fn attach_to_settled(&mut self) -> Result<Vec<PerfEventLink>, LoadError> {
+        let program = "settled";
+        let failed = |cause| LoadError::Program { program, cause };
+        let loaded: &mut PerfEvent = self.program(program)?;
+        if loaded.fd().is_err() {
+            program::load(program, || loaded.load())?;
+            program::refuse_private_stack_of(program, loaded.fd())?;
+        }
+        let cpus = online_cpus().map_err(|(_, cause)| failed(ProgramError::IOError(cause)))?;
+        let event = PerfEventConfig::Software(SoftwareEvent::PageFaultsMin);
+        let links = cpus.into_iter().map(|cpu| {
+            let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+            let id = loaded.attach(event, scope, SamplePolicy::Period(1), false)?;
+            loaded.take_link(id)
+        });
+        links.collect::<Result<_, _>>().map_err(failed)
     }
 
     fn attach_call(&mut self, program: &'static str, name: &'static str) -> Result<TracePointLink, LoadError> {

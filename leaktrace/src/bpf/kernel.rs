@@ -239,7 +239,7 @@ impl Kernel {
             .override_global("FORK_CHILD_OFFSET", &features::fork_child_offset().unwrap_or(20), true)
             .override_global("ANON_PAGES_OFFSET", &sizes.places.anon_pages, true)
             .override_global("TASK_MEMORY_OFFSET", &sizes.places.task_memory, true)
-            .override_global("LEAST_JUMP", &sizes.places.least_jump, true)
+            .override_global("THREAD_PAGES_OFFSET", &sizes.places.thread_pages, true)
             .override_global("PAGE_SHIFT", &page_size().ilog2(), true)
             .override_global("HOMES", &homes, true)
             .map_max_entries("THREADS_BY_ID", threads_by_id(homes))

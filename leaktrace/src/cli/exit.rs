@@ -125,9 +125,9 @@ fn of_record(error: &RecordError) -> Exit {
         RecordError::Trace(TraceError::Process(error)) => of_process(error),
         RecordError::Trace(TraceError::Load(error)) => of_load(error),
         RecordError::Trace(TraceError::Attach(_)) => Exit::Refused,
-        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. }) | RecordError::Thread(_) => {
-            Exit::Failure
-        }
+        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. })
+        | RecordError::Thread(_)
+        | RecordError::NoAnswer(_) => Exit::Failure,
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,
         RecordError::Launch(LaunchError::Trace { .. }) => Exit::Permission,
         RecordError::Gone(_) => Exit::ProcessGone,

@@ -67,6 +67,9 @@ pub enum RecordError {
     /// A thread could not be started.
     #[error("failed to start the reader thread: {0}")]
     Thread(std::io::Error),
+    /// The thread that attaches is busy, or its kernel is slow.
+    #[error("attaching took longer than {0:?}: nothing is traced; try again when this machine is less busy")]
+    NoAnswer(std::time::Duration),
 }
 
 impl From<TraceError> for RecordError {

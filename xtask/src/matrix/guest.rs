@@ -43,6 +43,8 @@ pub struct Setting<'a> {
     pub root: &'a Path,
     /// Further words for the kernel, and variables for its first process.
     pub words: Vec<String>,
+    /// It takes only what others leave of a processor.
+    pub yields: bool,
     /// After this time it is ended.
     pub limit: Duration,
 }
@@ -129,8 +131,9 @@ fn qemu(setting: &Setting<'_>) -> Command {
     words.extend(setting.words.iter().cloned());
     let drive = format!("if=none,id=root,file={},format=raw,readonly=on", setting.root.display());
     // Ended with this process, however that ends.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    let niceness = if setting.yields { "19" } else { "0" };
+    let mut qemu = Command::new("nice");
+    qemu.args(["-n", niceness, "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args([
         "-accel", "tcg", "-cpu", "Nehalem", "-M", "q35", "-smp", "1", "-m", "1536",
     ]);

@@ -1,7 +1,7 @@
 //! `test --kernel`: the tests of `tests/kernels` on Debian's kernels, each in a guest of its own.
 //!
 //! [`kernels`] says which and gets them, [`image`] makes what they boot from, [`guest`] runs one, [`table`] shows what
-//! came of all. As many run beside each other as there are processors. Each kernel runs as it is shipped and with
+//! came of all. As many run beside each other as there are processors, or one where other tests run meanwhile. Each kernel runs as it is shipped and with
 //! `preempt=full`: faults that hang on preemption show there alone. Invariant: `all` has a result for each mandatory class,
 //! or fails.
 
@@ -13,7 +13,7 @@ mod table;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -32,12 +32,19 @@ const LIMIT_OF_REPETITION: Duration = Duration::from_secs(300);
 /// The tests that a kernel is for that is too old.
 const REFUSAL: &str = "refusal";
 
-/// What to run, and how.
+/// What runs beside the guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// Nothing: they take all processors.
+    Alone,
+    /// End-to-end tests, which mostly wait: one guest at a time, on what they leave of a processor.
+    BesideTests,
+}
+
+/// How to run them.
 pub struct Options<'a> {
-    /// Which boots.
-    pub list: &'a str,
-    /// leaktrace, as it was built.
-    pub program: &'a Path,
+    /// What else runs meanwhile.
+    pub company: Company,
     /// How often tests against known truth run in each.
     pub repeat: u32,
     /// Whether the table goes to README.
@@ -116,9 +123,19 @@ fn boots(list: &str) -> Result<Vec<Boot>> {
     }
 }
 
-/// The command; fails if any guest does.
-pub fn run(options: &Options<'_>) -> Result<ExitCode> {
-    let wanted = boots(options.list)?;
+/// Everything that guests boot from: after this nothing is built or fetched any more.
+pub struct Prepared {
+    wanted: Vec<Boot>,
+    folder: PathBuf,
+    root: PathBuf,
+}
+
+/// Gets the kernels and makes the root file system.
+///
+/// # Errors
+/// When something does not build, or none of a mandatory class is to be had.
+pub fn prepare(list: &str, program: &Path) -> Result<Prepared> {
+    let wanted = boots(list)?;
     packages::ensure(packages::GUESTS, "the guests")?;
     let mut classes: Vec<Class> = wanted.iter().map(|boot| boot.class).collect();
     classes.dedup();
@@ -126,14 +143,22 @@ pub fn run(options: &Options<'_>) -> Result<ExitCode> {
     let folder = workspace::target().join("matrix");
     fs::create_dir_all(&folder).with_context(|| format!("failed to create `{}`", folder.display()))?;
     let begin = Instant::now();
-    let root = image::root(&folder, options.program, &test_binary()?)?;
+    let root = image::root(&folder, program, &test_binary()?)?;
     eprintln!(
         "matrix: the root file system took {:.0} s",
         begin.elapsed().as_secs_f64()
     );
+    Ok(Prepared { wanted, folder, root })
+}
 
+/// Runs the guests; fails if any does.
+///
+/// # Errors
+/// When a guest is not right, or the results cannot be written.
+pub fn run(prepared: &Prepared, options: &Options<'_>) -> Result<()> {
+    let Prepared { wanted, folder, root } = prepared;
     let begin = Instant::now();
-    let rows = boot_all(&wanted, &folder, &root, options)?;
+    let rows = boot_all(wanted, folder, root, options)?;
     eprintln!(
         "matrix: {} guests took {:.0} s",
         rows.len(),
@@ -155,14 +180,17 @@ pub fn run(options: &Options<'_>) -> Result<ExitCode> {
         wrong.join(", "),
         folder.display()
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-/// Runs all guests, as many at once as there are processors; rows in the order of `wanted`.
+/// Runs all guests, as many at once as there are processors for them; rows in the order of `wanted`.
 fn boot_all(wanted: &[Boot], folder: &Path, root: &Path, options: &Options<'_>) -> Result<Vec<Row>> {
     let queue: Mutex<VecDeque<(usize, Boot)>> = Mutex::new(wanted.iter().copied().enumerate().collect());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(wanted.len());
+    let workers = match options.company {
+        Company::Alone => thread::available_parallelism().map_or(1, usize::from).min(wanted.len()),
+        Company::BesideTests => 1,
+    };
     let mut rows = Vec::new();
     thread::scope(|scope| {
         let work = || {
@@ -212,6 +240,7 @@ fn boot_one(boot: Boot, folder: &Path, root: &Path, options: &Options<'_>) -> Re
         kernel: &kernel,
         root,
         words,
+        yields: options.company == Company::BesideTests,
         limit: LIMIT + LIMIT_OF_REPETITION * options.repeat.saturating_sub(1),
     };
     eprintln!("matrix: {name} ({}) begins", kernel.release);

@@ -30,10 +30,11 @@ impl Default for Price {
     }
 }
 
-/// What prices can be: below, no kernel is entered; above, something else was measured.
-const EMULATED: (Duration, Duration) = (Duration::from_nanos(20), Duration::from_micros(20));
-const STEPPED: (Duration, Duration) = (Duration::from_nanos(50), Duration::from_micros(200));
-const RETURNED: (Duration, Duration) = (Duration::from_nanos(10), Duration::from_micros(20));
+/// What prices can be: below, no kernel is entered; above, something else was measured. An emulated processor takes tens of
+/// microseconds.
+const EMULATED: (Duration, Duration) = (Duration::from_nanos(20), Duration::from_micros(500));
+const STEPPED: (Duration, Duration) = (Duration::from_nanos(50), Duration::from_millis(2));
+const RETURNED: (Duration, Duration) = (Duration::from_nanos(10), Duration::from_micros(500));
 
 impl Price {
     /// What was measured, if it can be true.

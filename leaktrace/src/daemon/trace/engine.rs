@@ -6,7 +6,11 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -35,8 +39,11 @@ const RING_BYTES: u32 = 4 << 20;
 const MEASURE: Duration = Duration::from_millis(250);
 /// How long the kernel side stays when nothing is traced.
 const LINGER: Duration = Duration::from_secs(60);
-/// How long an answer may take: attaching to a process with large libraries takes a second or two.
+/// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long attaching may: a second or two with large libraries. The first loads the kernel side, too, and the verifier is
+/// slow on an emulated processor.
+const ATTACH_LIMIT: Duration = Duration::from_secs(120);
 
 /// A traced process as of the last measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -68,12 +75,12 @@ enum Command {
     Trace {
         key: ProcessKey,
         interval: u64,
-        reply: mpsc::Sender<Result<(), RecordError>>,
+        reply: Reply<Result<(), RecordError>>,
     },
     Suspect {
         key: ProcessKey,
         interval: u64,
-        reply: mpsc::Sender<Result<(), RecordError>>,
+        reply: Reply<Result<(), RecordError>>,
     },
     Leave(ProcessKey),
     Release(ProcessKey, mpsc::Sender<()>),
@@ -81,6 +88,49 @@ enum Command {
     Capture(ProcessKey, mpsc::Sender<Option<Moment>>),
     Measure,
     Stop,
+}
+
+/// Where an answer goes for which somebody waits only so long. Either it reaches who asked, or who answers knows that it
+/// did not: nothing takes effect that nobody knows of.
+struct Reply<T> {
+    sender: mpsc::Sender<T>,
+    /// By whoever comes first: the answer, or the end of waiting.
+    is_settled: Arc<AtomicBool>,
+}
+
+/// Who waits for it.
+struct Awaited<T> {
+    receiver: mpsc::Receiver<T>,
+    is_settled: Arc<AtomicBool>,
+}
+
+fn reply<T>() -> (Reply<T>, Awaited<T>) {
+    let (sender, receiver) = mpsc::channel();
+    let is_settled = Arc::new(AtomicBool::new(false));
+    let awaited = Awaited {
+        receiver,
+        is_settled: Arc::clone(&is_settled),
+    };
+    (Reply { sender, is_settled }, awaited)
+}
+
+impl<T> Reply<T> {
+    /// Whether the answer arrives.
+    fn send(self, answer: T) -> bool {
+        !self.is_settled.swap(true, Ordering::AcqRel) && self.sender.send(answer).is_ok()
+    }
+}
+
+impl<T> Awaited<T> {
+    /// The answer; `None` when there is none within `limit`, or never will be.
+    fn wait(self, limit: Duration) -> Option<T> {
+        match self.receiver.recv_timeout(limit) {
+            Ok(answer) => Some(answer),
+            // It was settled at this very moment: the answer is on its way.
+            Err(_) if self.is_settled.swap(true, Ordering::AcqRel) => self.receiver.recv().ok(),
+            Err(_) => None,
+        }
+    }
 }
 
 /// The engine as others see it.
@@ -135,15 +185,12 @@ impl Engine {
         self.attach(|reply| Command::Suspect { key, interval, reply })
     }
 
-    fn attach(
-        &self,
-        command: impl FnOnce(mpsc::Sender<Result<(), RecordError>>) -> Command,
-    ) -> Result<(), RecordError> {
-        let (reply, answer) = mpsc::channel();
+    fn attach(&self, command: impl FnOnce(Reply<Result<(), RecordError>>) -> Command) -> Result<(), RecordError> {
+        let (reply, answer) = reply();
         let _ = self.commands.send(command(reply));
         answer
-            .recv_timeout(ANSWER_LIMIT)
-            .unwrap_or_else(|error| Err(RecordError::Thread(io::Error::other(error))))
+            .wait(ATTACH_LIMIT)
+            .unwrap_or(Err(RecordError::NoAnswer(ATTACH_LIMIT)))
     }
 
     /// Ends following the growth of a process; one that is traced goes on to be.
@@ -248,10 +295,12 @@ impl Work {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Trace { key, interval, reply } => {
-                let _ = reply.send(self.trace(key, interval));
+                let result = self.trace(key, interval);
+                self.answer(key, reply, result);
             }
             Command::Suspect { key, interval, reply } => {
-                let _ = reply.send(self.suspect(key, interval));
+                let result = self.suspect(key, interval);
+                self.answer(key, reply, result);
             }
             Command::Leave(key) => {
                 if self.suspects.get(&key.pid) == Some(&key) {
@@ -279,6 +328,15 @@ impl Work {
             }
             Command::Measure => self.begin_measuring(),
             Command::Stop => {}
+        }
+    }
+
+    /// Undoes what was done for somebody who waits no longer.
+    fn answer(&mut self, key: ProcessKey, reply: Reply<Result<(), RecordError>>, result: Result<(), RecordError>) {
+        let is_done = result.is_ok();
+        if !reply.send(result) && is_done {
+            tracing::warn!("attaching to pid {} took longer than anybody waited: undone", key.pid);
+            self.release(key);
         }
     }
 
@@ -464,5 +522,42 @@ async fn sleep_until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_in_time_arrives() {
+        let (reply, awaited) = reply();
+        assert!(reply.send(7));
+        assert_eq!(awaited.wait(Duration::from_secs(10)), Some(7));
+    }
+
+    #[test]
+    fn who_answers_late_knows_that_nobody_waits() {
+        let (reply, awaited) = reply();
+        assert_eq!(awaited.wait(Duration::ZERO), None);
+        assert!(!reply.send(7));
+    }
+
+    #[test]
+    fn who_never_answers_ends_the_waiting() {
+        let (reply, awaited) = reply::<u8>();
+        drop(reply);
+        assert_eq!(awaited.wait(Duration::from_secs(600)), None);
+    }
+
+    #[test]
+    fn both_sides_agree_however_close_it_is() {
+        for round in 0..2_000 {
+            let (reply, awaited) = reply();
+            let answering = std::thread::spawn(move || reply.send(round));
+            let answer = awaited.wait(Duration::from_nanos(round % 64 * 500));
+            let arrived = answering.join().expect("it does not panic");
+            assert_eq!(arrived, answer.is_some(), "round {round}");
+        }
     }
 }
