@@ -135,6 +135,18 @@ const RECIPES: &[(&str, Recipe)] = &[
             package: "leaky-mimalloc",
         },
     ),
+    (
+        "rust_dlmalloc",
+        Recipe::Cargo {
+            package: "leaky-dlmalloc",
+        },
+    ),
+    (
+        "rust_free_list",
+        Recipe::Cargo {
+            package: "leaky-free-list",
+        },
+    ),
     ("bench_pairs", c!["bench/pairs.c"]),
     ("bench_live_set", c!["-pthread", "bench/live_set.c"]),
     ("bench_many_libraries", c!["bench/many_libraries.c", "-ldl"]),

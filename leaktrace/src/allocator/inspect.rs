@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::allocator::catalog::{self, Entry};
+use crate::allocator::partial::{self, Coverage};
 use crate::model::{BuildId, ElfAddress};
 use crate::object::image::{ElfImage, ImageError};
 use crate::object::symbols::{Table, for_each_symbol};
@@ -43,15 +44,21 @@ pub struct InspectedFile {
     pub image: ElfImage,
     /// Functions of the catalogue, by address.
     pub candidates: Vec<Candidate>,
+    /// It has no symbols of functions at all.
+    pub nameless: bool,
     /// Symbol tables that could not be read, and why.
     pub complaints: Vec<String>,
+    /// What the entry points of its own allocator see, once somebody asked, with those that were asked for.
+    coverage: OnceLock<(Vec<partial::Entry>, Coverage)>,
 }
 
 impl InspectedFile {
     /// Searches an image.
     pub fn new(image: ElfImage) -> Self {
         let mut found: BTreeMap<ElfAddress, (u64, Vec<(Entry, String)>)> = BTreeMap::new();
+        let mut nameless = true;
         let complaints = for_each_symbol(&image, |_table: Table, symbol| {
+            nameless = false;
             // An indirect function's symbol is its resolver, which allocates nothing.
             let Some(entry) = catalog::lookup(symbol.name).filter(|_| !symbol.indirect) else {
                 return;
@@ -75,8 +82,17 @@ impl InspectedFile {
         Self {
             image,
             candidates,
+            nameless: nameless && complaints.is_empty(),
             complaints,
+            coverage: OnceLock::new(),
         }
+    }
+
+    /// What these entry points of its own allocator see. All code of the file is searched for that, once.
+    pub fn coverage(&self, entries: &[partial::Entry]) -> Coverage {
+        let examine = || partial::examine(&self.image, entries);
+        let (asked, coverage) = self.coverage.get_or_init(|| (entries.to_vec(), examine()));
+        if asked == entries { coverage.clone() } else { examine() }
     }
 
     /// The candidate at an address.

@@ -82,6 +82,14 @@ pub fn for_each_symbol(image: &ElfImage, mut visit: impl FnMut(Table, Symbol<'_>
     complaints
 }
 
+/// Visits every defined variable of the static symbol table. A table that cannot be read has none.
+pub fn for_each_object(image: &ElfImage, mut visit: impl FnMut(Symbol<'_>)) {
+    let tables = image.sections().iter();
+    for table in tables.filter(|section| section.kind == elf::SHT_SYMTAB.0) {
+        let _ = visit_kinds(image, table, &[elf::STT_OBJECT], &mut visit);
+    }
+}
+
 /// Where this file itself defines a dynamic symbol.
 pub fn find_definition(image: &ElfImage, name: &[u8]) -> Option<ElfAddress> {
     let table = image
@@ -97,7 +105,18 @@ pub fn find_definition(image: &ElfImage, name: &[u8]) -> Option<ElfAddress> {
     outcome.ok().and(found).filter(|address| image.is_code(*address))
 }
 
-fn visit_table(image: &ElfImage, table: &Section, mut visit: impl FnMut(Symbol<'_>)) -> Result<(), String> {
+/// Functions and what may be one.
+fn visit_table(image: &ElfImage, table: &Section, visit: impl FnMut(Symbol<'_>)) -> Result<(), String> {
+    let kinds = [elf::STT_FUNC, elf::STT_GNU_IFUNC, elf::STT_NOTYPE];
+    visit_kinds(image, table, &kinds, visit)
+}
+
+fn visit_kinds(
+    image: &ElfImage,
+    table: &Section,
+    kinds: &[elf::SymbolType],
+    mut visit: impl FnMut(Symbol<'_>),
+) -> Result<(), String> {
     let strings = image.sections().get(table.link as usize).ok_or("no string table")?;
     let strings = image
         .section_bytes(strings, MAX_STRINGS)
@@ -121,9 +140,8 @@ fn visit_table(image: &ElfImage, table: &Section, mut visit: impl FnMut(Symbol<'
         let (symbols, _) = slice_from_bytes::<Sym64<LE>>(&bytes, chunk as usize).map_err(|()| "misaligned symbols")?;
         for symbol in symbols {
             let kind = symbol.st_type();
-            let is_function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC || kind == elf::STT_NOTYPE;
             let address = symbol.st_value.get(LE);
-            if !is_function || symbol.st_shndx.get(LE).0 == 0 || address == 0 {
+            if !kinds.contains(&kind) || symbol.st_shndx.get(LE).0 == 0 || address == 0 {
                 continue;
             }
             let Some(rest) = strings.get(symbol.st_name.get(LE) as usize..) else {

@@ -158,6 +158,11 @@ impl Planner {
                 }
             }
         }
+        plan.refused.extend(detection.unseen.iter().map(|unseen| Refused {
+            symbol: unseen.symbol.clone(),
+            path: unseen.file.clone(),
+            reason: unseen.reason.clone(),
+        }));
         plan
     }
 

@@ -26,7 +26,8 @@ use crate::{
 /// without their argument lists.
 const DROP_FRAMES: &str = "(operator new(\\[\\])?(\\(.*)?|__rust_(alloc|alloc_zeroed|realloc)|__rdl_(alloc|alloc_zeroed|realloc)|\
                            __rust_alloc_error_handler.*|alloc::alloc::(alloc|alloc_zeroed|realloc|Global::.*)|\
-                           <alloc::alloc::Global as .*)";
+                           <alloc::alloc::Global as .*|<.* as core::alloc::global::GlobalAlloc>::(alloc|alloc_zeroed|realloc)|\
+                           dlmalloc::.*)";
 
 /// How memory was followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
