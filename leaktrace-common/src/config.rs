@@ -123,6 +123,64 @@ pub struct BlockKey {
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 
+/// Key of the overflow set: something that was given back while the ring buffer was full.
+///
+/// The place in the stream is part of it. So two releases of one address are two entries, and neither hides the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ReleaseKey {
+    /// Address of the block, or first address of the interval.
+    pub address: u64,
+    /// Bytes of the interval.
+    pub length: u64,
+    /// Its process.
+    pub pid: u32,
+    /// See [`ReleaseKey::place`].
+    pub place: u32,
+}
+
+/// A block of an allocator.
+pub const RELEASE_BLOCK: u32 = 0;
+/// An interval of the address space.
+pub const RELEASE_INTERVAL: u32 = 1;
+/// All that the process holds: it runs another program.
+pub const RELEASE_PROGRAM: u32 = 2;
+
+impl ReleaseKey {
+    /// What was given back (a `RELEASE_*` constant) and the low bits of the position, which is a multiple of 8.
+    #[inline(always)]
+    pub const fn place(kind: u32, position: u64) -> u32 {
+        ((position >> 1) as u32 & !3) | kind
+    }
+
+    /// What was given back.
+    pub const fn kind(&self) -> u32 {
+        self.place & 3
+    }
+}
+
+const _: () = assert!(size_of::<ReleaseKey>() == 24);
+
+/// Processes that are told apart where a release is lost for good, by [`process_bucket`].
+pub const LOST_PROCESSES: u32 = 1 << 12;
+/// Blocks that are told apart there, by [`block_bucket`].
+pub const LOST_BLOCKS: u32 = 1 << 16;
+/// Entries of the array that counts lost releases: intervals by process, programs by process, blocks.
+pub const LOST_RELEASES: u32 = 2 * LOST_PROCESSES + LOST_BLOCKS;
+
+/// Which entry counts the lost releases of a process's intervals; [`LOST_PROCESSES`] further that of its programs.
+#[inline(always)]
+pub const fn process_bucket(pid: u32) -> u32 {
+    pid & (LOST_PROCESSES - 1)
+}
+
+/// Which entry counts the lost releases of a block and of those that share it.
+#[inline(always)]
+pub const fn block_bucket(pid: u32, address: u64) -> u32 {
+    let mixed = ((address >> 4) ^ (pid as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    2 * LOST_PROCESSES + ((mixed >> 40) as u32 & (LOST_BLOCKS - 1))
+}
+
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: repr(C), integers only, no implicit padding (asserted by size), every bit pattern valid.
@@ -133,6 +191,8 @@ mod pod {
     unsafe impl aya::Pod for super::GrowthState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::BlockKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ReleaseKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::unwind::Row {}
 }

@@ -34,9 +34,9 @@ pub const KIND_STACK: u8 = 5;
 pub const KIND_MMAP: u8 = 6;
 /// [`Unmap`].
 pub const KIND_MUNMAP: u8 = 7;
-/// [`Remap`].
+/// [`Remap`]: the end of an mremap.
 pub const KIND_MREMAP: u8 = 8;
-/// [`Notice`]: the process mapped code; its mappings have to be read again.
+/// [`CodeMapped`]: the process mapped code; its mappings have to be read again.
 pub const KIND_CODE_MAPPED: u8 = 9;
 /// [`Notice`]: the process runs another program now.
 pub const KIND_EXEC: u8 = 10;
@@ -49,10 +49,18 @@ pub const KIND_THREAD_EXIT: u8 = 12;
 /// [`FLAG_RESIDENT`]: the page at `address` became resident, and `size` bytes with it.
 pub const KIND_GROWTH: u8 = 13;
 
+/// [`RemapBegin`].
+pub const KIND_MREMAP_BEGIN: u8 = 14;
+
 /// [`KIND_GROWTH`]: memory became resident.
 pub const FLAG_RESIDENT: u8 = 1;
 
-/// [`ReallocEnd`]: the begin record did not fit; the overflow set holds the old block.
+/// [`CodeMapped`]: the code is in anonymous memory, as what a JIT compiler makes.
+pub const FLAG_CODE_ANONYMOUS: u8 = 1;
+/// [`CodeMapped`]: the memory was there before and became executable; nothing was mapped over.
+pub const FLAG_CODE_PROTECTED: u8 = 2;
+
+/// [`ReallocEnd`] and [`Remap`]: the begin record did not fit; the overflow set holds the old block or interval.
 pub const FLAG_BEGIN_DEFERRED: u8 = 1;
 
 /// A new block.
@@ -140,16 +148,48 @@ pub struct Unmap {
     pub length: u64,
 }
 
+/// A thread entered an mremap: from here on the old addresses may be handed out again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RemapBegin {
+    /// Kind and process.
+    pub header: Header,
+    /// First address.
+    pub old: u64,
+    /// Bytes.
+    pub old_length: u64,
+    /// Thread id, which pairs it with its end.
+    pub tid: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
 /// A mapping moved or resized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Remap {
-    /// The new mapping.
+    /// The new mapping; address 0: the old one stays as it was.
     pub new: Alloc,
     /// Old first address.
     pub old: u64,
     /// Old bytes.
     pub old_length: u64,
+}
+
+/// Code came to be at some place. Times are the kernel's monotonic clock, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CodeMapped {
+    /// Kind, `FLAG_CODE_*` and process.
+    pub header: Header,
+    /// First address.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// When the call was entered: until then what was there before still is, unless it was unmapped.
+    pub begun: u64,
+    /// When the call came back: from then on the new code is there.
+    pub done: u64,
 }
 
 /// Something happened to the process.
@@ -173,6 +213,8 @@ const _: () = {
     assert!(core::mem::offset_of!(Stack, frames) == Stack::PREFIX);
     assert!(size_of::<Stack>() == Stack::PREFIX + 8 * MAX_FRAMES);
     assert!(size_of::<Unmap>() == 24);
+    assert!(size_of::<RemapBegin>() == 32);
     assert!(size_of::<Remap>() == 56);
+    assert!(size_of::<CodeMapped>() == 40);
     assert!(size_of::<Notice>() == 16);
 };

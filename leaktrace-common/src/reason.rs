@@ -10,7 +10,7 @@ pub enum Counter {
     AllocBytesLost,
     /// A free whose record did not fit and that went into the overflow set instead: nothing is lost.
     FreeDeferred,
-    /// A free that fitted neither: the block may be reported although it is freed.
+    /// A free that fitted neither: blocks that it may have been are left out.
     FreeLost,
     /// A reallocation of which only the end arrived; the overflow set stands in for its beginning.
     ReallocBeginDeferred,
@@ -28,9 +28,9 @@ pub enum Counter {
     AllocFailed,
     /// The address that `posix_memalign` stored could not be read.
     ResultUnreadable,
-    /// An mmap, munmap or mremap whose record did not fit.
+    /// An mmap, or the end of an mremap, whose record did not fit.
     MappingLost,
-    /// A process or code-mapping notice that did not fit.
+    /// A notice of new code, a child or a thread's end that did not fit.
     NoticeLost,
     /// A sample of a process's growth whose record, or stack, did not fit.
     GrowthLost,
@@ -38,11 +38,20 @@ pub enum Counter {
     GrowthBytesLost,
     /// A hash map refused to be changed: a sample that was not taken, or one that was not taken out.
     MapRefused,
+    /// An munmap, or the beginning of an mremap, whose record did not fit and that went into the overflow set instead:
+    /// nothing is lost.
+    UnmapDeferred,
+    /// The same of an exec.
+    ExecDeferred,
+    /// An munmap, or the beginning of an mremap, that fitted neither: mappings that it may have concerned are left out.
+    UnmapLost,
+    /// An exec that fitted neither: all that its process may have held before is left out.
+    ExecLost,
 }
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: usize = Self::MapRefused as usize + 1;
+    pub const COUNT: usize = Self::ExecLost as usize + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -63,6 +72,10 @@ impl Counter {
         Self::GrowthLost,
         Self::GrowthBytesLost,
         Self::MapRefused,
+        Self::UnmapDeferred,
+        Self::ExecDeferred,
+        Self::UnmapLost,
+        Self::ExecLost,
     ];
 }
 

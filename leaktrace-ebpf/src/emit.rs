@@ -1,20 +1,25 @@
 //! Records onto the ring, and what happens when they do not fit.
 //!
+//! Invariant: whatever is given back is told: by a record, else by an entry of [`DEFERRED_RELEASES`], else by a count in
+//! [`LOST_RELEASES`], which cannot fail. So no loss leaves memory outstanding that is not.
+//!
 //! The reader is woken by its own timer (`BPF_RB_NO_WAKEUP`): a wake-up per record costs more than the record. Notices
 //! that a delay would hurt (new code, exec) wake it at once.
 
-use aya_ebpf::helpers::bpf_ringbuf_output;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_ringbuf_output};
 use leaktrace_common::{
-    config::BlockKey,
+    config::{
+        LOST_PROCESSES, RELEASE_BLOCK, RELEASE_INTERVAL, RELEASE_PROGRAM, ReleaseKey, block_bucket, process_bucket,
+    },
     event::{
-        Alloc, FLAG_BEGIN_DEFERRED, Free, Header, KIND_FREE, KIND_MUNMAP, KIND_REALLOC_BEGIN, Notice, ReallocBegin,
-        Stack, Unmap,
+        Alloc, CodeMapped, FLAG_BEGIN_DEFERRED, Free, Header, KIND_CODE_MAPPED, KIND_EXEC, KIND_FREE,
+        KIND_MREMAP_BEGIN, KIND_MUNMAP, KIND_REALLOC_BEGIN, Notice, ReallocBegin, RemapBegin, Stack, Unmap,
     },
     reason::Counter,
 };
 
 use crate::{
-    maps::{DEFERRED_FREES, EVENTS, count},
+    maps::{DEFERRED_RELEASES, EVENTS, LOST_RELEASES, count},
     thread::Thread,
 };
 
@@ -78,11 +83,13 @@ pub fn free(pid: u32, address: u64) {
         header: header(KIND_FREE, 0, pid),
         address,
     }) {
-        defer(pid, address, Counter::FreeDeferred);
+        defer(pid, address, 0, Counter::FreeDeferred);
     }
 }
 
 /// The beginning of a reallocation. Returns the flags for the record of its end.
+///
+/// One that is deferred stands, even if the reallocation fails: another release of the same address may be the same entry.
 #[inline(never)]
 pub fn realloc_begin(pid: u32, tid: u32, old: u64) -> u8 {
     if record(ReallocBegin {
@@ -93,32 +100,71 @@ pub fn realloc_begin(pid: u32, tid: u32, old: u64) -> u8 {
     }) {
         0
     } else {
-        defer(pid, old, Counter::ReallocBeginDeferred);
+        defer(pid, old, 0, Counter::ReallocBeginDeferred);
         FLAG_BEGIN_DEFERRED
     }
 }
 
+/// The beginning of an mremap, as [`realloc_begin`].
 #[inline(never)]
-fn defer(pid: u32, address: u64, counter: Counter) -> i32 {
-    // The block is still allocated while its release is being entered, so no record of a later allocation at this
+pub fn remap_begin(pid: u32, tid: u32, old: u64, old_length: u64) -> u8 {
+    if record(RemapBegin {
+        header: header(KIND_MREMAP_BEGIN, 0, pid),
+        old,
+        old_length,
+        tid,
+        pad: 0,
+    }) {
+        0
+    } else {
+        defer(pid, old, old_length, Counter::UnmapDeferred);
+        FLAG_BEGIN_DEFERRED
+    }
+}
+
+/// Notes a release whose record did not fit, with its place in the order.
+#[inline(never)]
+fn defer(pid: u32, address: u64, length: u64, counter: Counter) -> u64 {
+    // What is given back is still held while its release is being entered, so no record of a later allocation at this
     // address can lie before the position read here.
     let position = EVENTS.query(QUERY_PRODUCER_POSITION);
-    let stored = DEFERRED_FREES
-        .insert(BlockKey { address, pid, pad: 0 }, position, 0)
-        .is_ok();
-    count(if stored { counter } else { Counter::FreeLost }, 1);
+    let kind = match counter {
+        Counter::UnmapDeferred => RELEASE_INTERVAL,
+        Counter::ExecDeferred => RELEASE_PROGRAM,
+        _ => RELEASE_BLOCK,
+    };
+    let key = ReleaseKey {
+        address,
+        length,
+        pid,
+        place: ReleaseKey::place(kind, position),
+    };
+    if DEFERRED_RELEASES.insert(key, position, 0).is_ok() {
+        count(counter, 1);
+    } else {
+        lose(pid, address, kind);
+    }
     0
 }
 
-/// The old block of a failed reallocation lives on: it is not to be freed after all.
+/// A release that is told by nothing else makes all doubtful that it may have been. The mark comes first: who sees the
+/// counter sees the mark.
 #[inline(never)]
-pub fn undo_deferred(pid: u32, address: u64) -> u64 {
-    // Userspace may have taken it out and applied it already.
-    let _ = DEFERRED_FREES.remove(BlockKey { address, pid, pad: 0 });
+fn lose(pid: u32, address: u64, kind: u32) -> u64 {
+    let (bucket, counter) = match kind {
+        RELEASE_INTERVAL => (process_bucket(pid), Counter::UnmapLost),
+        RELEASE_PROGRAM => (LOST_PROCESSES + process_bucket(pid), Counter::ExecLost),
+        _ => (block_bucket(pid, address), Counter::FreeLost),
+    };
+    if let Some(mark) = LOST_RELEASES.get_ptr_mut(bucket) {
+        // SAFETY: adds to an aligned map value and touches nothing else.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) mark, in(reg) 1u64) };
+    }
+    count(counter, 1);
     0
 }
 
-/// Part of the address space given back.
+/// Part of the address space given back: told at the call's entry, while no one else can have been handed it.
 #[inline(always)]
 pub fn unmap(pid: u32, address: u64, length: u64) {
     if !record(Unmap {
@@ -126,7 +172,22 @@ pub fn unmap(pid: u32, address: u64, length: u64) {
         address,
         length,
     }) {
-        count(Counter::MappingLost, 1);
+        defer(pid, address, length, Counter::UnmapDeferred);
+    }
+}
+
+/// The process runs another program: nothing is left of what it held.
+#[inline(always)]
+pub fn exec(pid: u32) {
+    if !put(
+        Notice {
+            header: header(KIND_EXEC, 0, pid),
+            subject: 0,
+            pad: 0,
+        },
+        FORCE_WAKEUP,
+    ) {
+        defer(pid, 0, 0, Counter::ExecDeferred);
     }
 }
 
@@ -143,6 +204,27 @@ pub fn notice(kind: u8, pid: u32, subject: u32) {
     ) {
         count(Counter::NoticeLost, 1);
     }
+}
+
+/// Code that was mapped, which wakes the reader. `begun` is when the call was entered.
+#[inline(never)]
+pub fn code_mapped(pid: u32, flags: u64, address: u64, length: u64, begun: u64) -> u64 {
+    let Some(mut entry) = EVENTS.reserve::<CodeMapped>(0) else {
+        count(Counter::NoticeLost, 1);
+        return 0;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is memory of this size, written field by field so that no copy of it stands on the stack; the
+    // helper takes no argument.
+    unsafe {
+        (&raw mut (*record).header).write(header(KIND_CODE_MAPPED, flags as u8, pid));
+        (&raw mut (*record).address).write(address);
+        (&raw mut (*record).length).write(length);
+        (&raw mut (*record).begun).write(begun);
+        (&raw mut (*record).done).write(bpf_ktime_get_ns());
+    }
+    entry.submit(FORCE_WAKEUP);
+    0
 }
 
 /// The stack that was put together in the thread's record.

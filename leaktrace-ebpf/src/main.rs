@@ -171,6 +171,18 @@ pub fn mmap_leave(ctx: TracePointContext) -> u32 {
 }
 
 #[tracepoint]
+pub fn mprotect_enter(ctx: TracePointContext) -> u32 {
+    mapping::mprotect_enter(&ctx);
+    0
+}
+
+#[tracepoint]
+pub fn mprotect_leave(ctx: TracePointContext) -> u32 {
+    mapping::mprotect_leave(&ctx);
+    0
+}
+
+#[tracepoint]
 pub fn munmap_enter(ctx: TracePointContext) -> u32 {
     mapping::munmap_enter(&ctx);
     0

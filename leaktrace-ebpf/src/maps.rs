@@ -8,7 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    config::{BlockKey, CodeMapping, EXPONENTIAL_TABLE, GrowthState, MAX_PROCESSES, Process, ProcessSlot},
+    config::{
+        BlockKey, CodeMapping, EXPONENTIAL_TABLE, GrowthState, LOST_RELEASES as LOST_RELEASE_BUCKETS, MAX_PROCESSES,
+        Process, ProcessSlot, ReleaseKey,
+    },
     reason::Counter,
     unwind::Row,
 };
@@ -20,7 +23,8 @@ use crate::{
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// All records, in one order. Full: the record is dropped and counted; a free goes to [`DEFERRED_FREES`].
+/// All records, in one order. Full: the record is dropped and counted; a release goes to
+/// [`DEFERRED_RELEASES`].
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
@@ -54,10 +58,14 @@ pub static THREADS_BY_ID: HashMap<u32, ThreadById> = HashMap::with_max_entries(1
 #[map]
 pub static NEW_THREAD: Array<ThreadById> = Array::with_max_entries(1, 0);
 
-/// Frees whose record did not fit: key → position in the ring at which they happened. Userspace drains it and applies
-/// each free when its reading has come to that position. Full: the free is lost, counted.
+/// Releases (free, munmap, exec) whose record did not fit: key → position in the ring at which they happened. Userspace
+/// drains it and applies each when its reading has come to that position. Full: [`LOST_RELEASES`].
 #[map]
-pub static DEFERRED_FREES: HashMap<BlockKey, u64> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+pub static DEFERRED_RELEASES: HashMap<ReleaseKey, u64> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// How many releases were lost for good, by what they may have been. Userspace leaves all of that out.
+#[map]
+pub static LOST_RELEASES: Array<u64> = Array::with_max_entries(LOST_RELEASE_BUCKETS, BPF_F_MMAPABLE);
 
 /// Blocks taken as samples, with [`ProcessSlot::execs`] at that time: only their frees leave the kernel. Userspace takes
 /// out those of programs that are gone. Full: the sample is not taken, counted.

@@ -75,12 +75,18 @@ pub struct Pending {
 pub struct PendingMapping {
     /// 0 when nothing is pending, else a `MAPPING_CALL_*` number.
     pub call: u64,
-    /// Old address (mremap).
+    /// When a call that maps code was entered, in nanoseconds; 0 for all others.
+    pub begun: u64,
+    /// Whether the memory that code is mapped in is anonymous.
+    pub anonymous: u64,
+    /// Old address (mremap), or the address (mprotect).
     pub old: u64,
     /// Old bytes (mremap).
     pub old_length: u64,
     /// New bytes.
     pub length: u64,
+    /// Flags for the record of the end (mremap).
+    pub flags: u64,
 }
 
 /// A stream of bytes with sampling points on it.

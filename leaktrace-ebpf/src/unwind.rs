@@ -480,6 +480,15 @@ pub fn is_known_code(walk: &mut Walk, process: &Process, pc: u64) -> bool {
     find_mapping(walk, pc) != 0
 }
 
+/// The same of a whole range, within one mapping; 0 if it is not.
+#[inline(never)]
+pub fn is_known_range(walk: &mut Walk, process: &Process, start: u64, length: u64) -> u64 {
+    if !is_known_code(walk, process, start) {
+        return 0;
+    }
+    (length <= walk.map_end.wrapping_sub(start)) as u64
+}
+
 /// Finds the executable mapping of an address and makes it the walk's current one. 0 if there is none.
 #[inline(never)]
 fn find_mapping(walk: &mut Walk, pc: u64) -> u64 {

@@ -71,7 +71,7 @@ fn main() -> Result<()> {
         let mapping = builder.mapping(Mapping {
             start: base,
             limit,
-            file: code.path.clone(),
+            file: code.path.clone().into(),
             ..Mapping::default()
         });
         for (address, frames) in addresses.iter().zip(&frames) {

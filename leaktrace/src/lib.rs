@@ -4,6 +4,14 @@
 //! `cli → daemon → session → {probe event ledger unwind symbolize runtime verdict report export bpf}
 //! → {allocator → object, proc} → model → leaktrace_common`.
 
+/// As the standard one, but a reader that is gone (`2>&1 | head`) is no panic.
+macro_rules! eprintln {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr().lock(), $($argument)*);
+    }};
+}
+
 pub mod allocator;
 pub mod bpf;
 pub mod cli;

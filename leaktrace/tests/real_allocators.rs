@@ -282,9 +282,9 @@ fn a_static_program_and_a_stripped_one() {
             .success()
     );
     let error = detect(&inspect(std::slice::from_ref(&stripped))).unwrap_err();
-    let DetectError::NoAllocator { looked_in } = &error;
-    assert_eq!(looked_in.len(), 1);
-    assert!(error.to_string().contains("stripped"), "{error}");
+    let DetectError::NoAllocator { looked_in, nameless } = &error;
+    assert_eq!((looked_in.len(), *nameless), (1, true));
+    assert!(error.to_string().contains("linked statically and stripped"), "{error}");
 }
 
 #[test]

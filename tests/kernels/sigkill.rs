@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::Recording;
 use leaktrace_tests::scenario::unharmed;
@@ -39,6 +39,7 @@ fn again_and_again() -> Result<()> {
         return Ok(());
     };
     let mut target = churning()?;
+    let untraced = pace(&mut target)?;
     let mut before = rounds(&mut target)?;
     for round in 0..often(50) {
         let recording = Recording::attach(target.pid(), &[])?;
@@ -64,15 +65,23 @@ fn again_and_again() -> Result<()> {
         before = now;
     }
     unharmed(&mut target)?;
-    // At full speed again: a million rounds take a fraction of a second when no probe is hit.
-    let begin = rounds(&mut target)?;
+    // At full speed again: with probes it makes a tenth of that. Others take the processor at times, so one second of
+    // several is enough.
+    let mut paces = Vec::new();
+    for _ in 0..5 {
+        paces.push(pace(&mut target)?);
+        if paces.last() > Some(&(untraced / 3)) {
+            return Ok(());
+        }
+    }
+    bail!("after all kills the target makes {paces:?} rounds a second, {untraced} before")
+}
+
+/// Rounds in a second.
+fn pace(target: &mut Process) -> Result<u64> {
+    let begin = rounds(target)?;
     thread::sleep(Duration::from_secs(1));
-    let pace = rounds(&mut target)? - begin;
-    ensure!(
-        pace > 1_000_000 / u64::from(machine::slowness()),
-        "after 50 kills the target makes {pace} rounds a second"
-    );
-    Ok(())
+    Ok(rounds(target)? - begin)
 }
 
 /// Killed before it says that it is tracing: while files are inspected, programs loaded, probes placed.

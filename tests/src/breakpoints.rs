@@ -1,12 +1,13 @@
 //! Does a process's code differ from its file? A uprobe is a breakpoint written into the process's copy of a page.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-/// Every executable file mapping of `pid` whose bytes differ from the file's: path and first differing file offset.
+/// Every executable file mapping of `pid` whose bytes differ from the file's: path and first differing file offset. What
+/// has another name here, or none, is left out.
 ///
 /// # Errors
 /// When the process or one of its files cannot be read.
@@ -26,7 +27,11 @@ pub fn changed_code(pid: u32) -> Result<Vec<(String, u64)>> {
         let (start, end) = range.split_once('-').context("a range has two ends")?;
         let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
         let offset = u64::from_str_radix(offset, 16)?;
-        let file = File::open(path).with_context(|| format!("failed to open `{path}`"))?;
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("failed to open `{path}`")),
+        };
         let length = usize::try_from((end - start).min(file.metadata()?.len().saturating_sub(offset)))?;
         let (mut live, mut original) = (vec![0; length], vec![0; length]);
         memory

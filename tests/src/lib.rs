@@ -6,6 +6,7 @@
 
 pub mod breakpoints;
 pub mod daemon;
+pub mod elf;
 pub mod golang;
 pub mod losses;
 pub mod machine;

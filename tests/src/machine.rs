@@ -51,9 +51,18 @@ pub fn repetitions() -> u32 {
     number("LEAKTRACE_TEST_REPEAT")
 }
 
+/// How often leaktrace is killed in a test that does it at random moments, by `LEAKTRACE_TEST_KILLS`.
+pub fn kills() -> u32 {
+    number_or("LEAKTRACE_TEST_KILLS", 20)
+}
+
 /// A whole number from the environment, 1 where there is none.
 fn number(variable: &str) -> u32 {
-    let text = std::env::var(variable).unwrap_or_else(|_| "1".to_owned());
+    number_or(variable, 1)
+}
+
+fn number_or(variable: &str, default: u32) -> u32 {
+    let text = std::env::var(variable).unwrap_or_else(|_| default.to_string());
     match text.parse() {
         Ok(number) if number > 0 => number,
         _ => panic!("{variable} is `{text}`: no whole number above 0"),

@@ -102,11 +102,32 @@ const RECIPES: &[(&str, Recipe)] = &[
             words: &["-static", "c/innocent.c"],
         },
     ),
+    ("main_leaves", c!["-pthread", "c/main_leaves.c"]),
+    ("reload", c!["c/reload.c", "-ldl"]),
+    ("libplugin_alpha.so", c!["-shared", "-fPIC", "c/plugin_alpha.c"]),
+    ("libplugin_omega.so", c!["-shared", "-fPIC", "c/plugin_omega.c"]),
+    ("jit", c!["c/jit.c"]),
+    (
+        "tiny32",
+        c![
+            "-m32",
+            "-static",
+            "-nostdlib",
+            "-fno-stack-protector",
+            "-fno-pie",
+            "-no-pie",
+            "c/tiny32.c"
+        ],
+    ),
     ("seccomp", c!["c/seccomp.c"]),
     ("map_files", c!["c/map_files.c"]),
+    ("silent_files", c!["c/silent_files.c"]),
     ("innocent", c!["c/innocent.c"]),
     ("mappings", c!["c/mappings.c"]),
+    ("patched", c!["c/patched.c", "-ldl"]),
+    ("map_code", c!["-static", "c/map_code.c"]),
     ("lost_calls", c!["c/lost_calls.c"]),
+    ("overload", c!["-pthread", "c/overload.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
     (
         "no_allocator",
@@ -114,6 +135,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ),
     ("new_delete", cpp!["cpp/new_delete.cpp"]),
     ("throwing", cpp!["cpp/throwing.cpp"]),
+    ("hardest", cpp!["-pthread", "cpp/hardest.cpp", "-ldl"]),
     ("throwing_custom", cpp!["-DCUSTOM_NEW", "cpp/throwing.cpp"]),
     (
         "rust_system",
@@ -133,6 +155,18 @@ const RECIPES: &[(&str, Recipe)] = &[
         "rust_mimalloc",
         Recipe::Cargo {
             package: "leaky-mimalloc",
+        },
+    ),
+    (
+        "rust_dlmalloc",
+        Recipe::Cargo {
+            package: "leaky-dlmalloc",
+        },
+    ),
+    (
+        "rust_free_list",
+        Recipe::Cargo {
+            package: "leaky-free-list",
         },
     ),
     ("bench_pairs", c!["bench/pairs.c"]),

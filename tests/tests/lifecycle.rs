@@ -1,12 +1,13 @@
-//! Processes that change while they are recorded: threads, and their end. fork, exec and dlopen: `tests/kernels/lifecycle.rs`.
+//! Processes that change while they are recorded: threads, and their end; plug-ins that come and go; programs that cannot be
+//! traced. fork, exec and dlopen: `tests/kernels/lifecycle.rs`.
 
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::process::{PATIENCE, Process, Truth};
-use leaktrace_tests::recording::Recording;
-use leaktrace_tests::scenario::{amount, assert_exact, record_program, unharmed};
+use leaktrace_tests::recording::{Recording, leaktrace};
+use leaktrace_tests::scenario::{amount, assert_exact, assert_exact_through, record_program, unharmed};
 use leaktrace_tests::{machine, programs};
 use nix::sys::signal::Signal;
 
@@ -132,3 +133,159 @@ fn two_processes_in_one_recording() -> Result<()> {
     first.exit()?;
     second.exit()
 }
+
+/// A process lives until its last thread ends, whether its main thread has left before it is attached to or meanwhile.
+fn main_thread_leaves(when: &str, variables: &[(&str, &str)]) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(programs::command("main_leaves")?.arg(when))?;
+    let recording = Recording::attach_with_variables(target.pid(), &[], variables)?;
+    target.send("go")?;
+    target.expect("left")?;
+    machine::pause();
+    target.send("on")?;
+    let truth = target.finished()?;
+    let recorded = recording.stop()?;
+    assert_exact_through("leak_here", &truth, &recorded.profile);
+    // All else that the thread allocated it freed again when main had left.
+    assert_exact_through("work", &truth, &recorded.profile);
+    target.exit()
+}
+
+#[test]
+fn main_thread_left_before() -> Result<()> {
+    main_thread_leaves("before", &[])
+}
+
+#[test]
+fn main_thread_leaves_meanwhile() -> Result<()> {
+    main_thread_leaves("later", &[])
+}
+
+/// As perf events, which go with the thread that they are attached through.
+#[test]
+fn main_thread_leaves_with_perf_events() -> Result<()> {
+    main_thread_leaves("later", &[("LEAKTRACE_UPROBES", "perf")])
+}
+
+/// Who closes a plug-in leaves its addresses to the next one, but not its memory.
+#[test]
+fn plugins_at_one_address_keep_their_names() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let plugins = [
+        programs::path("libplugin_alpha.so")?,
+        programs::path("libplugin_omega.so")?,
+    ];
+    let mut target = Process::ready(programs::command("reload")?.args(&plugins).arg("slow"))?;
+    let recording = Recording::attach(target.pid(), &[])?;
+    target.send("go")?;
+    for _ in 0..3 {
+        for step in ["loaded", "used"] {
+            target.expect(step)?;
+            machine::pause();
+            target.send("on")?;
+        }
+    }
+    target.expect("same, then another")?;
+    let truth = target.finished()?;
+    let recorded = recording.stop()?;
+    assert_exact_through("alpha_keep", &truth, &recorded.profile);
+    let omega = recorded.profile.outstanding_through("omega_init");
+    assert_eq!(
+        omega,
+        amount(truth.held_objects, truth.held_bytes),
+        "{}",
+        recorded.profile.shown()
+    );
+    unharmed(&mut target)?;
+    target.exit()
+}
+
+/// Where nobody could see which plug-in it was there is no name rather than a wrong one.
+#[test]
+fn plugins_that_come_and_go_at_once_get_no_wrong_names() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let plugins = [
+        programs::path("libplugin_alpha.so")?,
+        programs::path("libplugin_omega.so")?,
+    ];
+    let mut target = Process::ready(programs::command("reload")?.args(&plugins).arg("fast"))?;
+    let recording = Recording::attach(target.pid(), &[])?;
+    target.send("go")?;
+    target.expect("same, then another")?;
+    let truth = target.finished()?;
+    let recorded = recording.stop()?;
+    let shown = recorded.profile.shown();
+    let of = |function: &str, size: i64| -> Result<()> {
+        let through = recorded.profile.outstanding_through(function);
+        ensure!(
+            through.bytes == size * through.objects,
+            "{function}: {through:?}\n{shown}"
+        );
+        Ok(())
+    };
+    of("alpha_keep", 777)?;
+    of("omega_init", 111)?;
+    // With the loader's own blocks.
+    let all = recorded.profile.outstanding().objects;
+    ensure!(u64::try_from(all)? >= truth.objects(), "{shown}");
+    target.exit()
+}
+
+/// A 32-bit program is refused however it comes, before it runs.
+#[test]
+fn a_32_bit_program_is_refused() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let program = programs::path("tiny32")?;
+    let program = program.to_string_lossy();
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("profile.json");
+    let output = output.to_string_lossy();
+    let answer = leaktrace(&["record", "-o", &output, "--", &program], PATIENCE)?;
+    ensure!(answer.status.code() == Some(NO_ALLOCATOR), "{answer:?}");
+    ensure!(
+        answer.stderr.contains("not a 64-bit little-endian ELF file") && !answer.stdout.contains("ready"),
+        "{answer:?}"
+    );
+    let mut running = Process::spawn(&mut std::process::Command::new(&*program))?;
+    running.expect("ready")?;
+    let pid = running.pid().to_string();
+    let attached = leaktrace(&["record", "-o", &output, "-p", &pid], PATIENCE)?;
+    ensure!(attached.status.code() == answer.status.code(), "{attached:?}");
+    let without_pid = |text: &str| {
+        let rest = text.split_once("pid ").map_or("", |(_, rest)| rest);
+        rest.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
+    };
+    assert_eq!(without_pid(&attached.stderr), without_pid(&answer.stderr));
+    Ok(())
+}
+
+/// A shell becomes such a program: what is recorded says that it is not traced.
+#[test]
+fn a_program_that_becomes_a_32_bit_one_is_told() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let program = programs::path("tiny32")?;
+    let line = format!("exec {}", program.display());
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("profile.json");
+    let output = output.to_string_lossy();
+    let answer = leaktrace(&["record", "-o", &output, "--", "/bin/sh", "-c", &line], PATIENCE)?;
+    ensure!(answer.status.code() == Some(NO_ALLOCATOR), "{answer:?}");
+    ensure!(
+        answer.stdout.contains("1 not_traced") && answer.stderr.contains("not a 64-bit little-endian ELF file"),
+        "{answer:?}"
+    );
+    Ok(())
+}
+
+/// Status where the target has no allocator that is known.
+const NO_ALLOCATOR: i32 = 8;

@@ -1,4 +1,5 @@
-//! Rust programs: the system allocator, jemalloc and mimalloc linked statically, and stripped ones.
+//! Rust programs: the system allocator, jemalloc and mimalloc linked statically, allocators in Rust that are
+//! partly inlined, and stripped programs.
 
 use anyhow::Result;
 use leaktrace_tests::machine;
@@ -46,6 +47,32 @@ fn jemalloc() -> Result<()> {
 #[test]
 fn mimalloc() -> Result<()> {
     with_symbols("rust_mimalloc")
+}
+
+/// The entry points are inlined into a part of their callers, the functions behind them are not.
+#[test]
+fn dlmalloc() -> Result<()> {
+    with_symbols("rust_dlmalloc")
+}
+
+/// Nothing can be hooked that sees all calls: that is said, and nothing looks leaked.
+#[test]
+fn an_allocator_that_is_inlined_whole() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let (_, recorded) = record_program("rust_free_list", "")?;
+    let profile = &recorded.profile;
+    assert_eq!(profile.outstanding(), amount(0, 0), "{}", profile.shown());
+    assert!(
+        profile
+            .comments
+            .iter()
+            .any(|comment| comment.starts_with("not hooked: ") && comment.contains("partly inlined into")),
+        "{:?}",
+        profile.comments
+    );
+    Ok(())
 }
 
 #[test]

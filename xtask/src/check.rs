@@ -1,10 +1,10 @@
-//! `check`: formatting, lints, both eBPF targets and their frames, layering.
+//! `check`: formatting, lints, both eBPF targets and their frames, layering, dependencies.
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::setup::{self, Purpose};
-use crate::{bpf_frames, build, command, layering, workspace};
+use crate::{bpf_frames, build, command, dependencies, layering, workspace};
 
 /// Arguments of `check`.
 #[derive(Args)]
@@ -31,6 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.layering {
         return Ok(());
     }
+    dependencies::check()?;
     setup::ensure(Purpose::Build)?;
     command::run(command::cargo().args(["fmt", "--all", "--check"]))?;
     let mut fmt = command::cargo();

@@ -9,6 +9,7 @@ mod bpf_toolchain;
 mod build;
 mod check;
 mod command;
+mod dependencies;
 mod go_offsets;
 mod go_toolchains;
 mod layering;
@@ -51,7 +52,8 @@ enum Task {
     Bench(bench::Options),
     /// Update the table of Go runtime offsets from a release's sources.
     GoOffsets(go_offsets::GoOffsetsArgs),
-    /// rustfmt, clippy with warnings denied, both eBPF targets and their frames, and the module layering.
+    /// rustfmt, clippy with warnings denied, both eBPF targets and their frames, the module layering, and what is depended
+    /// on.
     Check(check::Options),
 }
 

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     config::{BlockKey, PROCESS_ACTIVE, Process},
-    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END},
+    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
     reason::Counter,
     signature::{Op, Signature},
 };
@@ -183,14 +183,23 @@ fn begin(
     if !old_taken {
         pending.old = 0;
     } else if pending.op == REALLOC {
-        let (old, (pid, tid)) = (pending.old, thread.ids());
-        thread.pending.flags = emit::realloc_begin(pid, tid, old);
+        begin_reallocation(thread, process);
     }
     if !has_return_probe {
         thread.pending.return_address = read_user(sp).unwrap_or(0);
     }
     thread.pending.sp = sp;
     true
+}
+
+/// The old block is given back as far as anyone can know: its address may be handed out from here on. So it is no sample
+/// any more either; if the reallocation fails, it becomes one again.
+#[inline(never)]
+fn begin_reallocation(thread: &mut Thread, process: &Process) -> u64 {
+    let (old, (pid, tid)) = (thread.pending.old, thread.ids());
+    forget(process, pid, old);
+    thread.pending.flags = emit::realloc_begin(pid, tid, old);
+    0
 }
 
 /// Notes what the call asks for, while none is pending.
@@ -317,10 +326,10 @@ fn note_result(thread: &mut Thread, process: &Process, result: u64) -> u64 {
     let failed = alloc.address == 0;
     if failed && !(reallocates && alloc.size == 0) {
         count(Counter::AllocFailed, 1);
-        if reallocates && flags & FLAG_BEGIN_DEFERRED != 0 {
-            emit::undo_deferred(pid, old);
+        if reallocates && !take_back(process, &thread.pending, &mut thread.end) {
+            return NOTHING;
         }
-    } else if reallocates {
+    } else if reallocates && op == RESIZE {
         forget(process, pid, old);
     }
     let wanted = !failed && thread.pending.skip_new == 0;
@@ -341,6 +350,21 @@ fn note_result(thread: &mut Thread, process: &Process, result: u64) -> u64 {
     GONE
 }
 
+/// The old block of a reallocation that failed lives on: it is a sample again. Returns whether its end is to be told. Where
+/// the beginning was deferred it stands, and the block is not followed any more; nor is it where nobody would see its end.
+#[inline(never)]
+fn take_back(process: &Process, pending: &Pending, end: &mut ReallocEnd) -> bool {
+    if pending.flags & FLAG_BEGIN_DEFERRED != 0 {
+        count(Counter::AllocLost, 1);
+        return false;
+    }
+    // The record names no new block: for a moment it names the old one.
+    end.new.address = end.old;
+    let remembered = remember(process, pending.slot, &end.new);
+    end.new.address = 0;
+    remembered
+}
+
 /// The block of the record that was put together is not followed after all: the new one or, where a reallocation failed,
 /// the old one, which lives on.
 #[inline(never)]
@@ -352,7 +376,12 @@ fn lose(thread: &mut Thread, process: &Process) -> u64 {
         thread.end.old
     };
     forget(process, alloc.header.pid, block);
-    emit::lost(alloc);
+    if alloc.address != 0 {
+        emit::lost(alloc);
+    } else {
+        // The size is what could not be had.
+        count(Counter::AllocLost, 1);
+    }
     0
 }
 

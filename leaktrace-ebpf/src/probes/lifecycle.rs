@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::debug;
-use leaktrace_common::event::{KIND_EXEC, KIND_FORK, KIND_THREAD_EXIT};
+use leaktrace_common::event::{KIND_FORK, KIND_THREAD_EXIT};
 
 use crate::{emit, maps, probes::growth, thread};
 
@@ -50,7 +50,7 @@ pub fn exec(ctx: &TracePointContext) {
         growth::forget(pid);
         maps::note_exec(pid);
         debug!(ctx, "pid {} runs another program", pid);
-        emit::notice(KIND_EXEC, pid, 0);
+        emit::exec(pid);
     }
 }
 

@@ -5,6 +5,9 @@
 //! - A **wrapper** (`operator new`, `__rust_alloc`, `reallocarray`, …) is hooked only if a way through it avoids what is
 //!   hooked (see [`flow`](crate::allocator::flow)): libstdc++'s operators end in `malloc`, jemalloc's have its fast path inlined.
 //!
+//! - The entry points of an allocator that a Rust program brings along are hooked only if they see all of its calls (see
+//!   [`partial`](crate::allocator::partial)); else what stands behind them is, or nothing of it.
+//!
 //! Invariant: a skipped function always reaches a hooked one, so no allocation is lost by a decision made here. The
 //! exceptions are named in their reasons.
 
@@ -16,6 +19,7 @@ use leaktrace_common::signature::{Op, Signature};
 use crate::allocator::catalog::{self, Layer};
 use crate::allocator::flow::{Funnel, Walk};
 use crate::allocator::inspect::{Candidate, ProcessFile, ProcessFiles};
+use crate::allocator::partial::{self, Coverage, Implementation};
 use crate::model::ElfAddress;
 use crate::object::code::{Callee, can_decode};
 
@@ -58,22 +62,40 @@ pub struct Detection {
     pub hooks: Vec<Hook>,
     /// Functions of the catalogue that are not.
     pub skipped: Vec<Skipped>,
+    /// Allocators of which nothing is hooked because only a part of their calls would be seen.
+    pub unseen: Vec<Skipped>,
     /// Every file that was searched, with a note where a part of it could not be read.
     pub looked_in: Vec<(PathBuf, Option<String>)>,
 }
 
 /// No decision could be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DetectError {
     /// Nothing of the catalogue was found.
     #[error(
         "no known allocator: looked for malloc, operator new, __rust_alloc, jemalloc, tcmalloc and mimalloc functions in \
-         the symbols of {}", list(.looked_in)
+         the symbols of {}{}", list(.looked_in), advice(*.nameless)
     )]
     NoAllocator {
         /// Where it was looked for, and what could not be read.
         looked_in: Vec<(PathBuf, Option<String>)>,
+        /// The only file is a program without any symbols: it is linked statically and stripped.
+        nameless: bool,
     },
+}
+
+/// What to do about a program without names.
+pub const NAMELESS_REMEDY: &str = "run a copy that is not stripped, or let `leaktrace daemon` follow its growth, which \
+                                   needs no allocator";
+
+fn advice(nameless: bool) -> String {
+    if nameless {
+        format!(
+            "; the program is linked statically and stripped, so its malloc has no name any more: {NAMELESS_REMEDY}"
+        )
+    } else {
+        String::new()
+    }
 }
 
 fn list(files: &[(PathBuf, Option<String>)]) -> String {
@@ -108,7 +130,10 @@ pub fn detect(process: &ProcessFiles) -> Result<Detection, DetectError> {
     let mut detection = detector.finish();
     for file in &process.files {
         let complaints = &file.inspected.complaints;
-        let note = (!complaints.is_empty()).then(|| complaints.join("; "));
+        let unseen = detection.unseen.iter().filter(|unseen| unseen.file == file.path);
+        let reasons = unseen.map(|unseen| &unseen.reason);
+        let notes: Vec<&str> = complaints.iter().chain(reasons).map(String::as_str).collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
         detection.looked_in.push((file.path.clone(), note));
     }
     detection.looked_in.extend(
@@ -120,6 +145,8 @@ pub fn detect(process: &ProcessFiles) -> Result<Detection, DetectError> {
     if detection.hooks.is_empty() {
         return Err(DetectError::NoAllocator {
             looked_in: detection.looked_in,
+            nameless: matches!(&process.files[..], [program] if program.inspected.nameless)
+                && process.unreadable.is_empty(),
         });
     }
     Ok(detection)
@@ -137,12 +164,16 @@ enum Decision {
     Funnels(String),
     /// Is left out although it reaches none.
     LeftOut(String),
+    /// Is left out with the rest of its allocator, whose memory is not seen then.
+    Unseen(String),
 }
 
 struct Detector<'a> {
     files: &'a [ProcessFile],
     by_name: HashMap<&'a [u8], Vec<Key>>,
     decisions: HashMap<Key, Decision>,
+    /// What is hooked in place of entry points, by file.
+    behind: Vec<(usize, Implementation, String)>,
 }
 
 impl<'a> Detector<'a> {
@@ -162,6 +193,7 @@ impl<'a> Detector<'a> {
             files,
             by_name,
             decisions: HashMap::new(),
+            behind: Vec::new(),
         }
     }
 
@@ -280,6 +312,7 @@ impl<'a> Detector<'a> {
 
     fn finish(mut self) -> Detection {
         self.leave_out_half_inlined_rust();
+        self.look_behind_inlined_rust();
         let mut detection = Detection::default();
         let nesting: HashSet<Key> = self
             .decisions
@@ -307,26 +340,89 @@ impl<'a> Detector<'a> {
                     file: self.files[file].path.clone(),
                     reason,
                 }),
+                Decision::Unseen(reason) => {
+                    let name = partial::shown(&candidate.names[0]);
+                    let path = &self.files[file].path;
+                    match detection.unseen.last_mut().filter(|last| last.file == *path) {
+                        Some(last) => last.symbol = format!("{}, {name}", last.symbol),
+                        None => detection.unseen.push(Skipped {
+                            symbol: name,
+                            file: path.clone(),
+                            reason,
+                        }),
+                    }
+                }
                 Decision::Pending => unreachable!("decide replaces it before it returns"),
             }
         }
+        let behind = self.behind.into_iter().map(|(file, function, reason)| Hook {
+            names: vec![function.symbol],
+            signature: function.signature,
+            // One may call another of them.
+            nests: function.signature.op() != Op::Free as u8,
+            can_throw: false,
+            address: function.address,
+            size: function.size,
+            file,
+            reason,
+        });
+        detection.hooks.extend(behind);
+        detection.hooks.sort_by_key(|hook| (hook.file, hook.address));
         detection
+    }
+
+    /// Of the entry points that are still to be hooked, asks the code whether they see all calls.
+    fn look_behind_inlined_rust(&mut self) {
+        for file in 0..self.files.len() {
+            let inspected = &self.files[file].inspected;
+            let hooked = self.hooked_rust(file);
+            if hooked.is_empty() || !can_decode(inspected.image.machine()) {
+                continue;
+            }
+            let entries: Vec<partial::Entry> = hooked
+                .iter()
+                .map(|key| self.candidate(*key))
+                .map(|candidate| partial::Entry {
+                    address: candidate.address,
+                    signature: candidate.entry.signature,
+                })
+                .collect();
+            let decision = match inspected.coverage(&entries) {
+                Coverage::Whole => continue,
+                Coverage::Behind { functions, by } => {
+                    let reason = "does the work of an entry point that was inlined elsewhere";
+                    let functions = functions.into_iter();
+                    self.behind
+                        .extend(functions.map(|function| (file, function, reason.to_owned())));
+                    Decision::Funnels(format!("inlined {by}: what stands behind it is hooked"))
+                }
+                Coverage::Unknown(reason) => Decision::Unseen(reason),
+            };
+            for key in hooked {
+                self.decisions.insert(key, decision.clone());
+            }
+        }
+    }
+
+    /// Entry points of a Rust allocator that are to be hooked in a file, by address.
+    fn hooked_rust(&self, file: usize) -> Vec<Key> {
+        (0..self.files[file].inspected.candidates.len())
+            .map(|index| (file, index))
+            .filter(|key| is_rust(&self.candidate(*key).names[0]))
+            .filter(|key| matches!(self.decisions.get(key), Some(Decision::Hook(_))))
+            .collect()
     }
 
     /// With the deallocation entry point inlined into its callers and the allocation one not, each block would look
     /// leaked. Better to see nothing of such a program's Rust layer than that.
     fn leave_out_half_inlined_rust(&mut self) {
         for file in 0..self.files.len() {
-            let rust: Vec<Key> = (0..self.files[file].inspected.candidates.len())
-                .map(|index| (file, index))
-                .filter(|key| is_rust(&self.candidate(*key).names[0]))
-                .filter(|key| matches!(self.decisions.get(key), Some(Decision::Hook(_))))
-                .collect();
+            let rust = self.hooked_rust(file);
             let frees = |key: &Key| self.candidate(*key).entry.signature.op() == Op::Free as u8;
             if !rust.is_empty() && !rust.iter().any(frees) {
                 let reason = "its deallocation function was inlined: every block would look leaked";
                 for key in rust {
-                    self.decisions.insert(key, Decision::LeftOut(reason.into()));
+                    self.decisions.insert(key, Decision::Unseen(reason.into()));
                 }
             }
         }

@@ -1,19 +1,23 @@
 //! Opens the files that a process maps and finds the catalogue's functions in them.
 //!
-//! A file is read once per build ID, however many processes map it. Which of the functions found are hooked is decided in
-//! `detect`. Invariant: candidates of one file have distinct addresses.
+//! A file is read once, however many processes map it. Which of the functions found are hooked is decided in `detect`.
+//! Invariant: what was found in a file is applied to that file in that state alone, whatever build ID another one states;
+//! candidates of one file have distinct addresses.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::allocator::catalog::{self, Entry};
-use crate::model::{BuildId, ElfAddress};
+use crate::allocator::partial::{self, Coverage};
+use crate::model::ElfAddress;
 use crate::object::image::{ElfImage, ImageError};
 use crate::object::symbols::{Table, for_each_symbol};
 use crate::proc::ProcError;
-use crate::proc::files::open_mapped;
+use crate::proc::copy::Charge;
+use crate::proc::files::{FileVersion, open_mapped};
 use crate::proc::maps::{FileId, Mapping};
 
 /// Most files of one process that are inspected.
@@ -43,15 +47,23 @@ pub struct InspectedFile {
     pub image: ElfImage,
     /// Functions of the catalogue, by address.
     pub candidates: Vec<Candidate>,
+    /// It has no symbols of functions at all.
+    pub nameless: bool,
     /// Symbol tables that could not be read, and why.
     pub complaints: Vec<String>,
+    /// The image is read from a copy; see [`open_mapped`].
+    copied: Option<Arc<Charge>>,
+    /// What the entry points of its own allocator see, once somebody asked, with those that were asked for.
+    coverage: OnceLock<(Vec<partial::Entry>, Coverage)>,
 }
 
 impl InspectedFile {
     /// Searches an image.
     pub fn new(image: ElfImage) -> Self {
         let mut found: BTreeMap<ElfAddress, (u64, Vec<(Entry, String)>)> = BTreeMap::new();
+        let mut nameless = true;
         let complaints = for_each_symbol(&image, |_table: Table, symbol| {
+            nameless = false;
             // An indirect function's symbol is its resolver, which allocates nothing.
             let Some(entry) = catalog::lookup(symbol.name).filter(|_| !symbol.indirect) else {
                 return;
@@ -75,8 +87,44 @@ impl InspectedFile {
         Self {
             image,
             candidates,
+            nameless: nameless && complaints.is_empty(),
             complaints,
+            copied: None,
+            coverage: OnceLock::new(),
         }
+    }
+
+    /// Of a file that a process serves. It has no functions to probe: the kernel would wait for that process with locks
+    /// held that every fork on the machine needs.
+    fn of_copy(image: ElfImage, charge: Arc<Charge>) -> Self {
+        let mut inspected = Self::new(image);
+        if !inspected.candidates.is_empty() {
+            let names: Vec<&str> = inspected
+                .candidates
+                .iter()
+                .filter_map(|candidate| candidate.names.first().map(String::as_str))
+                .take(3)
+                .collect();
+            inspected.complaints.push(format!(
+                "not probed ({}, …): it is on a file system that a process serves (FUSE)",
+                names.join(", ")
+            ));
+            inspected.candidates.clear();
+        }
+        inspected.copied = Some(charge);
+        inspected
+    }
+
+    /// Whether it was read from a copy, and must not be probed.
+    pub fn is_copy(&self) -> bool {
+        self.copied.is_some()
+    }
+
+    /// What these entry points of its own allocator see. All code of the file is searched for that, once.
+    pub fn coverage(&self, entries: &[partial::Entry]) -> Coverage {
+        let examine = || partial::examine(&self.image, entries);
+        let (asked, coverage) = self.coverage.get_or_init(|| (entries.to_vec(), examine()));
+        if asked == entries { coverage.clone() } else { examine() }
     }
 
     /// The candidate at an address.
@@ -110,6 +158,8 @@ fn candidate(address: ElfAddress, size: u64, mut names: Vec<(Entry, String)>) ->
 pub struct ProcessFile {
     /// Device and inode.
     pub id: FileId,
+    /// The state of the file that was inspected.
+    pub version: FileVersion,
     /// Path as the process sees it.
     pub path: PathBuf,
     /// Path by which it can be opened from here while the process lives (for attaching probes).
@@ -139,7 +189,7 @@ pub struct ProcessFiles {
 /// Inspects files and remembers them.
 #[derive(Debug, Default)]
 pub struct Inspector {
-    by_build_id: HashMap<(BuildId, u64), Arc<InspectedFile>>,
+    known: HashMap<FileVersion, Arc<InspectedFile>>,
 }
 
 impl Inspector {
@@ -161,16 +211,18 @@ impl Inspector {
                 continue;
             };
             match open_mapped(pid, mapping) {
-                Ok(opened) => match ElfImage::open(opened.file) {
-                    Ok(image) => result.files.push(ProcessFile {
+                Ok(opened) => match self.inspect_version(opened.file, opened.version, opened.copied) {
+                    Ok(inspected) => result.files.push(ProcessFile {
                         id,
+                        version: opened.version,
                         path: mapping.path.clone(),
                         access_path: opened.access_path,
-                        inspected: self.remember(image),
+                        inspected,
                     }),
                     Err(error) => result.unreadable.push(unreadable(&mapping.path, &error)),
                 },
                 Err(error @ (ProcError::Exited { .. } | ProcError::NoSuchProcess { .. })) => return Err(error),
+                Err(error) if error.is_shortage() => return Err(error),
                 // Without the privilege none of the files can be opened: that is the answer.
                 Err(error @ ProcError::Permission { .. }) if result.files.is_empty() => return Err(error),
                 Err(error) => result.unreadable.push(unreadable(&mapping.path, &error)),
@@ -183,10 +235,12 @@ impl Inspector {
     ///
     /// # Errors
     /// It is not a usable ELF image.
-    pub fn inspect_file(&mut self, id: FileId, path: &Path, file: std::fs::File) -> Result<ProcessFile, ImageError> {
-        let inspected = self.remember(ElfImage::open(file)?);
+    pub fn inspect_file(&mut self, id: FileId, path: &Path, file: File) -> Result<ProcessFile, ImageError> {
+        let version = FileVersion::of(&file)?;
+        let inspected = self.inspect_version(file, version, None)?;
         Ok(ProcessFile {
             id,
+            version,
             path: path.into(),
             access_path: path.into(),
             inspected,
@@ -195,23 +249,30 @@ impl Inspector {
 
     /// Forgets what nobody but this refers to.
     pub fn drop_unused(&mut self) {
-        self.by_build_id.retain(|_, file| Arc::strong_count(file) > 1);
+        self.known.retain(|_, file| Arc::strong_count(file) > 1);
     }
 
-    /// The remembered inspection of the same build, or a new one. The length is part of the identity, because `strip`
-    /// keeps the build ID and takes the symbols.
-    fn remember(&mut self, image: ElfImage) -> Arc<InspectedFile> {
-        let Some(key) = image.build_id().map(|id| (id.clone(), image.file_len())) else {
-            return Arc::new(InspectedFile::new(image));
-        };
-        if let Some(known) = self.by_build_id.get(&key) {
-            return Arc::clone(known);
+    /// The remembered inspection of the file in this state, or a new one.
+    fn inspect_version(
+        &mut self,
+        file: File,
+        version: FileVersion,
+        copied: Option<Arc<Charge>>,
+    ) -> Result<Arc<InspectedFile>, ImageError> {
+        if let Some(known) = self.known.get(&version) {
+            return Ok(Arc::clone(known));
         }
-        let inspected = Arc::new(InspectedFile::new(image));
-        if self.by_build_id.len() < MAX_CACHED {
-            self.by_build_id.insert(key, Arc::clone(&inspected));
+        let same = file.try_clone()?;
+        let image = ElfImage::open(file)?;
+        let inspected = Arc::new(match copied {
+            Some(charge) => InspectedFile::of_copy(image, charge),
+            None => InspectedFile::new(image),
+        });
+        // What was read while somebody wrote belongs to no state.
+        if self.known.len() < MAX_CACHED && FileVersion::of(&same).is_ok_and(|now| now == version) {
+            self.known.insert(version, Arc::clone(&inspected));
         }
-        inspected
+        Ok(inspected)
     }
 }
 

@@ -6,3 +6,4 @@ pub mod catalog;
 pub mod detect;
 pub mod flow;
 pub mod inspect;
+pub mod partial;

@@ -12,16 +12,17 @@ use aya::{
     programs::{Program, ProgramError, TracePoint},
 };
 use leaktrace_common::config::{
-    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, MAX_PROCESSES,
+    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, LOST_RELEASES, MAX_PROCESSES,
 };
 
 use super::{
     btf::{self, Places},
     counters::Counters,
-    deferred::DeferredFrees,
+    deferred::DeferredReleases,
     features::{self, Trial},
     grace::GracePeriod,
     log::KernelLog,
+    lost::LostReleases,
     processes::ProcessTable,
     program::{self, ProgramSource},
     program_set::ProgramSet,
@@ -200,9 +201,11 @@ fn threads_by_id(homes: u32) -> u32 {
 }
 
 /// Tracepoints: program, group, name.
-pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
+pub(super) const TRACEPOINTS: [(&str, &str, &str); 10] = [
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
     ("mmap_leave", "syscalls", "sys_exit_mmap"),
+    ("mprotect_enter", "syscalls", "sys_enter_mprotect"),
+    ("mprotect_leave", "syscalls", "sys_exit_mprotect"),
     ("munmap_enter", "syscalls", "sys_enter_munmap"),
     ("mremap_enter", "syscalls", "sys_enter_mremap"),
     ("mremap_leave", "syscalls", "sys_exit_mremap"),
@@ -211,14 +214,22 @@ pub(super) const TRACEPOINTS: [(&str, &str, &str); 8] = [
     ("thread_exit", "sched", "sched_process_exit"),
 ];
 
+/// The same, where the kernel has the system call: it needs protection keys.
+const OPTIONAL_TRACEPOINTS: [(&str, &str, &str); 2] = [
+    ("mprotect_enter", "syscalls", "sys_enter_pkey_mprotect"),
+    ("mprotect_leave", "syscalls", "sys_exit_pkey_mprotect"),
+];
+
 /// What the kernel side hands out to the parts that read and write its maps.
 pub struct Parts {
     /// The loaded kernel side.
     pub kernel: Kernel,
     /// Reader of the records.
     pub ring: Ring,
-    /// Frees that did not fit into the ring.
-    pub deferred: DeferredFrees,
+    /// Releases that did not fit into the ring.
+    pub deferred: DeferredReleases,
+    /// Those that fitted nowhere.
+    pub lost: LostReleases,
     /// Loss counters.
     pub counters: Counters,
     /// Unwind tables.
@@ -254,10 +265,14 @@ impl Kernel {
         fill_exponentials(&mut ebpf)?;
         let grace = Arc::new(GracePeriod::new());
         Ok(Parts {
-            ring: Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes),
-            deferred: {
-                let fd = duplicate(&ebpf, "DEFERRED_FREES")?;
-                DeferredFrees::new(take(&mut ebpf, "DEFERRED_FREES")?, fd)
+            ring: {
+                let ring = Ring::new(take(&mut ebpf, "EVENTS")?, sizes.ring_bytes);
+                ring.map_err(|cause| LoadError::Mmap { name: "EVENTS", cause })?
+            },
+            deferred: DeferredReleases::new(duplicate(&ebpf, "DEFERRED_RELEASES")?),
+            lost: {
+                let fd = duplicate(&ebpf, "LOST_RELEASES")?;
+                LostReleases::new(MappedArray::new("LOST_RELEASES", &fd, LOST_RELEASES)?)
             },
             counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
             arrays: UnwindArrays {
@@ -299,6 +314,12 @@ impl Kernel {
         ProgramSet::new(self.mechanism)
     }
 
+    /// The same, for a process whose first thread has ended: what the kernel attaches by pid looks at that thread's memory,
+    /// which is gone. Perf events are attached to any thread, and serve all that share its memory.
+    pub fn thread_program_set(&self) -> ProgramSet {
+        ProgramSet::new(UprobeMechanism::PerfEvent)
+    }
+
     /// Has the verifier look at every program that a recording needs; attaches nothing.
     pub fn load_programs(&mut self) -> Result<(), LoadError> {
         self.shared.load_all(&self.source)?;
@@ -316,6 +337,12 @@ impl Kernel {
             tracepoint
                 .attach(category, name)
                 .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
+        }
+        for (program, category, name) in OPTIONAL_TRACEPOINTS {
+            let tracepoint: &mut TracePoint = self.program(program)?;
+            if let Err(error) = tracepoint.attach(category, name) {
+                tracing::debug!("failed to attach to `{category}:{name}`: {error}");
+            }
         }
         Ok(())
     }

@@ -123,7 +123,8 @@ fn rank(probe: &Probe<'_>) -> u8 {
 
 impl Kernel {
     /// Attaches probes, confined to one process if `pid` is given. All or none.
-    /// `own` are programs of the process's own; without it the shared ones serve.
+    /// `own` are programs of the process's own; without it the shared ones serve. Where they are perf events, `pid` may
+    /// be that of any of its threads, and the probes are there as long as it lives.
     pub fn attach(
         &self,
         probes: &[Probe<'_>],

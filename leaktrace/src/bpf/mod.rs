@@ -13,6 +13,7 @@ pub mod growth;
 pub mod kernel;
 pub mod links;
 pub mod log;
+pub mod lost;
 pub mod own_code;
 pub mod processes;
 pub mod program_set;

@@ -13,6 +13,7 @@ use super::{
 
 /// One instance of each uprobe program, for any number of places.
 pub struct ProgramSet {
+    mechanism: UprobeMechanism,
     /// For returns of calls, where another program serves their entries. A return without its entry is ignored, so these
     /// probes come first.
     returns: Option<Instance>,
@@ -38,12 +39,18 @@ impl ProgramSet {
             ),
         };
         Self {
+            mechanism,
             returns,
             calls,
             entries: Instance::new("allocate_enter_site", others),
             return_sites: Instance::new("allocate_return_site", others),
             releases: Instance::new("release_enter", others),
         }
+    }
+
+    /// How these programs are attached.
+    pub fn mechanism(&self) -> UprobeMechanism {
+        self.mechanism
     }
 
     /// The programs that serve a probe, in the order of attaching.

@@ -1,6 +1,6 @@
 //! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
 //! `uprobe_session`, several instances of a program, the links that attach them, what the kernel counts of those
-//! programs, taking one entry out of a hash map, and running a program once.
+//! programs, walking through a hash map and emptying it, and running a program once.
 //!
 //! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
 //! what follows is zero.
@@ -20,8 +20,8 @@ const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// How a link says that its target is a perf event.
@@ -250,34 +250,36 @@ pub fn set_element(map: BorrowedFd<'_>, key: u32, value: u32) -> io::Result<()> 
     Ok(())
 }
 
-/// Takes one entry out of a hash map: its value, which no one else can get after this (kernel 5.14).
-///
-/// `K` must be the map's key type and the map's values must be 8 bytes.
-pub fn take_element<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<u64> {
-    let mut value = 0u64;
-    bpf(
-        BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-        &mut MapElement {
-            map: map.as_raw_fd() as u32,
-            pad: 0,
-            key: std::ptr::from_ref(key) as u64,
-            value: (&raw mut value) as u64,
-            flags: 0,
-        },
-    )?;
-    Ok(value)
-}
-
 /// Entries of a hash map that are looked at in one call. A bucket with more of them would end the walk.
 const BATCH_ENTRIES: usize = 4096;
+/// How often a walk is refused before it is given up.
+const MOST_REFUSALS: usize = 1000;
 
 /// Shows all entries of a hash map, some at a time (kernel 5.6). What is added or taken out meanwhile may be shown or not.
 ///
 /// `K` and `V` must be the map's key and value types.
 pub fn each_batch<K: aya::Pod + Default, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
+    show: impl FnMut(&[(K, V)]),
+) -> io::Result<()> {
+    walk(BPF_MAP_LOOKUP_BATCH, map, show)
+}
+
+/// The same, and takes them out: what is shown no one else can get after this, and what was there at the beginning is
+/// shown unless this fails.
+pub fn take_batches<K: aya::Pod + Default, V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    show: impl FnMut(&[(K, V)]),
+) -> io::Result<()> {
+    walk(BPF_MAP_LOOKUP_AND_DELETE_BATCH, map, show)
+}
+
+fn walk<K: aya::Pod + Default, V: aya::Pod + Default>(
+    command: libc::c_int,
+    map: BorrowedFd<'_>,
     mut show: impl FnMut(&[(K, V)]),
 ) -> io::Result<()> {
+    let mut refusals = 0;
     let (mut keys, mut values) = (vec![K::default(); BATCH_ENTRIES], vec![V::default(); BATCH_ENTRIES]);
     let mut place = 0u32;
     let mut from = 0;
@@ -292,17 +294,19 @@ pub fn each_batch<K: aya::Pod + Default, V: aya::Pod + Default>(
             element_flags: 0,
             flags: 0,
         };
-        let looked = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
-        let count = (batch.count as usize).min(BATCH_ENTRIES);
+        let looked = bpf(command, &mut batch).map_err(|error| error.raw_os_error());
+        // With other errors the kernel has counted nothing.
+        if matches!(looked, Ok(_) | Err(Some(libc::ENOENT | libc::EBUSY))) {
+            let count = (batch.count as usize).min(BATCH_ENTRIES);
+            let entries: Vec<(K, V)> = keys.iter().copied().zip(values.iter().copied()).take(count).collect();
+            show(&entries);
+        }
         match looked {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-            looked => {
-                let entries: Vec<(K, V)> = keys.iter().copied().zip(values.iter().copied()).take(count).collect();
-                show(&entries);
-                if looked.is_err() {
-                    return Ok(());
-                }
-            }
+            Ok(_) => {}
+            Err(Some(libc::ENOENT)) => return Ok(()),
+            // A program holds the bucket; the walk goes on at it.
+            Err(Some(libc::EBUSY)) if refusals < MOST_REFUSALS => refusals += 1,
+            Err(error) => return Err(error.map_or_else(io::Error::last_os_error, io::Error::from_raw_os_error)),
         }
         from = (&raw mut place) as u64;
     }

@@ -28,7 +28,7 @@ pub enum Exit {
     Permission = 6,
     /// The kernel lacks something.
     KernelLacks = 7,
-    /// The target has no allocator that is known.
+    /// The target has no allocator that is known, or none of its functions can be probed.
     NoAllocator = 8,
     /// The output cannot be written.
     Unwritable = 9,
@@ -120,12 +120,12 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
 fn of_record(error: &RecordError) -> Exit {
     match error {
         RecordError::Process(error) => of_process(error),
-        RecordError::NoAllocator { .. } => Exit::NoAllocator,
+        RecordError::NoAllocator { .. } | RecordError::NotProbed { .. } => Exit::NoAllocator,
         RecordError::Load(error) => of_load(error),
         RecordError::Trace(TraceError::Process(error)) => of_process(error),
         RecordError::Trace(TraceError::Load(error)) => of_load(error),
         RecordError::Trace(TraceError::Attach(_)) => Exit::Refused,
-        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. })
+        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. } | TraceError::Withdrawn { .. })
         | RecordError::Thread(_)
         | RecordError::NoAnswer(_) => Exit::Failure,
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,

@@ -1,6 +1,18 @@
 //! The command line: arguments to settings, results to text, errors to exit codes. A file per command.
 
-pub mod daemon;
+/// As the standard one, but what cannot be written is no panic; see [`terminal::write`].
+macro_rules! print {
+    ($($argument:tt)*) => { $crate::cli::terminal::write(format_args!($($argument)*)) };
+}
+
+/// As [`print!`], with a newline.
+macro_rules! println {
+    () => { $crate::cli::terminal::write(format_args!("\n")) };
+    ($($argument:tt)*) => { $crate::cli::terminal::write(format_args!("{}\n", format_args!($($argument)*))) };
+}
+
+pub mod blocks;
+mod daemon;
 mod debug;
 pub mod diff;
 mod doctor;
@@ -18,7 +30,7 @@ use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::session::launch;
+use crate::{proc::copy, session::launch};
 
 /// Which code holds the memory of a running process, is it growing, is it leaked?
 ///
@@ -65,6 +77,12 @@ enum Command {
 
 /// Runs the program: parse, dispatch, exit code.
 pub fn main() -> ExitCode {
+    // Not of the command line: this program runs itself so, for each file that it reads apart.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|command| command == copy::COMMAND) {
+        return copy::main(&arguments.collect::<Vec<_>>());
+    }
+    copy::enable();
     let cli = Cli::parse();
     // A daemon says what it decides; everything else is quiet unless asked.
     let quiet = match cli.command {
@@ -94,7 +112,7 @@ pub fn main() -> ExitCode {
             return launch::exec_stopped(&command);
         }
     };
-    match result {
+    match result.and_then(|code| terminal::written().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("leaktrace: {}", exit::message(&error));

@@ -74,6 +74,9 @@ pub struct RecordArgs {
     /// Leave smaller allocations out.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "0")]
     min_size: u64,
+    /// Also write each outstanding block with its address, a JSON object a line: for a debugger or a core file.
+    #[arg(long, value_name = "FILE")]
+    blocks: Option<PathBuf>,
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
@@ -126,6 +129,9 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     let settings = arguments.settings()?;
     // Found out before anything is traced, not after an hour of it.
     export::file::check_writable(arguments.output.as_deref().unwrap_or(Path::new("leaktrace.pb.gz")))?;
+    if let Some(path) = &arguments.blocks {
+        export::file::check_writable(path)?;
+    }
     features::require()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let finished = runtime.block_on(record(&arguments, settings))?;
@@ -139,6 +145,10 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
             lost(&losses)
         );
         return Ok(Exit::AllLost.into());
+    }
+    if let Some(cause) = finished.untraceable() {
+        eprintln!("leaktrace: {cause}");
+        return Ok(Exit::NoAllocator.into());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -176,6 +186,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
                 if recording.is_over() {
                     break;
                 }
+                recording.catch_up();
                 recording.look_at_go();
             }
             _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),
@@ -190,6 +201,12 @@ fn describe(plan: &Plan, is_go: bool) -> String {
         0 => "no probes (no native allocator)".to_owned(),
         1 => "1 probe in place".to_owned(),
         count => format!("{count} probes in place"),
+    };
+    let probes = match (plan.refused.len(), plan.refused.first()) {
+        (count, Some(first)) if !plan.withdrawn.is_empty() => {
+            format!("{probes}, {count} functions left out, such as {first}")
+        }
+        _ => probes,
     };
     if is_go {
         probes + ", Go heap read at start and end"
@@ -212,6 +229,7 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             })
             .collect(),
     };
+    let mut failure = None;
     for (path, profile) in &profiles {
         let sample_type = profile.sample_type(None)?;
         let mut pruned = profile.clone();
@@ -222,7 +240,7 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             // What is read again: whoever reads it leaves them out, or does not.
             Format::Pprof | Format::Json => profile,
         };
-        export::file::write(path, written, sample_type)?;
+        let written = export::file::write(path, written, sample_type);
         let graph = GraphOptions {
             top: arguments.top,
             ..GraphOptions::trimmed(sample_type)
@@ -238,9 +256,20 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
             )
         );
         println!("{}", loss_line(profile));
+        match written {
+            Ok(()) => eprintln!("wrote {}", path.display()),
+            // The table is all that is left of this recording; the others may fit.
+            Err(error) => {
+                eprintln!("leaktrace: `{}` is lost but for the table", path.display());
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    if let Some(path) = &arguments.blocks {
+        super::blocks::write(path, finished)?;
         eprintln!("wrote {}", path.display());
     }
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// What was missed, in one line.

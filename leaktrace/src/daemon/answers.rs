@@ -60,6 +60,10 @@ fn traps(price: Price) -> api::Traps {
 }
 
 impl Backend for Service {
+    fn stuck(&self) -> Option<String> {
+        Self::stuck(self)
+    }
+
     fn processes(&self) -> Arc<Snapshot> {
         self.snapshot()
     }

@@ -101,6 +101,11 @@ pub trait Backend: Send + Sync + 'static {
     /// [`Failure::UnknownProcess`]; [`Failure::Nothing`] when it is not traced.
     fn stop_trace(&self, pid: u32) -> Result<api::Tracing, Failure>;
 
+    /// Which part of the daemon does not do its work any more, if one does not.
+    fn stuck(&self) -> Option<String> {
+        None
+    }
+
     /// How the daemon itself does.
     fn status(&self) -> api::Status;
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     export::pprof,
     model::ProcessKey,
-    proc::{identity, memory},
+    proc::{identity, living, memory},
     report::profile::Profile,
     runtime::go::GoProcess,
     session::{go::GoHeap, live::Moment},
@@ -326,9 +326,10 @@ impl Exporter {
 
 /// Where the counts of a Go heap began: with the program that the process runs now. `None` if it ended.
 fn origin_of_go(key: ProcessKey) -> Option<Origin> {
-    let stat = identity::read_stat(key.pid).ok().filter(|stat| stat.key == key)?;
+    identity::read_stat(key.pid).ok().filter(|stat| stat.key == key)?;
+    let program = identity::read_stat(living::thread(key.pid)).ok()?;
     Some(Origin {
-        run: [stat.stack_start, 0],
+        run: [program.stack_start, 0],
         age: identity::age(key.start_time),
     })
 }

@@ -99,7 +99,7 @@ impl Own {
         if self.footprint.is_none() {
             self.footprint = Footprint::open(std::process::id()).ok();
         }
-        let rss = self.footprint.as_ref().and_then(|footprint| footprint.resident().ok());
+        let rss = self.footprint.as_mut().and_then(|footprint| footprint.resident().ok());
         let now = Instant::now();
         self.looks.push_back((now, cpu_time()));
         while self.looks.len() > 2 && now.duration_since(self.looks[1].0) >= WINDOW {

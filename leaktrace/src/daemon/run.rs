@@ -34,6 +34,10 @@ use super::{
 
 /// How long last profiles may take after SIGTERM.
 const LAST_PROFILES: Duration = Duration::from_millis(2500);
+/// How long all threads may take to end: the profiles, and what then takes the probes away.
+const LAST_THREADS: Duration = Duration::from_millis(4500);
+/// And how long where none of them is stuck.
+const SLOW_THREADS: Duration = Duration::from_secs(30);
 /// How long push targets may take after that.
 const LAST_PUSHES: Duration = Duration::from_millis(1000);
 
@@ -157,9 +161,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
                 let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
             }
             () = tick(&mut watchdog) => {
-                // Alive means that the watching thread still publishes.
-                let allowed = service.config().watch.interval * 2 + Duration::from_secs(120);
-                if service.since_published() < allowed {
+                if service.stuck().is_none() {
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
             }
@@ -171,6 +173,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
     let _ = messages.send(Message::Stop);
     let _ = jobs.send(Job::Finish { deadline });
     let _ = stop.send(());
+    let waited = Arc::clone(service);
     let service = Arc::clone(service);
     let ending = tokio::task::spawn_blocking(move || {
         let _ = exporting.join();
@@ -178,8 +181,22 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
         let _ = watching.join();
         service
     });
-    if let Ok(service) = ending.await {
-        service.pusher.flush(Instant::now() + LAST_PUSHES).await;
+    tokio::pin!(ending);
+    let mut ended = tokio::time::timeout(LAST_THREADS, &mut ending).await;
+    // One that has not begun to end by now waits for a process. On a slow machine they end later, but they do.
+    if ended.is_err() && waited.engine.busy().is_none_or(|time| time < LAST_THREADS) {
+        ended = tokio::time::timeout(SLOW_THREADS, &mut ending).await;
+    }
+    match ended {
+        Ok(Ok(service)) => {
+            service.pusher.flush(Instant::now() + LAST_PUSHES).await;
+        }
+        Ok(Err(_)) => {}
+        Err(_) => {
+            // The kernel takes away what they hold. Returning would wait for them in the runtime.
+            tracing::error!("a thread is stuck in a process that does not answer; ending without it");
+            std::process::exit(0);
+        }
     }
     server.finished().await;
     Ok(())

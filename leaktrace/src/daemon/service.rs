@@ -35,6 +35,9 @@ use crate::{
     symbolize::Symbolizer,
 };
 
+/// How long a look at all processes may take, beyond twice the interval.
+const WATCHER_PATIENCE: Duration = Duration::from_secs(120);
+
 /// The daemon's parts.
 pub struct Service {
     pub(super) config: RwLock<Arc<Config>>,
@@ -81,6 +84,19 @@ impl Service {
     pub(super) fn since_published(&self) -> Duration {
         let published = self.published.load(Ordering::Relaxed);
         Duration::from_secs(self.clock.now().seconds.saturating_sub(published).into())
+    }
+
+    /// Which part does not do its work any more, if one does not.
+    pub(super) fn stuck(&self) -> Option<String> {
+        // Alive means that the watching thread still publishes.
+        let allowed = self.config().watch.interval * 2 + WATCHER_PATIENCE;
+        let silent = self.since_published();
+        if silent >= allowed {
+            return Some(format!("processes have not been looked at for {} s", silent.as_secs()));
+        }
+        self.engine
+            .stuck()
+            .map(|time| format!("tracing has been stuck for {} s", time.as_secs()))
     }
 
     /// Says that something does not work, or that it works again.

@@ -5,8 +5,9 @@
 
 use leaktrace_common::{
     event::{
-        FLAG_BEGIN_DEFERRED, FLAG_RESIDENT, KIND_ALLOC, KIND_CODE_MAPPED, KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH,
-        KIND_MMAP, KIND_MREMAP, KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
+        FLAG_BEGIN_DEFERRED, FLAG_CODE_ANONYMOUS, FLAG_CODE_PROTECTED, FLAG_RESIDENT, KIND_ALLOC, KIND_CODE_MAPPED,
+        KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH, KIND_MMAP, KIND_MREMAP, KIND_MREMAP_BEGIN, KIND_MUNMAP,
+        KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
     },
     reason::WalkEnd,
 };
@@ -26,6 +27,23 @@ pub struct NewBlock {
     pub tid: u32,
     /// Mean bytes between samples when it was taken; 0: every allocation was.
     pub interval: u64,
+}
+
+/// Code, as told. Times are the kernel's monotonic clock, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewCode {
+    /// First address.
+    pub start: ProcessAddress,
+    /// First address behind it.
+    pub end: ProcessAddress,
+    /// When the call was entered.
+    pub begun: u64,
+    /// When it came back.
+    pub done: u64,
+    /// It is in memory without a file, which the program fills itself.
+    pub is_made: bool,
+    /// The memory was there before: nothing was replaced.
+    pub was_there: bool,
 }
 
 /// What happened in a process.
@@ -73,21 +91,34 @@ pub enum Event<'a> {
         /// Bytes.
         length: u64,
     },
-    /// A mapping was moved or resized.
-    Mremap {
+    /// A thread entered an mremap of a mapping.
+    MremapBegin {
+        /// First address.
+        old: ProcessAddress,
+        /// Bytes.
+        old_length: u64,
+        /// The thread.
+        tid: u32,
+    },
+    /// A thread came back from an mremap.
+    MremapEnd {
         /// First address before.
         old: ProcessAddress,
         /// Bytes before.
         old_length: u64,
-        /// The mapping now.
-        new: NewBlock,
+        /// The mapping now; `None`: it failed, and the old one is as it was.
+        new: Option<NewBlock>,
+        /// The thread.
+        tid: u32,
+        /// The beginning could not be told; it comes as a deferred release of the old addresses.
+        begin_deferred: bool,
     },
     /// A process that is followed without probes asked for address space, at no address.
     Asked(NewBlock),
     /// Memory of such a process became resident: the page at the address, and what came with it.
     Resident(NewBlock),
-    /// Code was mapped.
-    CodeMapped,
+    /// Code came to be at some place.
+    CodeMapped(NewCode),
     /// Another program runs now.
     Exec,
     /// A thread or a child was made.
@@ -166,14 +197,34 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
             address: ProcessAddress(u64_at(record, 8)?),
             length: u64_at(record, 16)?,
         },
-        KIND_MREMAP => Event::Mremap {
-            new: new_block(record)?,
-            old: ProcessAddress(u64_at(record, 40)?),
-            old_length: u64_at(record, 48)?,
+        KIND_MREMAP_BEGIN => Event::MremapBegin {
+            old: ProcessAddress(u64_at(record, 8)?),
+            old_length: u64_at(record, 16)?,
+            tid: u32_at(record, 24)?,
         },
+        KIND_MREMAP => {
+            let new = new_block(record)?;
+            Event::MremapEnd {
+                old: ProcessAddress(u64_at(record, 40)?),
+                old_length: u64_at(record, 48)?,
+                tid: new.tid,
+                begin_deferred: flags & FLAG_BEGIN_DEFERRED != 0,
+                new: (new.address.0 != 0).then_some(new),
+            }
+        }
         KIND_GROWTH if flags & FLAG_RESIDENT != 0 => Event::Resident(new_block(record)?),
         KIND_GROWTH => Event::Asked(new_block(record)?),
-        KIND_CODE_MAPPED => Event::CodeMapped,
+        KIND_CODE_MAPPED => {
+            let start = u64_at(record, 8)?;
+            Event::CodeMapped(NewCode {
+                start: ProcessAddress(start),
+                end: ProcessAddress(start.saturating_add(u64_at(record, 16)?)),
+                begun: u64_at(record, 24)?,
+                done: u64_at(record, 32)?,
+                is_made: flags & (FLAG_CODE_ANONYMOUS | FLAG_CODE_PROTECTED) != 0,
+                was_there: flags & FLAG_CODE_PROTECTED != 0,
+            })
+        }
         KIND_EXEC => Event::Exec,
         KIND_FORK => Event::Fork {
             child: u32_at(record, 8)?,
@@ -221,6 +272,21 @@ mod tests {
         assert_eq!(decode(&bytes), Some((7, Event::Asked(block))));
         bytes[1] = FLAG_RESIDENT;
         assert_eq!(decode(&bytes), Some((7, Event::Resident(block))));
+    }
+
+    #[test]
+    fn code_decodes_with_its_time() {
+        let mut bytes = record(KIND_CODE_MAPPED, &[0x7000, 0x1000, 5, 6]);
+        bytes[1] = FLAG_CODE_ANONYMOUS;
+        let code = NewCode {
+            start: ProcessAddress(0x7000),
+            end: ProcessAddress(0x8000),
+            begun: 5,
+            done: 6,
+            is_made: true,
+            was_there: false,
+        };
+        assert_eq!(decode(&bytes), Some((7, Event::CodeMapped(code))));
     }
 
     #[test]

@@ -5,8 +5,12 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{AccessFlags, access};
 
 use super::{folded, json, pprof, svg};
 use crate::report::Profile;
@@ -58,11 +62,15 @@ enum Target {
     File(PathBuf),
     /// A device, pipe or socket.
     Special,
+    /// A pipe with a name.
+    Fifo,
 }
 
 /// Finds out before the work begins whether a file can be written there. Leaves nothing behind.
 pub fn check_writable(path: &Path) -> Result<(), WriteError> {
     let check = || match target(path)? {
+        // A reader would take the end of this opening for the end of the profile.
+        Target::Fifo => Ok(access(path, AccessFlags::W_OK)?),
         Target::Special => OpenOptions::new().write(true).open(path).map(drop),
         Target::File(path) => temporary(&path).and_then(|file| file.close()),
     };
@@ -86,11 +94,8 @@ pub fn write(path: &Path, profile: &Profile, sample_type: usize) -> Result<(), W
 /// Writes a file as a whole or not at all.
 pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
     let replace = || match target(path)? {
-        Target::Special => {
-            let mut output = BufWriter::new(OpenOptions::new().write(true).open(path)?);
-            write(&mut output)?;
-            output.flush()
-        }
+        Target::Special => in_place(OpenOptions::new().write(true).open(path)?, write),
+        Target::Fifo => in_place(open_fifo(path)?, write),
         Target::File(path) => {
             let mut file = temporary(&path)?;
             let mut output = BufWriter::new(file.as_file_mut());
@@ -110,6 +115,29 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     })
 }
 
+fn in_place(output: File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut output = BufWriter::new(output);
+    write(&mut output)?;
+    output.flush()
+}
+
+/// Opens a FIFO that somebody reads; without a reader the usual way would wait for one.
+fn open_fifo(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(number) if number == Errno::ENXIO as i32 => {
+                io::Error::new(io::ErrorKind::NotConnected, "nobody reads from this FIFO")
+            }
+            _ => error,
+        })?;
+    // The reader may be slower than this.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(file)
+}
+
 fn target(path: &Path) -> io::Result<Target> {
     if path.file_name().is_none() {
         return Err(io::Error::from(io::ErrorKind::IsADirectory));
@@ -117,6 +145,7 @@ fn target(path: &Path) -> io::Result<Target> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
         Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Target::File),
+        Ok(metadata) if metadata.file_type().is_fifo() => Ok(Target::Fifo),
         Ok(_) => Ok(Target::Special),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Target::File(path.to_owned())),
         Err(error) => Err(error),
@@ -130,11 +159,12 @@ fn directory(path: &Path) -> &Path {
 }
 
 fn temporary(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let everyone = Permissions::from_mode(0o666); // The umask takes off what the user does not want.
+    // Stacks and names of a process are its user's business, and of whoever recorded it.
+    let owner = Permissions::from_mode(0o600);
     let place = directory(path);
     tempfile::Builder::new()
         .prefix(".leaktrace.")
-        .permissions(everyone)
+        .permissions(owner)
         .tempfile_in(place)
         .map_err(|error| {
             // The name of the temporary file would only distract.
@@ -204,6 +234,33 @@ mod tests {
         assert_eq!(pprof::read(File::open(&file).expect("opens")).expect("reads"), profile);
         write(Path::new("/dev/null"), &profile, 3).expect("writes");
         assert!(!fs::metadata("/dev/null").expect("exists").is_file());
+    }
+
+    #[test]
+    fn files_are_the_owners_alone() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("x.pb.gz");
+        write(&path, &ProfileBuilder::heap().finish(), 3).expect("writes");
+        assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_fifo_is_written_to_its_reader_and_never_waited_for() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("makes");
+        let profile = ProfileBuilder::heap().finish();
+        check_writable(&path).expect("may be written");
+        let error = write(&path, &profile, 3).expect_err("without a reader").to_string();
+        assert!(error.ends_with("nobody reads from this FIFO"), "{error}");
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&path)
+            .expect("opens");
+        check_writable(&path).expect("may be written");
+        write(&path, &profile, 3).expect("writes");
+        assert_eq!(pprof::read(reader).expect("reads"), profile);
     }
 
     #[test]

@@ -80,7 +80,7 @@ mod tests {
     fn root_first_sorted_and_without_decline() {
         let mut builder = ProfileBuilder::heap();
         let mapping = builder.mapping(Mapping {
-            file: "/lib/libx.so".to_owned(),
+            file: "/lib/libx.so".into(),
             ..Mapping::default()
         });
         let frame = |function| FrameLine {

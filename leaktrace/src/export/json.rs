@@ -198,7 +198,7 @@ mod tests {
     fn the_schema() {
         let mut builder = ProfileBuilder::heap();
         let mapping = builder.mapping(Mapping {
-            file: "/bin/app".to_owned(),
+            file: "/bin/app".into(),
             ..Mapping::default()
         });
         let frame = |function, line| FrameLine {
@@ -210,13 +210,13 @@ mod tests {
         let leak = builder.location(Some(mapping), 0x1010, &[frame("leak", 3), frame("main", 9)]);
         let hidden = builder.location(Some(mapping), 0x1020, &[]);
         let labels = vec![TextLabel {
-            key: "heap".to_owned(),
-            value: "native".to_owned(),
+            key: "heap".into(),
+            value: "native".into(),
         }];
         let numbers = vec![NumericLabel {
-            key: "bytes".to_owned(),
+            key: "bytes".into(),
             value: 64,
-            unit: String::new(),
+            unit: "".into(),
         }];
         builder.sample(vec![leak, hidden], &[2, 128, 1, 64], labels, numbers);
         builder.profile_mut().metadata.pid = Some(7);

@@ -11,9 +11,10 @@ use std::io::{self, Read, Write};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use prost::Message;
 
+use crate::report::text::Text;
 use crate::report::{
     Function, FunctionId, Line, Location, LocationId, Losses, Mapping, MappingId, Metadata, NumericLabel, Profile,
     Sample, TextLabel, ValueType,
@@ -183,8 +184,8 @@ pub fn write(profile: &Profile, output: impl Write) -> io::Result<()> {
 pub fn encode(profile: &Profile) -> Vec<u8> {
     let mut strings = Strings::default();
     let value_type = |strings: &mut Strings, value: &ValueType| wire::ValueType {
-        kind: strings.add(&value.kind),
-        unit: strings.add(&value.unit),
+        kind: strings.add_text(&value.kind),
+        unit: strings.add_text(&value.unit),
     };
     let message = wire::Profile {
         sample_type: profile
@@ -209,9 +210,9 @@ pub fn encode(profile: &Profile) -> Vec<u8> {
             .zip(&profile.functions)
             .map(|(id, function)| wire::Function {
                 id,
-                name: strings.add(&function.name),
-                system_name: strings.add(&function.system_name),
-                filename: strings.add(&function.file),
+                name: strings.add_text(&function.name),
+                system_name: strings.add_text(&function.system_name),
+                filename: strings.add_text(&function.file),
                 start_line: function.start_line,
             })
             .collect(),
@@ -237,27 +238,40 @@ pub fn encode(profile: &Profile) -> Vec<u8> {
 /// String table under construction: index 0 is the empty string, as the format demands.
 struct Strings {
     table: Vec<Vec<u8>>,
-    known: HashMap<String, i64>,
+    known: HashMap<Text, i64>,
+    /// By place: a shared text is looked up without a look at its bytes.
+    places: HashMap<(usize, usize), i64>,
 }
 
 impl Default for Strings {
     fn default() -> Self {
         Self {
             table: vec![Vec::new()],
-            known: HashMap::from([(String::new(), 0)]),
+            known: HashMap::from([(Text::default(), 0)]),
+            places: HashMap::new(),
         }
     }
 }
 
 impl Strings {
     fn add(&mut self, text: &str) -> i64 {
-        if let Some(index) = self.known.get(text) {
+        self.add_new(text.into())
+    }
+
+    fn add_text(&mut self, text: &Text) -> i64 {
+        if let Some(index) = self.places.get(&text.place()) {
             return *index;
         }
-        let index = self.table.len() as i64;
-        self.table.push(text.as_bytes().to_vec());
-        self.known.insert(text.to_owned(), index);
+        let index = self.add_new(text.clone());
+        self.places.insert(text.place(), index);
         index
+    }
+
+    fn add_new(&mut self, text: Text) -> i64 {
+        *self.known.entry(text).or_insert_with_key(|text| {
+            self.table.push(text.as_bytes().to_vec());
+            self.table.len() as i64 - 1
+        })
     }
 }
 
@@ -276,10 +290,10 @@ fn encode_sample(sample: &Sample, strings: &mut Strings) -> wire::Sample {
         label: texts
             .chain(numbers)
             .map(|(key, text, num, unit)| wire::Label {
-                key: strings.add(key),
-                str: text.map_or(0, |text| strings.add(text)),
+                key: strings.add_text(key),
+                str: text.map_or(0, |text| strings.add_text(text)),
                 num,
-                num_unit: unit.map_or(0, |unit| strings.add(unit)),
+                num_unit: unit.map_or(0, |unit| strings.add_text(unit)),
             })
             .collect(),
     }
@@ -291,8 +305,8 @@ fn encode_mapping(id: u64, mapping: &Mapping, strings: &mut Strings) -> wire::Ma
         memory_start: mapping.start,
         memory_limit: mapping.limit,
         file_offset: mapping.offset,
-        filename: strings.add(&mapping.file),
-        build_id: strings.add(&mapping.build_id),
+        filename: strings.add_text(&mapping.file),
+        build_id: strings.add_text(&mapping.build_id),
         has_functions: mapping.has_functions,
         has_filenames: mapping.has_filenames,
         has_line_numbers: mapping.has_line_numbers,
@@ -407,21 +421,21 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Inconsistent("the file is empty"));
     }
-    let message = wire::Profile::decode(bytes).map_err(DecodeError::NotAProfile)?;
-    let strings: Vec<String> = message
-        .string_table
-        .iter()
-        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    let mut message = wire::Profile::decode(bytes).map_err(DecodeError::NotAProfile)?;
+    // Each string once, whoever refers to it.
+    let strings: Vec<Text> = std::mem::take(&mut message.string_table)
+        .into_iter()
+        .map(|bytes| String::from_utf8_lossy(&bytes).as_ref().into())
         .collect();
     if strings.first().is_some_and(|first| !first.is_empty()) {
         return Err(DecodeError::Inconsistent(
             "the string table does not begin with an empty string",
         ));
     }
-    let text = |index: i64| -> Result<String, DecodeError> {
+    let text = |index: i64| -> Result<Text, DecodeError> {
         match usize::try_from(index).ok().and_then(|index| strings.get(index)) {
             Some(text) => Ok(text.clone()),
-            None if index == 0 => Ok(String::new()),
+            None if index == 0 => Ok(Text::default()),
             None => Err(DecodeError::Inconsistent("a string index is out of range")),
         }
     };
@@ -450,9 +464,14 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
         "location ids are not unique",
     )?;
 
+    // A remark that is made again says nothing more.
+    let mut seen = HashSet::new();
+    let mut comments = std::mem::take(&mut message.comment);
+    comments.retain(|index| seen.insert(*index));
+
     let mut profile = Profile {
         sample_types: message.sample_type.iter().map(value_type).collect::<Result<_, _>>()?,
-        default_sample_type: text(message.default_sample_type)?,
+        default_sample_type: text(message.default_sample_type)?.to_string(),
         period_type: message
             .period_type
             .as_ref()
@@ -462,14 +481,13 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, DecodeError> {
         period: message.period,
         time_nanos: message.time_nanos,
         duration_nanos: message.duration_nanos,
-        comments: message
-            .comment
-            .iter()
-            .map(|index| text(*index))
-            .collect::<Result<_, _>>()?,
-        drop_frames: text(message.drop_frames)?,
-        keep_frames: text(message.keep_frames)?,
-        doc_url: text(message.doc_url)?,
+        comments: comments
+            .into_iter()
+            .map(|index| Ok(text(index)?.to_string()))
+            .collect::<Result<_, DecodeError>>()?,
+        drop_frames: text(message.drop_frames)?.to_string(),
+        keep_frames: text(message.keep_frames)?.to_string(),
+        doc_url: text(message.doc_url)?.to_string(),
         ..Profile::default()
     };
     profile.metadata = take_metadata(&mut profile.comments);
@@ -560,7 +578,7 @@ fn decode_location(
 fn decode_sample(
     sample: &wire::Sample,
     locations: &HashMap<u64, u32>,
-    text: &impl Fn(i64) -> Result<String, DecodeError>,
+    text: &impl Fn(i64) -> Result<Text, DecodeError>,
 ) -> Result<Sample, DecodeError> {
     let mut decoded = Sample {
         values: sample.value.clone(),

@@ -25,9 +25,9 @@ pub fn write(profile: &Profile, sample_type: usize, mut output: impl Write) -> i
     let mut options = Options::default();
     options.colors = Palette::Basic(BasicPalette::Mem);
     options.deterministic = true;
-    options.count_name.clone_from(&value_type.unit);
+    options.count_name = value_type.unit.to_string();
     options.title = match profile.metadata.comm.as_str() {
-        "" => value_type.kind.clone(),
+        "" => value_type.kind.to_string(),
         comm => format!("{} of {comm}", value_type.kind),
     };
     options.notes = profile.metadata.losses.to_string();

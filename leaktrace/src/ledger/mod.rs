@@ -3,24 +3,28 @@
 //! No I/O and no clock: events come with their time. Invariant: the live totals of the stacks are the sum over the
 //! outstanding blocks and regions.
 //!
+//! Where a release was lost for good, what it may have given back is left out (`leave_out_*`), which is counted too.
+//!
 //! A repair is made where the events contradict each other (an allocation at an address that is already live means that
 //! a free was missed); each is counted.
 
 mod blocks;
+mod code;
 mod pages;
 mod regions;
 mod snapshot;
 mod stacks;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 pub use blocks::{Block, BlockTable};
+pub use code::{CodeChange, CodeHistory, Interval};
 pub use regions::{Region, Regions};
 pub use snapshot::{AGE_BOUNDS, Ages, Kind, Row, Snapshot, Window};
 pub use stacks::{Amount, Stack, StackTable, Threads, Totals};
 
 use crate::{
-    event::{Event, NewBlock},
+    event::{Event, NewBlock, NewCode},
     model::ProcessAddress,
 };
 
@@ -41,14 +45,37 @@ pub struct Notes {
     pub truncated_stacks: u64,
     /// Samples of growth for which there was no room.
     pub crowded_pages: u64,
+    /// Blocks and mappings that were left out, because a call that gave one of them back was lost.
+    pub left_out: u64,
     /// Programs that it ran before this one, whose memory was given up with them.
     pub execs: u64,
+}
+
+/// A block or mapping that is outstanding.
+#[derive(Clone, Debug)]
+pub struct Outstanding {
+    /// Where it lies.
+    pub address: ProcessAddress,
+    /// Its bytes; of a block those that were asked for.
+    pub bytes: u64,
+    /// Who made it: program counters, innermost first.
+    pub frames: Arc<[ProcessAddress]>,
+    /// When, in hundredths of a second since the ledger's beginning.
+    pub born: u32,
 }
 
 /// A block that is inside `realloc` and belongs to no one else.
 struct InFlight {
     address: u64,
     block: Option<Block>,
+}
+
+/// Mappings that are inside `mremap` and belong to no one else.
+struct Moving {
+    start: u64,
+    end: u64,
+    /// First address and mapping, in order.
+    parts: Vec<(u64, Region)>,
 }
 
 /// The ledger of one process.
@@ -58,7 +85,9 @@ pub struct Ledger {
     regions: Regions,
     pages: pages::Pages,
     stacks: StackTable,
+    code: CodeHistory,
     in_flight: HashMap<u32, InFlight>,
+    moving: HashMap<u32, Moving>,
     /// Sampling intervals that blocks refer to by index; the first is 0: every allocation.
     intervals: Intervals,
     notes: Notes,
@@ -133,12 +162,14 @@ impl Ledger {
                 tid,
                 begin_deferred,
             } => {
-                let in_flight = self.in_flight.remove(&tid).filter(|block| block.address == old.0);
+                // What is in flight from an earlier reallocation, whose end was lost, is not what this one began with.
+                let in_flight = self.in_flight.remove(&tid);
+                let in_flight = in_flight.filter(|block| !begin_deferred && block.address == old.0);
                 match in_flight {
                     Some(InFlight { block: Some(block), .. }) if failed => self.put_back(old.0, block),
                     // The block was not known, or it is gone for good.
                     Some(_) => {}
-                    // The beginning is with the deferred frees, or this is a resize in place, which has none.
+                    // The beginning is with the deferred releases, or this is a resize in place, which has none.
                     None if begin_deferred || failed => {}
                     None => {
                         self.take(old.0);
@@ -148,27 +179,63 @@ impl Ledger {
                     self.allocate(new, now);
                 }
             }
-            Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter()),
+            Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter(), &self.code),
             Event::Mmap(new) => self.map(new, now),
             Event::Asked(new) => self.ask(new),
             Event::Resident(new) => self.settle(new),
             Event::Munmap { address, length } => {
-                let end = address.0.saturating_add(length);
+                let end = address.0.saturating_add(page_aligned(length));
                 self.regions.unmap(address.0, end);
                 self.pages.unmap(address.0, end);
             }
-            Event::Mremap { old, old_length, new } => self.remap(old, old_length, new, now),
+            Event::MremapBegin { old, old_length, tid } => self.begin_move(old.0, old_length, tid),
+            Event::MremapEnd {
+                old,
+                old_length,
+                new,
+                tid,
+                begin_deferred,
+            } => {
+                let moving = self.moving.remove(&tid).filter(|moving| {
+                    !begin_deferred
+                        && moving.start == old.0
+                        && moving.end == old.0.saturating_add(page_aligned(old_length))
+                });
+                let parts = moving.map(|moving| moving.parts).unwrap_or_default();
+                match new {
+                    Some(new) => self.end_move(old.0, old_length, &parts, new, now),
+                    // A failed one leaves all as it was.
+                    None => parts.into_iter().for_each(|(at, part)| self.regions.map(at, part)),
+                }
+            }
             Event::Exec => self.exec(),
             Event::ThreadExit(tid) => {
                 self.in_flight.remove(&tid);
+                self.moving.remove(&tid);
             }
+            Event::CodeMapped(NewCode { was_there: true, .. }) => {}
+            Event::CodeMapped(code) => self.code.note(CodeChange {
+                start: code.start.0,
+                end: code.end.0,
+                begun: code.begun,
+                done: code.done,
+            }),
             // A child's heap is a copy that no event of this process changes.
-            Event::CodeMapped | Event::Fork { .. } => {}
+            Event::Fork { .. } => {}
         }
     }
 
-    /// A free of which only the address arrived.
-    pub fn free(&mut self, address: ProcessAddress) {
+    /// Code may have changed anywhere, at some moment between two times: what told it was lost.
+    pub fn code_changed_anywhere(&mut self, begun: u64, done: u64) {
+        self.code.note(CodeChange {
+            start: 0,
+            end: u64::MAX,
+            begun,
+            done,
+        });
+    }
+
+    fn free(&mut self, address: ProcessAddress) {
         if self.take(address.0).is_none() {
             self.notes.unknown_frees += 1;
         }
@@ -215,7 +282,7 @@ impl Ledger {
     }
 
     fn map(&mut self, new: NewBlock, now: u32) {
-        let stack = self.stacks.find(new.stack);
+        let stack = self.stacks.find(new.stack, &self.code);
         self.stacks.get_mut(stack).mapped.add(
             Amount {
                 objects: 1.0,
@@ -245,7 +312,7 @@ impl Ledger {
 
     /// Index of the stack that memory came through; notes what is not known of it.
     fn stack_of(&mut self, new: &NewBlock) -> u32 {
-        let index = self.stacks.find(new.stack);
+        let index = self.stacks.find(new.stack, &self.code);
         if index == StackTable::OVERFLOW {
             self.notes.unknown_stacks += 1;
         }
@@ -265,25 +332,57 @@ impl Ledger {
         gone.iter().for_each(|page| self.pages.leave(*page));
     }
 
-    /// A moved mapping stays with the stack that made it; only growth belongs to the stack that asked for it.
-    fn remap(&mut self, old: ProcessAddress, old_length: u64, new: NewBlock, now: u32) {
-        let Some(region) = self.regions.containing(old.0) else {
-            return;
-        };
-        let old_length = page_aligned(old_length);
-        let new_length = page_aligned(new.size);
-        self.regions.unmap(old.0, old.0.saturating_add(old_length));
-        let kept = old_length.min(new_length);
-        let end = new.address.0.saturating_add(kept);
-        self.regions.map(new.address.0, Region { end, ..region });
-        if new_length > old_length {
+    fn begin_move(&mut self, start: u64, length: u64, tid: u32) {
+        let end = start.saturating_add(page_aligned(length));
+        let parts = self.regions.take(start, end);
+        self.moving.insert(tid, Moving { start, end, parts });
+    }
+
+    /// What was moved stays with the stack that made it; only growth belongs to the stack that asked for it. Of a mapping
+    /// that is not known neither is followed.
+    fn end_move(&mut self, old: u64, old_length: u64, parts: &[(u64, Region)], new: NewBlock, now: u32) {
+        let (old_length, new_length) = (page_aligned(old_length), page_aligned(new.size));
+        let start = new.address.0;
+        let kept = start.saturating_add(old_length.min(new_length));
+        // Whatever was there before is gone.
+        self.regions.unmap(start, start.saturating_add(new_length));
+        for (at, part) in parts {
+            let moved = |address: u64| start.saturating_add(address - old);
+            let end = moved(part.end).min(kept);
+            self.regions.map(moved(*at), Region { end, ..*part });
+        }
+        if new_length > old_length && !parts.is_empty() {
             let grown = NewBlock {
-                address: ProcessAddress(end),
+                address: ProcessAddress(kept),
                 size: new_length - old_length,
                 ..new
             };
             self.map(grown, now);
         }
+    }
+
+    /// Leaves out blocks that may have been given back by calls that were lost.
+    pub fn leave_out_blocks(&mut self, is_in_doubt: impl Fn(ProcessAddress) -> bool) {
+        let blocks = self.blocks.iter().map(|(address, _)| address);
+        let left_out: Vec<u64> = blocks.filter(|address| is_in_doubt(ProcessAddress(*address))).collect();
+        self.notes.left_out += left_out.len() as u64;
+        for address in left_out {
+            self.take(address);
+        }
+    }
+
+    /// Leaves out all that is outstanding.
+    pub fn leave_out_all(&mut self) {
+        self.in_flight.clear();
+        self.leave_out_blocks(|_| true);
+        self.leave_out_mappings();
+    }
+
+    /// Leaves out all mappings, and all pages that became resident.
+    pub fn leave_out_mappings(&mut self) {
+        self.moving.clear();
+        let mappings = std::mem::take(&mut self.regions).len();
+        self.notes.left_out += (mappings + self.pages.clear()) as u64;
     }
 
     /// All memory of the old program is gone, and its stacks mean nothing any more.
@@ -296,6 +395,26 @@ impl Ledger {
             notes,
             ..Self::default()
         };
+    }
+
+    /// Outstanding blocks one by one, in no order.
+    pub fn blocks(&self) -> impl Iterator<Item = Outstanding> + '_ {
+        self.blocks.iter().map(|(address, block)| Outstanding {
+            address: ProcessAddress(address),
+            bytes: block.size,
+            frames: self.stacks.frames(block.stack),
+            born: block.born,
+        })
+    }
+
+    /// Outstanding mappings one by one, by address.
+    pub fn mappings(&self) -> impl Iterator<Item = Outstanding> + '_ {
+        self.regions.iter().map(|(start, region)| Outstanding {
+            address: ProcessAddress(start),
+            bytes: region.end - start,
+            frames: self.stacks.frames(region.stack),
+            born: region.born,
+        })
     }
 
     /// What the ledger noticed.

@@ -52,6 +52,11 @@ impl Pages {
         }
     }
 
+    /// Forgets all; returns how many there were.
+    pub fn clear(&mut self) -> usize {
+        std::mem::take(&mut self.samples).len()
+    }
+
     /// The pages.
     pub fn addresses(&self) -> impl Iterator<Item = ProcessAddress> + '_ {
         self.samples.keys().map(|page| ProcessAddress(*page))

@@ -50,6 +50,29 @@ impl Regions {
         }
     }
 
+    /// Takes an interval out: the parts of it that were mapped, in order.
+    pub fn take(&mut self, start: u64, end: u64) -> Vec<(u64, Region)> {
+        if end <= start {
+            return Vec::new();
+        }
+        let before = self
+            .0
+            .range(..start)
+            .next_back()
+            .filter(|(_, region)| region.end > start);
+        let parts = before.into_iter().chain(self.0.range(start..end));
+        let clip = |(at, region): (&u64, &Region)| {
+            let part = Region {
+                end: region.end.min(end),
+                ..*region
+            };
+            (start.max(*at), part)
+        };
+        let parts = parts.map(clip).collect();
+        self.unmap(start, end);
+        parts
+    }
+
     /// The region that begins at an address.
     pub fn at(&self, start: u64) -> Option<Region> {
         self.0.get(&start).copied()
@@ -99,6 +122,19 @@ mod tests {
             regions.iter().collect::<Vec<_>>(),
             [(10, region(20, 1)), (30, region(40, 1))]
         );
+    }
+
+    #[test]
+    fn what_is_taken_out_is_cut_at_both_ends() {
+        let mut regions = Regions::default();
+        regions.map(10, region(40, 1));
+        regions.map(50, region(90, 2));
+        assert_eq!(regions.take(20, 60), [(20, region(40, 1)), (50, region(60, 2))]);
+        assert_eq!(
+            regions.iter().collect::<Vec<_>>(),
+            [(10, region(20, 1)), (60, region(90, 2))]
+        );
+        assert_eq!(regions.take(60, 20), []);
     }
 
     proptest! {

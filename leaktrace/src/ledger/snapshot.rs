@@ -7,7 +7,7 @@ use std::{
 
 use leaktrace_common::reason::WalkEnd;
 
-use super::{Amount, Ledger, Threads};
+use super::{Amount, CodeHistory, Ledger, Threads};
 use crate::model::ProcessAddress;
 
 /// Where memory comes from.
@@ -38,6 +38,8 @@ pub struct Row {
     pub frames: Arc<[ProcessAddress]>,
     /// Where the walk ended.
     pub end: WalkEnd,
+    /// How many changes of code ([`Snapshot::code`]) came before it.
+    pub code: u64,
     /// The thread that allocated, if it was always the same.
     pub thread: Option<u32>,
     /// Allocated since tracing began.
@@ -64,6 +66,8 @@ pub struct Window {
 pub struct Snapshot {
     /// Stacks with anything to tell, in no particular order.
     pub rows: Vec<Row>,
+    /// When code changed where.
+    pub code: CodeHistory,
     /// How the live bytes came to be what they are.
     pub history: Vec<Window>,
     /// The moment, in hundredths of a second since the ledger's beginning.
@@ -178,6 +182,7 @@ impl Ledger {
                         kind,
                         frames: Arc::clone(&stack.frames),
                         end: stack.end,
+                        code: stack.code,
                         thread: match stack.thread {
                             Threads::One(tid) => Some(tid),
                             Threads::None | Threads::Many => None,
@@ -192,6 +197,7 @@ impl Ledger {
         }
         Snapshot {
             rows,
+            code: self.code.clone(),
             history: self.windows.history.iter().cloned().collect(),
             at: now,
             growth_since: self.windows.marks[0],

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use leaktrace_common::reason::WalkEnd;
 
+use super::CodeHistory;
 use crate::model::{ProcessAddress, StackId};
 
 /// Most stacks that are told apart: what an entry of the block table can name. Later ones share
@@ -89,6 +90,10 @@ pub struct Stack {
     pub frames: Arc<[ProcessAddress]>,
     /// Where the walk ended.
     pub end: WalkEnd,
+    /// How many changes of code there had been when it came: what its addresses mean.
+    pub code: u64,
+    /// How many there had been when it was last made sure that they still mean that.
+    checked: u64,
     /// Who came through.
     pub thread: Threads,
     /// Blocks from an allocator.
@@ -103,10 +108,12 @@ pub struct Stack {
 
 impl Stack {
     /// Nothing happened through it yet.
-    fn new(frames: Arc<[ProcessAddress]>, end: WalkEnd) -> Self {
+    fn new(frames: Arc<[ProcessAddress]>, end: WalkEnd, code: u64) -> Self {
         Self {
             frames,
             end,
+            code,
+            checked: code,
             thread: Threads::None,
             native: Totals::default(),
             marks: [0.0; 2],
@@ -126,7 +133,7 @@ impl Default for StackTable {
     fn default() -> Self {
         Self {
             index: HashMap::new(),
-            stacks: vec![Stack::new(Arc::default(), WalkEnd::Bottom)],
+            stacks: vec![Stack::new(Arc::default(), WalkEnd::Bottom, 0)],
         }
     }
 }
@@ -136,17 +143,46 @@ impl StackTable {
     pub const OVERFLOW: u32 = 0;
 
     /// Notes a stack; one that is known already is left as it is.
-    pub fn define(&mut self, id: StackId, end: WalkEnd, frames: impl Iterator<Item = ProcessAddress>) {
-        if self.stacks.len() >= MAX_STACKS || self.index.contains_key(&id) {
-            return;
+    pub fn define(
+        &mut self,
+        id: StackId,
+        end: WalkEnd,
+        frames: impl Iterator<Item = ProcessAddress>,
+        code: &CodeHistory,
+    ) {
+        if !self.index.contains_key(&id) {
+            self.add(id, Stack::new(frames.collect(), end, code.count()));
         }
-        self.index.insert(id, self.stacks.len() as u32);
-        self.stacks.push(Stack::new(frames.collect(), end));
     }
 
-    /// Index of a stack, [`StackTable::OVERFLOW`] if it is not known.
-    pub fn find(&self, id: StackId) -> u32 {
-        self.index.get(&id).copied().unwrap_or(Self::OVERFLOW)
+    /// Notes a stack that an id stands for from now on. [`StackTable::OVERFLOW`] if there is no room.
+    fn add(&mut self, id: StackId, stack: Stack) -> u32 {
+        if self.stacks.len() >= MAX_STACKS {
+            return Self::OVERFLOW;
+        }
+        let index = self.stacks.len() as u32;
+        self.index.insert(id, index);
+        self.stacks.push(stack);
+        index
+    }
+
+    /// Index of a stack, [`StackTable::OVERFLOW`] if it is not known. Where code that it leads through was replaced, the
+    /// same addresses are another stack from then on.
+    pub fn find(&mut self, id: StackId, code: &CodeHistory) -> u32 {
+        let Some(&index) = self.index.get(&id) else {
+            return Self::OVERFLOW;
+        };
+        let now = code.count();
+        let stack = &mut self.stacks[index as usize];
+        if stack.checked == now {
+            return index;
+        }
+        if !code.touches(&stack.frames, stack.checked) {
+            stack.checked = now;
+            return index;
+        }
+        let another = Stack::new(Arc::clone(&stack.frames), stack.end, now);
+        self.add(id, another)
     }
 
     /// The stack at an index; indices come from this table.
@@ -157,6 +193,12 @@ impl StackTable {
             Self::OVERFLOW
         };
         &mut self.stacks[index as usize]
+    }
+
+    /// Program counters of the stack at an index.
+    pub fn frames(&self, index: u32) -> Arc<[ProcessAddress]> {
+        let stack = self.stacks.get(index as usize);
+        stack.map(|stack| Arc::clone(&stack.frames)).unwrap_or_default()
     }
 
     /// Notes what is live now as what growth is measured from later.

@@ -25,9 +25,12 @@ fn new(address: u64, size: u64, stack: u64) -> NewBlock {
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new();
     for stack in 1..=4u64 {
-        ledger
-            .stacks
-            .define(StackId(stack), WalkEnd::Bottom, [ProcessAddress(stack)].into_iter());
+        ledger.stacks.define(
+            StackId(stack),
+            WalkEnd::Bottom,
+            [ProcessAddress(stack)].into_iter(),
+            &CodeHistory::default(),
+        );
     }
     ledger
 }
@@ -110,7 +113,7 @@ fn a_realloc_to_nothing_frees() {
 fn a_realloc_whose_beginning_was_deferred_does_not_free_again() {
     let mut ledger = ledger();
     ledger.apply(Event::Alloc(new(A, 100, 1)), 0);
-    ledger.free(ProcessAddress(A));
+    ledger.apply(Event::Free(ProcessAddress(A)), 0);
     ledger.apply(Event::Alloc(new(A, 50, 2)), 0);
     let deferred = Event::ReallocEnd {
         old: ProcessAddress(A),
@@ -158,10 +161,15 @@ fn exec_gives_everything_up_and_counts_on() {
 fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
     let mut ledger = ledger();
     ledger.apply(Event::Mmap(new(0x10000, 0x4000, 1)), 0);
-    let grown = Event::Mremap {
-        old: ProcessAddress(0x10000),
-        old_length: 0x4000,
-        new: new(0x90000, 0x6000, 2),
+    let (old, old_length, tid) = (ProcessAddress(0x10000), 0x4000, 1);
+    ledger.apply(Event::MremapBegin { old, old_length, tid }, 0);
+    assert_eq!(ledger.live_bytes(), 0.0);
+    let grown = Event::MremapEnd {
+        old,
+        old_length,
+        new: Some(new(0x90000, 0x6000, 2)),
+        tid,
+        begin_deferred: false,
     };
     ledger.apply(grown, 0);
     let snapshot = ledger.snapshot(0);
@@ -171,6 +179,33 @@ fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
         .map(|row| (row.frames[0].0, row.live.bytes))
         .collect();
     assert_eq!(live, BTreeMap::from([(1, 0x4000 as f64), (2, 0x2000 as f64)]));
+}
+
+#[test]
+fn a_failed_mremap_leaves_the_mapping() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Mmap(new(0x10000, 0x4000, 1)), 0);
+    let (old, old_length, tid) = (ProcessAddress(0x11000), 0x1000, 1);
+    ledger.apply(Event::MremapBegin { old, old_length, tid }, 0);
+    let failed = Event::MremapEnd {
+        old,
+        old_length,
+        new: None,
+        tid,
+        begin_deferred: false,
+    };
+    ledger.apply(failed, 0);
+    assert_eq!(ledger.live_bytes(), 0x4000 as f64);
+}
+
+/// The kernel gives whole pages back.
+#[test]
+fn an_unmapped_length_is_rounded_up() {
+    let mut ledger = ledger();
+    ledger.apply(Event::Mmap(new(0x10000, 5000, 1)), 0);
+    let (address, length) = (ProcessAddress(0x10000), 5000);
+    ledger.apply(Event::Munmap { address, length }, 0);
+    assert_eq!(ledger.live_bytes(), 0.0);
 }
 
 #[test]
@@ -285,4 +320,52 @@ proptest! {
         }
         prop_assert_eq!(live(&ledger), model);
     }
+}
+
+/// The plug-in that is closed and the one that is mapped in its place have one stack of addresses, and two names.
+#[test]
+fn a_stack_is_another_one_when_its_code_was_replaced() {
+    let mut ledger = Ledger::new();
+    let frames = || [ProcessAddress(0x1010), ProcessAddress(0x9000)].into_iter();
+    ledger
+        .stacks
+        .define(StackId(1), WalkEnd::Bottom, frames(), &ledger.code);
+    let elsewhere = |start: u64, time| NewCode {
+        start: ProcessAddress(start),
+        end: ProcessAddress(start + 0x100),
+        begun: time,
+        done: time + 1,
+        is_made: false,
+        was_there: false,
+    };
+    ledger.apply(Event::Alloc(new(A, 10, 1)), 0);
+    // Code at other places, and memory that becomes executable, replace nothing.
+    ledger.apply(Event::CodeMapped(elsewhere(0x5000, 10)), 0);
+    let protected = NewCode {
+        was_there: true,
+        ..elsewhere(0x1000, 20)
+    };
+    ledger.apply(Event::CodeMapped(protected), 0);
+    ledger.apply(Event::Alloc(new(A + 64, 10, 1)), 0);
+    assert_eq!(ledger.snapshot(0).rows.len(), 1);
+    ledger.apply(Event::CodeMapped(elsewhere(0x1000, 30)), 0);
+    ledger.apply(Event::Alloc(new(A + 128, 5, 1)), 0);
+    ledger.apply(Event::Free(ProcessAddress(A)), 0);
+    // The kernel side may send the stack again.
+    ledger
+        .stacks
+        .define(StackId(1), WalkEnd::Bottom, frames(), &ledger.code);
+    ledger.apply(Event::Alloc(new(A + 192, 5, 1)), 0);
+    let snapshot = ledger.snapshot(0);
+    let mut rows: Vec<_> = snapshot
+        .rows
+        .iter()
+        .map(|row| {
+            let interval = snapshot.code.interval(row.frames[0], row.code);
+            (interval.from, interval.until, row.live.bytes)
+        })
+        .collect();
+    rows.sort_by_key(|row| row.0);
+    assert_eq!(rows, [(0, 30, 10.0), (31, u64::MAX, 10.0)]);
+    check(&ledger);
 }

@@ -29,3 +29,44 @@ pub(crate) fn code(code: &[u8]) -> ElfImage {
     file.extend(code);
     ElfImage::new(Box::new(file)).unwrap()
 }
+
+/// A section of [`with_sections`]: name, type, flags, where its bytes begin among the given ones, how many, link.
+pub(crate) type Section<'a> = (&'a str, u32, u64, u64, u64, u32);
+
+/// A file with a page of code, these bytes behind it, and these sections in them.
+pub(crate) fn with_sections(sections: &[Section<'_>], bytes: &[u8]) -> Vec<u8> {
+    const CODE: u64 = 0x1000;
+    let begin = 2 * CODE;
+    let mut names = vec![0];
+    let mut headers = vec![0; 64];
+    let names_at = begin + bytes.len() as u64;
+    let mut header = |names: &mut Vec<u8>, (name, kind, flags, start, size, link): Section<'_>| {
+        headers.extend([names.len() as u32, kind].map(u32::to_le_bytes).concat());
+        headers.extend([flags, 0, start, size].map(u64::to_le_bytes).concat());
+        headers.extend([link, 0].map(u32::to_le_bytes).concat());
+        headers.extend([8u64, if kind == 2 { 24 } else { 0 }].map(u64::to_le_bytes).concat());
+        names.extend(name.as_bytes());
+        names.push(0);
+    };
+    for &(name, kind, flags, start, size, link) in sections {
+        header(&mut names, (name, kind, flags, begin + start, size, link));
+    }
+    let size = names.len() as u64 + 10;
+    header(&mut names, (".shstrtab", 3, 0, names_at, size, 0));
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    file.extend([3u16, 62].map(u16::to_le_bytes).concat());
+    file.extend(1u32.to_le_bytes());
+    let table = (names_at + names.len() as u64).next_multiple_of(8);
+    file.extend([0, 64, table].map(u64::to_le_bytes).concat());
+    file.extend(0u32.to_le_bytes());
+    let count = sections.len() as u16 + 2;
+    file.extend([64, 56, 1, 64, count, count - 1].map(u16::to_le_bytes).concat());
+    file.extend([1u32, 5].map(u32::to_le_bytes).concat());
+    file.extend([0, 0, 0, begin, begin, CODE].map(u64::to_le_bytes).concat());
+    file.resize(begin as usize, 0xc3);
+    file.extend(bytes);
+    file.extend(&names);
+    file.resize(table as usize, 0);
+    file.extend(headers);
+    file
+}

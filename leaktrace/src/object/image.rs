@@ -22,10 +22,10 @@ use crate::model::{BuildId, ElfAddress, FileOffset};
 
 /// Largest note section or segment that is searched for a build ID.
 const MAX_NOTES: u64 = 1 << 20;
-/// Largest relocation section (about 2.8 million entries).
-const MAX_RELOCATIONS: u64 = 64 << 20;
+/// Largest relocation sections, together (about 1.4 million entries; a browser has a third of that).
+const MAX_RELOCATIONS: u64 = 32 << 20;
 /// Largest string table that is read whole.
-pub(super) const MAX_STRINGS: u64 = 256 << 20;
+pub(super) const MAX_STRINGS: u64 = 128 << 20;
 /// Largest `.eh_frame_hdr` (about 2 million functions).
 const MAX_FUNCTION_TABLE: u64 = 16 << 20;
 
@@ -466,14 +466,16 @@ impl ElfImage {
     /// Relocations of the dynamic loader, by slot. What cannot be read is left out: a missing one only means "unknown".
     fn read_relocations(&self) -> Vec<Relocation> {
         let mut all = Vec::new();
+        let mut left = MAX_RELOCATIONS;
         for section in self
             .sections
             .iter()
             .filter(|s| s.kind == elf::SHT_RELA.0 && s.allocated)
         {
-            let Ok(bytes) = self.section_bytes(section, MAX_RELOCATIONS) else {
+            let Ok(bytes) = self.section_bytes(section, left) else {
                 continue;
             };
+            left -= bytes.len() as u64;
             let count = bytes.len() / size_of::<Rela64<LE>>();
             let Ok((entries, _)) = slice_from_bytes::<Rela64<LE>>(&bytes, count) else {
                 continue;

@@ -6,4 +6,5 @@ pub mod code;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod image;
+pub mod mini;
 pub mod symbols;

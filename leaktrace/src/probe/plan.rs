@@ -4,16 +4,18 @@
 //! never gets a probe that replaces its return address.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::PathBuf;
 
 use leaktrace_common::signature::{Op, Signature};
 
 use crate::allocator::detect::{Detection, Hook};
 use crate::allocator::inspect::ProcessFile;
-use crate::model::{BuildId, ElfAddress, FileOffset};
+use crate::model::{ElfAddress, FileOffset};
+use crate::probe::decoded::Decoded;
 use crate::probe::returns::{self, ReturnSites, ReturnsError};
 use crate::probe::site::{self, Demand, Site, SiteError};
-use crate::proc::maps::FileId;
+use crate::proc::{files::FileVersion, maps::FileId};
 
 /// Most files of which sites are remembered.
 const MAX_CACHED: usize = 65_536;
@@ -56,6 +58,19 @@ pub struct PlannedProbe {
     pub ret: ReturnProbe,
     /// Why the function is hooked, and why its return is seen that way.
     pub reason: String,
+    /// All code that the places were concluded from.
+    pub code: Vec<Decoded>,
+}
+
+impl PlannedProbe {
+    /// Where its probes stand in the file.
+    pub fn places(&self) -> impl Iterator<Item = FileOffset> {
+        let returns = match &self.ret {
+            ReturnProbe::Instructions(returns) => returns.as_slice(),
+            ReturnProbe::None | ReturnProbe::FunctionReturn => &[],
+        };
+        std::iter::once(self.entry.offset).chain(returns.iter().copied())
+    }
 }
 
 /// The probes of one file.
@@ -82,6 +97,12 @@ pub struct Refused {
     pub reason: String,
 }
 
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` in `{}`: {}", self.symbol, self.path.display(), self.reason)
+    }
+}
+
 /// The probes of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -89,6 +110,8 @@ pub struct Plan {
     pub files: Vec<FilePlan>,
     /// What had to be left out: allocations of these are not seen.
     pub refused: Vec<Refused>,
+    /// Files of which functions were left out because of what was found in the process's memory (see `verify`).
+    pub withdrawn: Vec<FileId>,
 }
 
 impl Plan {
@@ -97,6 +120,11 @@ impl Plan {
         self.files
             .iter()
             .flat_map(|file| file.probes.iter().map(move |probe| (file, probe)))
+    }
+
+    /// Why nothing is probed although there is something to probe; `None` where that is not so.
+    pub fn nothing_left(&self) -> Option<&Refused> {
+        self.refused.first().filter(|_| self.files.is_empty())
     }
 
     /// Whether all calls of an operation are probed at instructions that the kernel executes step by step, which costs ten
@@ -110,17 +138,10 @@ impl Plan {
     }
 }
 
-/// Identity of a file's code: the build, or the file itself where no build ID tells.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum CodeKey {
-    Build(BuildId, u64),
-    File(FileId, u64),
-}
-
-/// Makes plans, and decodes each build only once.
+/// Makes plans, and decodes each file only once.
 #[derive(Debug, Default)]
 pub struct Planner {
-    sites: HashMap<(CodeKey, ElfAddress, Demand), Result<Site, SiteError>>,
+    sites: HashMap<(FileVersion, ElfAddress, Demand), Result<Site, SiteError>>,
 }
 
 impl Planner {
@@ -158,6 +179,11 @@ impl Planner {
                 }
             }
         }
+        plan.refused.extend(detection.unseen.iter().map(|unseen| Refused {
+            symbol: unseen.symbol.clone(),
+            path: unseen.file.clone(),
+            reason: unseen.reason.clone(),
+        }));
         plan
     }
 
@@ -169,6 +195,7 @@ impl Planner {
         hooked: &HashSet<&[u8]>,
     ) -> Result<PlannedProbe, String> {
         let image = &file.inspected.image;
+        let mut code = Vec::new();
         let (ret, how) = if hook.signature.op() == Op::Free as u8 {
             (ReturnProbe::None, None)
         } else if hook.can_throw || features.uretprobes_kill {
@@ -187,6 +214,7 @@ impl Planner {
             if let Some(way) = &found.incomplete {
                 how.push_str(&format!(" (not all: {way})"));
             }
+            code = found.code;
             (ReturnProbe::Instructions(found.offsets), Some(how))
         } else {
             (ReturnProbe::FunctionReturn, None)
@@ -200,6 +228,7 @@ impl Planner {
         let entry = self
             .site(file, hook.address, demand)
             .map_err(|error| error.to_string())?;
+        code.extend_from_slice(&entry.code);
         Ok(PlannedProbe {
             symbol: hook.names[0].clone(),
             aliases: hook.names[1..].to_vec(),
@@ -220,21 +249,18 @@ impl Planner {
             .flatten()
             .collect::<Vec<_>>()
             .join("; "),
+            code,
         })
     }
 
     fn site(&mut self, file: &ProcessFile, function: ElfAddress, demand: Demand) -> Result<Site, SiteError> {
         let image = &file.inspected.image;
-        let key = match image.build_id() {
-            Some(id) => CodeKey::Build(id.clone(), image.file_len()),
-            None => CodeKey::File(file.id, image.file_len()),
-        };
         // A full cache begins anew: sites are cheap to find again, memory is not unbounded.
         if self.sites.len() >= MAX_CACHED {
             self.sites.clear();
         }
         self.sites
-            .entry((key, function, demand))
+            .entry((file.version, function, demand))
             .or_insert_with(|| site::choose(image, function, demand))
             .clone()
     }

@@ -11,6 +11,7 @@ use crate::model::{ElfAddress, FileOffset};
 use crate::object::code::{Callee, CodeReader, Flow, Target};
 use crate::object::image::ElfImage;
 use crate::object::symbols::find_definition;
+use crate::probe::decoded::Decoded;
 
 /// Most instructions that are walked.
 const MAX_STEPS: usize = 20_000;
@@ -27,6 +28,8 @@ pub struct ReturnSites {
     pub leaves_to: Vec<String>,
     /// A way out that could not be followed: calls that take it are not seen to return.
     pub incomplete: Option<Unfollowed>,
+    /// All code that was walked.
+    pub code: Vec<Decoded>,
 }
 
 /// A way out of a function that cannot be followed.
@@ -74,6 +77,7 @@ pub fn find(
     let mut leaves_to = BTreeSet::new();
     let mut incomplete = None;
     let mut visited = HashSet::new();
+    let mut walked = Vec::new();
     let mut computed = None;
     let mut swept = false;
     let mut pending = vec![entry];
@@ -85,6 +89,7 @@ pub fn find(
                     return Err(ReturnsError::TooLarge);
                 }
                 let step = reader.step(at);
+                walked.push((at, step.len));
                 match step.flow {
                     Flow::Next => {}
                     Flow::Stop => break,
@@ -145,6 +150,7 @@ pub fn find(
         offsets: returns.into_iter().collect(),
         leaves_to: leaves_to.into_iter().collect(),
         incomplete,
+        code: Decoded::runs(image, walked),
     })
 }
 
@@ -244,6 +250,7 @@ mod tests {
         fn each_is_a_return(code in proptest::collection::vec(prop_oneof![Just(0xc3u8), Just(0x74), Just(0x02), any::<u8>()], 1..200)) {
             if let Ok(found) = returns(&code) {
                 for offset in found.offsets {
+                    prop_assert!(found.code.iter().any(|run| run.has(offset)));
                     // Prefixes may stand in front of it.
                     let at = (offset.0 - 0x1000) as usize;
                     prop_assert!(code[at..].iter().take(15).any(|byte| matches!(byte, 0xc2 | 0xc3 | 0xca | 0xcb | 0xcf)));

@@ -8,10 +8,13 @@
 mod aarch64;
 mod x86_64;
 
+use std::sync::Arc;
+
 use leaktrace_common::signature::Signature;
 
 use crate::model::{ElfAddress, FileOffset};
 use crate::object::image::{ElfImage, Machine};
+use crate::probe::decoded::Decoded;
 
 /// What a site has to allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +46,8 @@ pub struct Site {
     pub emulated: bool,
     /// Why here.
     pub reason: String,
+    /// The code from the entry to the end of this instruction, which all of that was concluded from.
+    pub code: Arc<[Decoded]>,
 }
 
 /// There is no place for a probe.
@@ -61,12 +66,19 @@ pub fn choose(image: &ElfImage, entry: ElfAddress, demand: Demand) -> Result<Sit
         .ok_or(SiteError::NoCode(entry))?;
     Ok(match image.machine() {
         Machine::X86_64 => x86_64::choose(image, entry, offset, demand),
-        Machine::Aarch64 => aarch64::choose(entry, offset, demand),
+        Machine::Aarch64 => aarch64::choose(image, entry, offset, demand),
     })
 }
 
 /// The entry itself, for the reason given.
-fn at_entry(entry: ElfAddress, offset: FileOffset, demand: Demand, instruction: String, reason: String) -> Site {
+fn at_entry(
+    entry: ElfAddress,
+    offset: FileOffset,
+    demand: Demand,
+    instruction: String,
+    reason: String,
+    code: Vec<Decoded>,
+) -> Site {
     let signature = demand.signature;
     Site {
         offset,
@@ -77,6 +89,7 @@ fn at_entry(entry: ElfAddress, offset: FileOffset, demand: Demand, instruction: 
         stack_offset: 0,
         emulated: false,
         reason,
+        code: code.into(),
     }
 }
 
@@ -106,6 +119,12 @@ mod tests {
         let site = choose(&image, ElfAddress(fixture::BASE), demand).unwrap();
         assert_eq!(site.offset.0, 0x1000 + u64::from(site.distance));
         assert_eq!(site.address.0, fixture::BASE + u64::from(site.distance));
+        // What the place was concluded from begins at the entry and ends with the instruction.
+        let [decoded] = &*site.code else {
+            panic!("one run: {:?}", site.code)
+        };
+        assert!(decoded.offset.0 == 0x1000 && decoded.has(site.offset));
+        assert_eq!(decoded.starts.last(), Some(&site.distance));
         (site.distance, site.emulated, site.stack_offset)
     }
 

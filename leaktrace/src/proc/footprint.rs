@@ -1,10 +1,12 @@
 //! How much memory a process has, by the cheapest files that tell: made to be asked every second for every process.
 //!
-//! `statm` is held open, so a look is one read; when the process ends the read fails, whoever has its pid by then.
+//! `statm` is held open, so a look is one read; when the process ends the read fails, whoever has its pid by then. It is
+//! that of the process's first thread, or, once that has ended, of another one.
 
 use std::{fs::File, os::unix::fs::FileExt, path::PathBuf};
 
-use super::{ProcError, read_bounded};
+use super::{ProcError, identity, living, read_bounded};
+use crate::model::ProcessKey;
 
 /// Size of a page here.
 const PAGE: u64 = 4096;
@@ -31,6 +33,9 @@ pub struct Rest {
 #[derive(Debug)]
 pub struct Footprint {
     pid: u32,
+    /// The thread that is asked.
+    thread: u32,
+    start_time: Option<u64>,
     statm: File,
 }
 
@@ -40,18 +45,50 @@ impl Footprint {
     /// # Errors
     /// It does not exist.
     pub fn open(pid: u32) -> Result<Self, ProcError> {
-        let path = PathBuf::from(format!("/proc/{pid}/statm"));
+        Self::through(pid, pid, None)
+    }
+
+    /// Says which process it is: after that no other one that has its pid is taken for it.
+    pub fn belongs_to(&mut self, key: ProcessKey) {
+        self.start_time = Some(key.start_time);
+    }
+
+    fn through(pid: u32, thread: u32, start_time: Option<u64>) -> Result<Self, ProcError> {
+        let path = PathBuf::from(format!("/proc/{pid}/task/{thread}/statm"));
         let statm = File::open(&path).map_err(|source| ProcError::from_io(pid, &path, source))?;
-        Ok(Self { pid, statm })
+        Ok(Self {
+            pid,
+            thread,
+            start_time,
+            statm,
+        })
     }
 
     /// What is resident now.
     ///
     /// # Errors
     /// [`ProcError::Exited`] when it has ended.
-    pub fn resident(&self) -> Result<Resident, ProcError> {
+    pub fn resident(&mut self) -> Result<Resident, ProcError> {
+        let known = self.read();
+        // A thread that has ended has no memory, or cannot be read any more.
+        if known.as_ref().is_ok_and(|resident| *resident != Resident::default()) {
+            return known;
+        }
+        let thread = living::thread(self.pid);
+        if thread == self.thread {
+            return known;
+        }
+        let key = identity::read_key(self.pid)?;
+        if self.start_time.is_some_and(|start_time| start_time != key.start_time) {
+            return Err(ProcError::Exited { pid: self.pid });
+        }
+        *self = Self::through(self.pid, thread, self.start_time)?;
+        self.read()
+    }
+
+    fn read(&self) -> Result<Resident, ProcError> {
         let mut text = [0; 128];
-        let path = || PathBuf::from(format!("/proc/{}/statm", self.pid));
+        let path = || PathBuf::from(format!("/proc/{}/task/{}/statm", self.pid, self.thread));
         let length = self
             .statm
             .read_at(&mut text, 0)
@@ -68,7 +105,7 @@ impl Footprint {
     /// # Errors
     /// It has ended, or the kernel's text is not as expected.
     pub fn rest(&self) -> Result<Rest, ProcError> {
-        let status = read_bounded(self.pid, "status", 64 << 10)?;
+        let status = read_bounded(self.thread, "status", 64 << 10)?;
         let stat = read_bounded(self.pid, "stat", 4096)?;
         Ok(Rest {
             swap: parse_swap(&status).unwrap_or(0),
@@ -82,11 +119,11 @@ impl Footprint {
 /// # Errors
 /// It has ended, or has more than 32 MiB of mappings' descriptions.
 pub fn read_brk(pid: u32) -> Result<Option<u64>, ProcError> {
-    let maps = read_bounded(pid, "maps", 32 << 20)?;
+    let maps = read_bounded(living::thread(pid), "maps", 32 << 20)?;
     Ok(parse_brk(&maps))
 }
 
-/// `size resident shared text lib data dt`, in pages. Zombies have zeros.
+/// `size resident shared text lib data dt`, in pages. Threads that have ended have zeros.
 fn parse_statm(text: &[u8]) -> Option<Resident> {
     let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace().map(str::parse);
     let mut next = || -> Option<u64> { numbers.next()?.ok() };
@@ -150,7 +187,7 @@ mod tests {
 
     #[test]
     fn this_process_has_memory() {
-        let footprint = Footprint::open(std::process::id()).expect("this process lives");
+        let mut footprint = Footprint::open(std::process::id()).expect("this process lives");
         let resident = footprint.resident().expect("this process lives");
         assert!(resident.rss >= resident.anonymous && resident.anonymous > 0);
         footprint.rest().expect("this process lives");

@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::model::ProcessKey;
-use crate::proc::{ProcError, process_exists, read_bounded};
+use crate::proc::{ProcError, living, process_exists, read_bounded};
 
 /// Bit of `flags` in `/proc/PID/stat` that marks kernel threads (`PF_KTHREAD`).
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -40,6 +40,10 @@ pub struct Stat {
     pub state: char,
     /// Parent pid.
     pub parent: u32,
+    /// Threads that are left of the process.
+    pub threads: u32,
+    /// Flags of the thread (`PF_*`).
+    pub flags: u64,
     /// A thread of the kernel.
     pub kernel_thread: bool,
     /// Address where the stack of its main thread begins: each program that a process runs has another, by chance; 0
@@ -87,6 +91,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     // `rest` begins with field 3.
     let fields: Vec<&str> = rest.split_ascii_whitespace().take(50).collect();
     let field = |number: usize| fields.get(number - 3).copied();
+    let flags = field(9)?.parse::<u64>().ok()?;
     Some(Stat {
         key: ProcessKey {
             pid,
@@ -95,7 +100,9 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         comm,
         state: field(3)?.chars().next()?,
         parent: field(4)?.parse().ok()?,
-        kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
+        threads: field(20)?.parse().ok()?,
+        flags,
+        kernel_thread: flags & PF_KTHREAD != 0,
         stack_start: field(28).and_then(|field| field.parse().ok()).unwrap_or(0),
     })
 }
@@ -114,22 +121,23 @@ pub fn read_key(pid: u32) -> Result<ProcessKey, ProcError> {
 /// Reads everything about a process that can be traced.
 ///
 /// # Errors
-/// [`ProcError::KernelThread`] for a kernel thread; [`ProcError::Exited`] for a zombie.
+/// [`ProcError::KernelThread`] for a kernel thread; [`ProcError::Exited`] when all of its threads have ended.
 pub fn read_identity(pid: u32) -> Result<Identity, ProcError> {
     let stat = read_stat(pid)?;
     if stat.kernel_thread {
         return Err(ProcError::KernelThread { pid, comm: stat.comm });
     }
-    if matches!(stat.state, 'Z' | 'X' | 'x') {
+    if living::has_ended(&stat) {
         return Err(ProcError::Exited { pid });
     }
-    let status = read_bounded(pid, "status", 1 << 16)?;
+    let thread = living::thread(pid);
+    let status = read_bounded(thread, "status", 1 << 16)?;
     let (uid, seccomp) = parse_status(&status).ok_or_else(|| malformed(pid, "status", "no Uid line"))?;
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let exe = std::fs::read_link(format!("/proc/{thread}/exe")).ok();
     Ok(Identity {
         key: stat.key,
         comm: stat.comm,
-        cmdline: read_cmdline(pid),
+        cmdline: read_cmdline(thread),
         exe: exe.map(strip_deleted),
         uid,
         seccomp,
@@ -164,11 +172,58 @@ pub fn thread_group(pid: u32) -> Result<u32, ProcError> {
     parse_thread_group(&status).ok_or_else(|| malformed(pid, "status", "no Tgid line"))
 }
 
+/// What a process is for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// Its pid in the innermost pid namespace that it is in.
+    pub pid: u32,
+    /// The user that it makes files as, as this process's user namespace names it.
+    pub uid: u32,
+}
+
+/// What a process is for itself.
+///
+/// # Errors
+/// It is gone, or out of reach.
+pub fn read_inner(pid: u32) -> Result<Inner, ProcError> {
+    let status = read_bounded(pid, "status", 1 << 16)?;
+    parse_inner(&status).ok_or_else(|| malformed(pid, "status", "no Uid line"))
+}
+
+/// The last words of the lines `NSpid:` (kernels without pid namespaces have `Pid:` alone) and `Uid:`.
+fn parse_inner(status: &[u8]) -> Option<Inner> {
+    let text = String::from_utf8_lossy(status);
+    let last = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_ascii_whitespace().next_back()?.parse().ok()
+    };
+    Some(Inner {
+        pid: last("NSpid:").or_else(|| last("Pid:"))?,
+        uid: last("Uid:")?,
+    })
+}
+
 /// The `Tgid:` line of `/proc/PID/status`.
 fn parse_thread_group(status: &[u8]) -> Option<u32> {
     let text = String::from_utf8_lossy(status);
     let line = text.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     line.trim().parse().ok()
+}
+
+/// The process that traces another as debuggers do; `None` also when it is this one.
+pub fn debugger(pid: u32) -> Option<u32> {
+    let status = read_bounded(pid, "status", 1 << 16).ok()?;
+    let tracer = parse_tracer(&status)?;
+    // The line names a thread.
+    let tracer = thread_group(tracer).unwrap_or(tracer);
+    (tracer != std::process::id()).then_some(tracer)
+}
+
+/// The `TracerPid:` line of `/proc/PID/status`.
+fn parse_tracer(status: &[u8]) -> Option<u32> {
+    let text = String::from_utf8_lossy(status);
+    let line = text.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|tracer| *tracer != 0)
 }
 
 /// Real uid and seccomp mode. A kernel without seccomp has no such line: [`Seccomp::Off`].
@@ -239,6 +294,7 @@ mod tests {
             }
         );
         assert_eq!((stat.state, stat.parent, stat.kernel_thread), ('S', 7, false));
+        assert_eq!((stat.threads, stat.flags), (1, 4_194_560));
         assert_eq!(stat.stack_start, 0);
         let more = [
             text.trim_ascii_end(),
@@ -255,8 +311,17 @@ mod tests {
         let text = b"Name:\tUid:\\n\nUid:\t1000\t0\t0\t0\nSeccomp:\t2\n";
         assert_eq!(parse_status(text), Some((1000, Seccomp::Filter)));
         assert_eq!(parse_status(b"Uid:\t0\t0\t0\t0\n"), Some((0, Seccomp::Off)));
+        assert_eq!(parse_tracer(b"Name:\tx\nTracerPid:\t7\n"), Some(7));
+        assert_eq!(parse_tracer(b"TracerPid:\t0\n"), None);
         assert_eq!(parse_status(b"Name:\tx\n"), None);
         assert_eq!(parse_thread_group(b"Name:\tTgid:\nTgid:\t17\nPid:\t18\n"), Some(17));
+        let contained = b"Pid:\t900\nUid:\t1\t2\t3\t4\nNSpid:\t900\t7\t1\n";
+        assert_eq!(parse_inner(contained), Some(Inner { pid: 1, uid: 4 }));
+        assert_eq!(
+            parse_inner(b"Pid:\t900\nUid:\t0\t0\t0\t0\n"),
+            Some(Inner { pid: 900, uid: 0 })
+        );
+        assert_eq!(parse_inner(b"Pid:\t900\n"), None);
         assert_eq!(parse_thread_group(b"Name:\tx\n"), None);
     }
 

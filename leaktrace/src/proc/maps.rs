@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::model::{FileOffset, ProcessAddress};
-use crate::proc::{ProcError, read_bounded};
+use crate::proc::{ProcError, living, read_bounded};
 
 /// Which file is mapped: device and inode, the identity that uprobes go by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,6 +74,11 @@ impl Mapping {
         self.file.is_none() && self.path.as_os_str() == UPROBES
     }
 
+    /// Whether this is the kernel's code that probed NOPs are replaced by calls of.
+    pub fn is_trampoline(&self) -> bool {
+        self.file.is_none() && self.path.as_os_str() == TRAMPOLINE
+    }
+
     /// Whether this is memory of a real file (not anonymous, not `/dev/zero`-like shared anonymous memory).
     pub fn is_file(&self) -> bool {
         self.file.is_some() && self.path.as_os_str().as_bytes().first() == Some(&b'/')
@@ -82,6 +87,8 @@ impl Mapping {
 
 /// How the kernel names its own page for probes. No process can give such a name (`prctl` names get `anon:` before them).
 const UPROBES: &str = "[uprobes]";
+/// The same of another page, from Linux 6.18 on.
+const TRAMPOLINE: &str = "[uprobes-trampoline]";
 
 /// Most mappings that are read: the kernel's default `vm.max_map_count` is 65,530, and it can be raised.
 pub const MAX_MAPPINGS: usize = 1 << 20;
@@ -118,9 +125,15 @@ pub fn parse_maps(bytes: &[u8]) -> Result<Vec<Mapping>, MapsError> {
     Ok(mappings)
 }
 
-/// Reads the mappings of a process. Empty for a kernel thread and for a zombie.
+/// Reads the mappings of a process. Empty for a kernel thread and for one whose threads have all ended.
 pub fn read_maps(pid: u32) -> Result<Vec<Mapping>, ProcError> {
-    let bytes = read_bounded(pid, "maps", MAX_BYTES)?;
+    let mut bytes = read_bounded(pid, "maps", MAX_BYTES)?;
+    // Of a first thread that has ended, or is about to, they are empty.
+    if bytes.is_empty()
+        && let Some(thread) = living::successor(pid)
+    {
+        bytes = read_bounded(thread, "maps", MAX_BYTES)?;
+    }
     parse_maps(&bytes).map_err(|error| ProcError::Malformed {
         pid,
         object: format!("/proc/{pid}/maps").into(),

@@ -7,7 +7,7 @@ use std::io;
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::model::ProcessAddress;
-use crate::proc::{ProcError, process_exists, read_bounded};
+use crate::proc::{ProcError, living, process_exists, read_bounded};
 
 /// Most vectors in one `process_vm_readv` (`UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
@@ -82,16 +82,33 @@ pub trait MemoryReader {
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessMemory {
     pid: u32,
+    /// The thread that it is read through.
+    thread: u32,
 }
 
 impl ProcessMemory {
     /// No access yet: errors come from the reads.
     pub fn new(pid: u32) -> Self {
-        Self { pid }
+        Self {
+            pid,
+            thread: living::thread(pid),
+        }
     }
 
     /// Bytes transferred by one call over these requests, which are filled in order up to the first unreadable page.
     fn transfer(&self, requests: &mut [ReadRequest<'_>]) -> Result<usize, MemoryError> {
+        let result = self.transfer_through(self.thread, requests);
+        if let Err(MemoryError::Process(ProcError::Exited { .. } | ProcError::NoSuchProcess { .. })) = result {
+            // That thread ended. Another one may still be there.
+            let thread = living::thread(self.pid);
+            if thread != self.thread {
+                return self.transfer_through(thread, requests);
+            }
+        }
+        result
+    }
+
+    fn transfer_through(&self, thread: u32, requests: &mut [ReadRequest<'_>]) -> Result<usize, MemoryError> {
         debug_assert!(requests.len() <= MAX_VECTORS);
         let local: Vec<libc::iovec> = requests
             .iter_mut()
@@ -108,7 +125,7 @@ impl ProcessMemory {
             })
             .collect();
         let count = requests.len() as libc::c_ulong;
-        let pid = libc::pid_t::try_from(self.pid).map_err(|_| ProcError::NoSuchProcess { pid: self.pid })?;
+        let pid = libc::pid_t::try_from(thread).map_err(|_| ProcError::NoSuchProcess { pid: self.pid })?;
         // SAFETY: each local vector is an exclusively borrowed buffer of exactly `iov_len` bytes that outlives the call;
         // remote addresses are not dereferenced in this process, the kernel checks them; both arrays hold `count` elements.
         let done = unsafe { libc::process_vm_readv(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
@@ -196,7 +213,7 @@ impl AuxVector {
 
     /// Reads `/proc/PID/auxv`.
     pub fn read(pid: u32) -> Result<Self, ProcError> {
-        Ok(Self::parse(&read_bounded(pid, "auxv", 1 << 14)?))
+        Ok(Self::parse(&read_bounded(living::thread(pid), "auxv", 1 << 14)?))
     }
 
     /// The value of one entry.

@@ -2,12 +2,16 @@
 //!
 //! Does not know what is in those files (see `object`). Whatever is read here comes from the target and is bounded.
 
+pub mod beneath;
 pub mod cgroup;
+pub mod copy;
 pub mod files;
 pub mod footprint;
 pub mod identity;
+pub mod living;
 pub mod maps;
 pub mod memory;
+pub mod mounts;
 pub mod pagemap;
 pub mod release;
 pub mod users;
@@ -79,6 +83,9 @@ pub enum ProcError {
     },
 }
 
+/// What EMFILE means.
+const TOO_MANY_FILES: &str = "leaktrace has as many files open as it may; raise the limit (ulimit -n)";
+
 impl ProcError {
     /// Sorts an I/O error on a file below `/proc/PID` into the cases that a user can act on.
     pub(crate) fn from_io(pid: u32, object: &Path, source: io::Error) -> Self {
@@ -91,12 +98,23 @@ impl ProcError {
                 object: object.to_path_buf(),
                 capability: "CAP_SYS_PTRACE",
             },
+            Some(libc::EMFILE) => Self::Io {
+                pid,
+                object: object.to_path_buf(),
+                source: io::Error::new(source.kind(), TOO_MANY_FILES),
+            },
             _ => Self::Io {
                 pid,
                 object: object.to_path_buf(),
                 source,
             },
         }
+    }
+
+    /// Whether it is for want of descriptors, so that any other file would fail, too.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, Self::Io { source, .. }
+            if files::is_shortage(source) || source.to_string() == TOO_MANY_FILES)
     }
 }
 

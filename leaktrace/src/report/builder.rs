@@ -11,6 +11,7 @@ use super::profile::{
     Function, FunctionId, Line, Location, LocationId, Mapping, MappingId, NumericLabel, Profile, Sample, TextLabel,
     Trend, ValueType,
 };
+use super::text::Text;
 
 /// One function at a location, as a symbolizer found it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +38,8 @@ struct MappingKey {
     start: u64,
     limit: u64,
     offset: u64,
-    file: String,
-    build_id: String,
+    file: Text,
+    build_id: Text,
 }
 
 /// What makes a sample the same one.
@@ -131,14 +132,14 @@ impl ProfileBuilder {
             .iter()
             .map(|frame| Line {
                 function: self.function(Function {
-                    name: frame.function.to_owned(),
+                    name: frame.function.into(),
                     system_name: if frame.system_name.is_empty() {
                         frame.function
                     } else {
                         frame.system_name
                     }
-                    .to_owned(),
-                    file: frame.file.to_owned(),
+                    .into(),
+                    file: frame.file.into(),
                     start_line: frame.start_line.into(),
                 }),
                 line: frame.line.into(),
@@ -258,7 +259,7 @@ mod tests {
         let mapped = |file: &str| Mapping {
             start: 0x1000,
             limit: 0x2000,
-            file: file.to_owned(),
+            file: file.into(),
             ..Mapping::default()
         };
         let program = builder.mapping(mapped("/bin/a"));
@@ -280,8 +281,8 @@ mod tests {
         let root = builder.location(Some(library), 0x1010, &[hidden]);
         let native = || {
             vec![TextLabel {
-                key: "heap".to_owned(),
-                value: "native".to_owned(),
+                key: "heap".into(),
+                value: "native".into(),
             }]
         };
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use super::builder::ProfileBuilder;
 use super::name::base as base_name;
 use super::profile::{Function, Location, LocationId, Profile, Sample, TextLabel};
+use super::text::Text;
 
 /// The two profiles do not measure the same things.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +77,7 @@ struct Subtraction {
 /// Numbers for frames, and the stack of the result for each sequence of them.
 #[derive(Default)]
 struct Stacks {
-    frames: HashMap<(String, String, u64), u32>,
+    frames: HashMap<(Text, Text, u64), u32>,
     stacks: HashMap<StackKey, Vec<LocationId>>,
 }
 
@@ -87,12 +88,9 @@ struct StackKey {
 }
 
 impl Stacks {
-    fn frame(&mut self, name: &str, file: &str, position: u64) -> u32 {
+    fn frame(&mut self, name: Text, file: Text, position: u64) -> u32 {
         let next = self.frames.len() as u32;
-        *self
-            .frames
-            .entry((name.to_owned(), file.to_owned(), position))
-            .or_insert(next)
+        *self.frames.entry((name, file, position)).or_insert(next)
     }
 
     /// The numbers of a location's frames.
@@ -100,13 +98,13 @@ impl Stacks {
         if location.lines.is_empty() {
             let mapping = profile.mapping(location);
             let module = format!("[{}]", mapping.map_or("", |mapping| base_name(&mapping.file)));
-            return vec![self.frame(&module, "", location.file_offset(mapping))];
+            return vec![self.frame(module.into(), Text::default(), location.file_offset(mapping))];
         }
         let lines = location.lines.iter();
         lines
             .map(|line| {
                 let function = profile.function(line);
-                self.frame(&function.name, &function.file, line.line.cast_unsigned())
+                self.frame(function.name.clone(), function.file.clone(), line.line.cast_unsigned())
             })
             .collect()
     }
@@ -172,7 +170,7 @@ mod tests {
         let mapping = builder.mapping(Mapping {
             start: shift,
             limit: shift + 0x1000,
-            file: "/bin/a".to_owned(),
+            file: "/bin/a".into(),
             ..Mapping::default()
         });
         let main = builder.location(
@@ -194,9 +192,9 @@ mod tests {
             let frames = if *number == 0 { &[] } else { &frames[..] };
             let leaf = builder.location(Some(mapping), shift + 2 + u64::from(*number), frames);
             let numbers = vec![NumericLabel {
-                key: "bytes".to_owned(),
+                key: "bytes".into(),
                 value: *value,
-                unit: String::new(),
+                unit: "".into(),
             }];
             builder.sample(vec![leaf, main], &[1, *value, 1, *value], Vec::new(), numbers);
         }
@@ -209,7 +207,7 @@ mod tests {
                 .stack(sample)
                 .next()
                 .and_then(|leaf| leaf.lines.first())
-                .map_or("?".to_owned(), |line| profile.function(line).name.clone())
+                .map_or("?".to_owned(), |line| profile.function(line).name.to_string())
         };
         profile
             .samples

@@ -9,6 +9,7 @@ use std::cmp::{Ordering, Reverse};
 use hashbrown::HashMap;
 
 use super::profile::{Profile, Sample};
+use super::text::Text;
 
 /// Which nodes to keep, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -202,18 +203,18 @@ struct Names {
 
 impl Names {
     fn new(profile: &Profile) -> Self {
-        let mut names = Vec::new();
-        let mut known: HashMap<String, u32> = HashMap::new();
-        let mut node = |name: String| {
+        let mut names: Vec<String> = Vec::new();
+        let mut known: HashMap<Text, u32> = HashMap::new();
+        let mut node = |name: Text| {
             *known.entry(name).or_insert_with_key(|name| {
-                names.push(name.clone());
+                names.push(name.to_string());
                 (names.len() - 1) as u32
             })
         };
         let of_location = profile
             .locations
             .iter()
-            .map(|location| profile.names(location).map(|name| node(name.into_owned())).collect())
+            .map(|location| profile.texts(location).map(&mut node).collect())
             .collect();
         Self { names, of_location }
     }

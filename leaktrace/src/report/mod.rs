@@ -16,6 +16,7 @@ pub mod profile;
 pub mod prune;
 pub mod stacks;
 pub mod table;
+pub mod text;
 pub mod tree;
 pub mod unit;
 

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use super::loss::Losses;
 use super::name::base;
+use super::text::Text;
 
 macro_rules! index {
     ($($(#[$doc:meta])* $name:ident),*) => {$(
@@ -36,17 +37,17 @@ index! {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueType {
     /// What is measured, such as `inuse_space`.
-    pub kind: String,
+    pub kind: Text,
     /// In which unit, such as `bytes`.
-    pub unit: String,
+    pub unit: Text,
 }
 
 impl ValueType {
     /// A value type from its two names.
     pub fn new(kind: &str, unit: &str) -> Self {
         Self {
-            kind: kind.to_owned(),
-            unit: unit.to_owned(),
+            kind: kind.into(),
+            unit: unit.into(),
         }
     }
 
@@ -71,9 +72,9 @@ pub struct Mapping {
     /// Position in the file where the mapping begins.
     pub offset: u64,
     /// Path of the file as the target sees it, or a name such as `[vdso]`.
-    pub file: String,
+    pub file: Text,
     /// Build ID in lower-case hexadecimal digits; empty when there is none.
-    pub build_id: String,
+    pub build_id: Text,
     /// Functions of this mapping were named.
     pub has_functions: bool,
     /// Source files were found.
@@ -88,11 +89,11 @@ pub struct Mapping {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Function {
     /// Name as people read it (demangled).
-    pub name: String,
+    pub name: Text,
     /// Name as the symbol table has it.
-    pub system_name: String,
+    pub system_name: Text,
     /// Source file; empty when unknown.
-    pub file: String,
+    pub file: Text,
     /// Line where the function begins; 0 when unknown.
     pub start_line: i64,
 }
@@ -125,20 +126,20 @@ pub struct Location {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TextLabel {
     /// Name, such as `heap`.
-    pub key: String,
+    pub key: Text,
     /// Value, such as `native`.
-    pub value: String,
+    pub value: Text,
 }
 
 /// A label with a number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NumericLabel {
     /// Name, such as `bytes`.
-    pub key: String,
+    pub key: Text,
     /// Value.
     pub value: i64,
     /// Unit; empty for the one that the key implies.
-    pub unit: String,
+    pub unit: Text,
 }
 
 /// What a recording knows of a stack's memory over time. pprof has no place for it; JSON has.
@@ -288,7 +289,7 @@ impl Profile {
             present: self
                 .sample_types
                 .iter()
-                .map(|value_type| value_type.kind.clone())
+                .map(|value_type| value_type.kind.to_string())
                 .collect(),
         };
         let last = self.sample_types.len().checked_sub(1);
@@ -325,6 +326,16 @@ impl Profile {
                 "" => nameless(),
                 name => Cow::Borrowed(name),
             });
+        lines.chain(location.lines.is_empty().then(nameless))
+    }
+
+    /// The same, shared.
+    pub fn texts<'p>(&'p self, location: &'p Location) -> impl DoubleEndedIterator<Item = Text> {
+        let nameless = || Text::from(nameless(self, location));
+        let lines = location.lines.iter().map(move |line| match &self.function(line).name {
+            name if name.is_empty() => nameless(),
+            name => name.clone(),
+        });
         lines.chain(location.lines.is_empty().then(nameless))
     }
 

@@ -4,6 +4,7 @@
 //! included, so that the caller of the allocator becomes the leaf. Invariant: a stack is never emptied, and its values
 //! never change.
 
+use hashbrown::HashMap;
 use regex::Regex;
 
 use super::profile::{Function, Location, Profile};
@@ -30,12 +31,16 @@ pub fn prune(profile: &mut Profile) -> Result<(), PruneError> {
     } else {
         Some(anchored(&profile.keep_frames)?)
     };
+    // Once for each name, however many functions share it.
+    let mut known = HashMap::new();
     let matches: Vec<bool> = profile
         .functions
         .iter()
         .map(|function| {
-            let name = simplified(function);
-            !name.is_empty() && drop.is_match(name) && !keep.as_ref().is_some_and(|keep| keep.is_match(name))
+            *known.entry(function.name.place()).or_insert_with(|| {
+                let name = simplified(function);
+                !name.is_empty() && drop.is_match(name) && !keep.as_ref().is_some_and(|keep| keep.is_match(name))
+            })
         })
         .collect();
     let cuts: Vec<Cut> = profile
@@ -182,7 +187,7 @@ mod tests {
     fn argument_lists_are_not_part_of_the_name() {
         let simple = |name: &str| {
             simplified(&Function {
-                name: name.to_owned(),
+                name: name.into(),
                 ..Function::default()
             })
             .to_owned()

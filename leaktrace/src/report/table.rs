@@ -153,11 +153,11 @@ pub(crate) mod tests {
     pub(crate) fn sample_profile() -> Profile {
         let mut builder = ProfileBuilder::heap();
         let mapping = builder.mapping(Mapping {
-            file: "/bin/app".to_owned(),
+            file: "/bin/app".into(),
             ..Mapping::default()
         });
         let library = builder.mapping(Mapping {
-            file: "/lib/libx.so".to_owned(),
+            file: "/lib/libx.so".into(),
             start: 1,
             ..Mapping::default()
         });

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     pump::{self, Pump},
     recording::RecordError,
+    source::KernelSource,
     tracer,
 };
 use crate::bpf::{feed::PAIRS, kernel::Kernel};
@@ -36,7 +37,8 @@ pub fn measure(events: u64, live: u64, rate: f64) -> Result<Measured, RecordErro
     let mut parts = Kernel::load(tracer::sizes(&[], 64 << 20))?;
     let mut feed = parts.kernel.feed(live)?;
     let (sender, _notices) = pump::notice_channel();
-    let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+    let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+    let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
     let started = Instant::now();
     let mut made = 0;
     while made < events {

@@ -196,6 +196,13 @@ impl Held {
         result.map_err(|cause| self.trace_error(cause))
     }
 
+    /// Ends a command that has not run an instruction.
+    pub fn kill(mut self) {
+        // Both fail where it has ended already, and then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw() as u32

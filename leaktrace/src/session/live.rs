@@ -18,14 +18,15 @@ use super::{
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Held, NoticeReceiver, Pump},
-    recording::RecordError,
+    recording::{RecordError, check_probes},
+    source::KernelSource,
     survey::{Survey, Surveyor, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer},
 };
 use crate::{
     bpf::{
         btf::Places,
-        kernel::{Kernel, Sizes, UprobeMechanism},
+        kernel::{Kernel, Sizes},
         log::KernelLog,
         trap::{TrapError, Traps},
         usage::Usage,
@@ -42,7 +43,9 @@ use crate::{
 const ROWS: u32 = 3 << 20;
 const BLOCKS: u32 = 1 << 20;
 const MAPPINGS: u32 = 16 << 10;
-/// Changes of the interval that a profile tells at most; the last ones.
+/// Bytes that the names which processes give to their own code may take, of all together.
+const NAMES: usize = 16 << 20;
+/// Remarks that a profile has at most; the last ones.
 const MAX_REMARKS: usize = 32;
 
 /// Counters of the kernel side, and records that could not be decoded.
@@ -59,6 +62,17 @@ struct Attached {
     /// What was lost before.
     before: Losses,
     remarks: Vec<String>,
+}
+
+impl Attached {
+    /// Notes what profiles have to tell of this moment.
+    fn remark(&mut self, what: String) {
+        if self.remarks.len() >= MAX_REMARKS {
+            self.remarks.remove(0);
+        }
+        let after = self.started.elapsed().as_secs_f64();
+        self.remarks.push(format!("after {after:.1}s: {what}"));
+    }
 }
 
 /// The kernel side with the processes that it traces at the moment.
@@ -93,7 +107,8 @@ impl Live {
         })?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;
-        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,
@@ -112,9 +127,7 @@ impl Live {
             return Ok(());
         }
         let survey = self.survey(key)?;
-        if let Err(cause) = survey.detection {
-            return Err(RecordError::NoAllocator { pid: key.pid, cause });
-        }
+        check_probes(&survey)?;
         let is_go = survey.is_go();
         let settings = Settings::sampled(interval, 0);
         self.attach(survey, settings)?;
@@ -196,13 +209,9 @@ impl Live {
         self.tracer.set_interval(pid, interval);
         let old = attached.settings.sample_interval;
         attached.settings = Settings::sampled(interval, attached.settings.min_size);
-        if attached.remarks.len() >= MAX_REMARKS {
-            attached.remarks.remove(0);
-        }
-        attached.remarks.push(format!(
-            "after {:.1}s: mean distance of samples changed from {old} to {} bytes: {reason}",
-            attached.started.elapsed().as_secs_f64(),
-            attached.settings.sample_interval
+        let new = attached.settings.sample_interval;
+        attached.remark(format!(
+            "mean distance of samples changed from {old} to {new} bytes: {reason}"
         ));
     }
 
@@ -215,10 +224,28 @@ impl Live {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            if let Err(error) = self.tracer.act_on(notice) {
-                tracing::debug!("failed to follow {notice:?}: {error}");
+            match self.tracer.act_on(notice) {
+                Ok(()) => {}
+                Err(error @ TraceError::Withdrawn { pid, .. }) => {
+                    self.pump.take(pid);
+                    if let Some(attached) = self.attached.get_mut(&pid) {
+                        attached.remark(error.to_string());
+                    }
+                }
+                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
             }
         }
+        self.catch_up();
+    }
+
+    /// When [`catch_up`](Self::catch_up) has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.tracer.due()
+    }
+
+    /// Looks at processes that made code of late.
+    pub fn catch_up(&mut self) {
+        self.tracer.catch_up();
     }
 
     /// Processes that are traced.
@@ -251,9 +278,9 @@ impl Live {
             .is_some_and(|program| program.plan.is_stepped(op))
     }
 
-    /// Whether only samples have their return seen: a session skips the return of a call that is not taken.
-    pub fn skips_returns(&self) -> bool {
-        self.tracer.kernel().mechanism() == UprobeMechanism::Session
+    /// Whether only samples of a process have their return seen: a session skips the return of a call that is not taken.
+    pub fn skips_returns(&self, pid: u32) -> bool {
+        self.tracer.skips_returns(pid)
     }
 
     /// Measures what traps cost on this machine.
@@ -296,9 +323,8 @@ impl Live {
             self.look_at_pages(pid);
         }
         let attached = self.attached.get(&pid)?;
-        let program = self.tracer.program_mut(pid)?;
-        program.read_names();
-        let program = program.clone();
+        self.tracer.read_names(pid, NAMES);
+        let program = self.tracer.program(pid)?.clone();
         let captured = self.pump.capture(pid)?;
         let now = self.losses();
         let mut counters = [0; Counter::COUNT];

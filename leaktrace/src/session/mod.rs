@@ -1,7 +1,8 @@
 //! One tracing run: survey the target, attach, pump events into the ledger, make a profile of it.
 //!
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
-//! process up to date, with its `code` in the kernel's arrays. `pump` is the thread that reads records, `go` reads the Go
+//! process up to date, with its `code` in the kernel's arrays. `stream` puts records and releases that did not fit
+//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it, `go` reads the Go
 //! heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
 //! runs them all; `self_test` runs them on this program itself.
 
@@ -10,6 +11,7 @@ pub mod bare;
 pub mod code;
 pub mod feed;
 pub mod go;
+pub mod jit_names;
 pub mod launch;
 pub mod live;
 pub mod profile;
@@ -17,5 +19,7 @@ pub mod program;
 pub mod pump;
 pub mod recording;
 pub mod self_test;
+pub mod source;
+pub mod stream;
 pub mod survey;
 pub mod tracer;

@@ -3,6 +3,7 @@
 mod account;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, SystemTime},
 };
@@ -13,7 +14,7 @@ pub use account::{all_lost, kernel_losses};
 
 use super::{go::GoHeap, program::Program};
 use crate::{
-    ledger::{AGE_BOUNDS, Ages, Kind, Notes, Row, Snapshot},
+    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Kind, Notes, Row, Snapshot},
     model::ProcessAddress,
     report::{
         builder::{FrameLine, ProfileBuilder},
@@ -26,7 +27,8 @@ use crate::{
 /// without their argument lists.
 const DROP_FRAMES: &str = "(operator new(\\[\\])?(\\(.*)?|__rust_(alloc|alloc_zeroed|realloc)|__rdl_(alloc|alloc_zeroed|realloc)|\
                            __rust_alloc_error_handler.*|alloc::alloc::(alloc|alloc_zeroed|realloc|Global::.*)|\
-                           <alloc::alloc::Global as .*)";
+                           <alloc::alloc::Global as .*|<.* as core::alloc::global::GlobalAlloc>::(alloc|alloc_zeroed|realloc)|\
+                           dlmalloc::.*)";
 
 /// How memory was followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
         add_notes(&mut notes, subject.notes);
     }
     let mut losses = account::losses(context, &notes, &truncated);
+    account::add_gaps(&mut losses, subjects);
     for heap in subjects.iter().filter_map(|subject| subject.go) {
         heap.add_losses(&mut losses);
     }
@@ -143,6 +146,7 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.unknown_stacks += notes.unknown_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
     sum.crowded_pages += notes.crowded_pages;
+    sum.left_out += notes.left_out;
     sum.execs += notes.execs;
 }
 
@@ -209,12 +213,13 @@ fn add_process(
     outline: &mut Outline,
 ) -> f64 {
     let snapshot = subject.snapshot;
-    let names = symbolize(subject.program, &snapshot.rows, symbolizer);
+    let code = Code::new(subject.program, snapshot);
+    let names = symbolize(&code, &snapshot.rows, symbolizer);
     let mappings = intern_mappings(builder, subject.program);
-    let mut locations: HashMap<u64, Option<LocationId>> = HashMap::new();
+    let mut locations: HashMap<(u64, Option<Place>), Option<LocationId>> = HashMap::new();
     let mut runtime_mapped = 0.0;
     for row in &snapshot.rows {
-        if row.kind == Kind::Mapping && is_of_go_runtime(subject.program, &names, row) {
+        if row.kind == Kind::Mapping && is_of_go_runtime(&code, &names, row) {
             runtime_mapped += row.allocated.bytes;
             continue;
         }
@@ -227,9 +232,10 @@ fn add_process(
             .iter()
             .filter_map(|address| {
                 let address = call_address(*address);
+                let place = code.find(address, row);
                 *locations
-                    .entry(address.0)
-                    .or_insert_with(|| location(builder, subject.program, &mappings, &names, address))
+                    .entry((address.0, place))
+                    .or_insert_with(|| location(builder, subject.program, &mappings, &names, address, place))
             })
             .collect();
         if stack.is_empty() {
@@ -244,8 +250,8 @@ fn add_process(
     }
     if let Some(heap) = subject.go {
         let mapping = |address| {
-            let (span, _) = subject.program.space.find(ProcessAddress(address))?;
-            mappings.get(&span.start).copied()
+            let (span, _) = subject.program.space.find(ProcessAddress(address), Interval::ALWAYS)?;
+            mappings.get(&(span.start, span.file)).copied()
         };
         heap.add_samples(builder, mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
     }
@@ -253,16 +259,16 @@ fn add_process(
 }
 
 /// Whether Go's runtime mapped this for itself.
-fn is_of_go_runtime(program: &Program, names: &Names, row: &Row) -> bool {
+fn is_of_go_runtime(code: &Code<'_>, names: &Names, row: &Row) -> bool {
     row.frames.iter().any(|address| {
-        let Some((span, address)) = program.space.find(call_address(*address)) else {
+        let Some(place) = code.find(call_address(*address), row) else {
             return false;
         };
-        let is_go = program.files[span.file]
+        let is_go = code.program.files[place.file]
             .go
             .as_ref()
-            .is_some_and(|go| go.covers(address.0));
-        let frames = names.get(&(span.file, address.0)).map_or(&[][..], Vec::as_slice);
+            .is_some_and(|go| go.covers(place.address));
+        let frames = names.get(&(place.file, place.address)).map_or(&[][..], Vec::as_slice);
         is_go
             && frames.iter().any(|frame| {
                 matches!(
@@ -275,9 +281,9 @@ fn is_of_go_runtime(program: &Program, names: &Names, row: &Row) -> bool {
 
 fn pid_label(pid: u32) -> NumericLabel {
     NumericLabel {
-        key: "pid".to_owned(),
+        key: "pid".into(),
         value: pid.into(),
-        unit: String::new(),
+        unit: "".into(),
     }
 }
 
@@ -302,8 +308,8 @@ fn add_row(
         Kind::Asked => "asked",
     };
     let text = |key: &str, value: &str| TextLabel {
-        key: key.to_owned(),
-        value: value.to_owned(),
+        key: key.into(),
+        value: value.into(),
     };
     let mut labels = vec![text("heap", heap)];
     if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
@@ -315,9 +321,9 @@ fn add_row(
         0.0
     };
     let mut numbers = vec![NumericLabel {
-        key: "bytes".to_owned(),
+        key: "bytes".into(),
         value: whole(mean_size),
-        unit: "bytes".to_owned(),
+        unit: "bytes".into(),
     }];
     numbers.extend(pid.map(pid_label));
     let trend = Trend {
@@ -328,16 +334,67 @@ fn add_row(
     builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));
 }
 
-fn symbolize(program: &Program, rows: &[Row], symbolizer: &Symbolizer) -> Names {
+/// A place in a file's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    /// First address of the code in the process.
+    start: u64,
+    /// Index of the file.
+    file: usize,
+    /// Address in the file's terms.
+    address: u64,
+}
+
+/// Where the addresses of stacks lead, each in its time.
+struct Code<'a> {
+    program: &'a Program,
+    history: &'a CodeHistory,
+    /// What was asked before: stacks share their frames.
+    known: RefCell<HashMap<(u64, u64), Option<Place>>>,
+}
+
+impl<'a> Code<'a> {
+    fn new(program: &'a Program, snapshot: &'a Snapshot) -> Self {
+        Self {
+            program,
+            history: &snapshot.code,
+            known: RefCell::default(),
+        }
+    }
+
+    /// The code at an address when the row's stack came.
+    fn find(&self, address: ProcessAddress, row: &Row) -> Option<Place> {
+        let find = || {
+            let during = self.history.interval(address, row.code);
+            let (span, elf_address) = self.program.space.find(address, during)?;
+            Some(Place {
+                start: span.start,
+                file: span.file,
+                address: elf_address.0,
+            })
+        };
+        *self
+            .known
+            .borrow_mut()
+            .entry((address.0, row.code))
+            .or_insert_with(find)
+    }
+}
+
+fn symbolize(code: &Code<'_>, rows: &[Row], symbolizer: &Symbolizer) -> Names {
     let mut wanted: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
-    for address in rows.iter().flat_map(|row| row.frames.iter()) {
-        if let Some((span, address)) = program.space.find(call_address(*address)) {
-            wanted.entry(span.file).or_default().insert(address.0);
+    for row in rows {
+        let places = row
+            .frames
+            .iter()
+            .filter_map(|address| code.find(call_address(*address), row));
+        for place in places {
+            wanted.entry(place.file).or_default().insert(place.address);
         }
     }
     let mut names = Names::new();
     for (index, addresses) in wanted {
-        let file = &program.files[index];
+        let file = &code.program.files[index];
         // Go's own table has exact inlining and the names that Go's profiles have, stripped or not.
         let (go, addresses): (Vec<u64>, Vec<u64>) = addresses
             .into_iter()
@@ -371,8 +428,11 @@ fn go_frame(frame: &pclntab::Frame<'_>) -> Frame {
     }
 }
 
-/// Interns the process's mappings, the executable's first, and returns their ids by first address.
-fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> HashMap<u64, crate::report::profile::MappingId> {
+/// Ids of mappings by first address and file.
+type Mappings = HashMap<(u64, usize), crate::report::profile::MappingId>;
+
+/// Interns the process's mappings, the executable's first.
+fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> Mappings {
     let mut spans: Vec<_> = program.space.iter().collect();
     spans.sort_by_key(|span| (span.file, span.start));
     spans
@@ -383,11 +443,11 @@ fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> HashMap<u
                 start: span.start,
                 limit: span.end,
                 offset: span.offset,
-                file: file.path.to_string_lossy().into_owned(),
-                build_id: file.build_id().map(ToString::to_string).unwrap_or_default(),
+                file: file.path.to_string_lossy().into_owned().into(),
+                build_id: file.build_id().map(ToString::to_string).unwrap_or_default().into(),
                 ..Mapping::default()
             };
-            (span.start, builder.mapping(mapping))
+            ((span.start, span.file), builder.mapping(mapping))
         })
         .collect()
 }
@@ -396,12 +456,13 @@ fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> HashMap<u
 fn location(
     builder: &mut ProfileBuilder,
     program: &Program,
-    mappings: &HashMap<u64, crate::report::profile::MappingId>,
+    mappings: &Mappings,
     names: &Names,
     address: ProcessAddress,
+    place: Option<Place>,
 ) -> Option<LocationId> {
-    let Some((span, elf_address)) = program.space.find(address) else {
-        if let Some(entry) = program.jit.as_ref().and_then(|map| map.find(address.0)) {
+    let Some(place) = place else {
+        if let Some(entry) = program.jit.as_ref().and_then(|jit| jit.map().find(address.0)) {
             let line = FrameLine {
                 function: &entry.name,
                 ..FrameLine::default()
@@ -416,13 +477,13 @@ fn location(
         };
         return Some(builder.location(None, address.0, &[line]));
     };
-    let mapping = mappings.get(&span.start).copied();
-    let frames = names.get(&(span.file, elf_address.0)).map_or(&[][..], Vec::as_slice);
+    let mapping = mappings.get(&(place.start, place.file)).copied();
+    let frames = names.get(&(place.file, place.address)).map_or(&[][..], Vec::as_slice);
     let is_go = || {
-        program.files[span.file]
+        program.files[place.file]
             .go
             .as_ref()
-            .is_some_and(|go| go.covers(elf_address.0))
+            .is_some_and(|go| go.covers(place.address))
     };
     if frames.is_empty() && is_go() {
         return None;

@@ -4,13 +4,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{address_space::AddressSpace, survey::CodeFile};
-use crate::{
-    model::ProcessKey,
-    probe::plan::Plan,
-    proc::{files, identity},
-    symbolize::PerfMap,
+use super::{
+    address_space::{AddressSpace, CodeSpan},
+    jit_names::JitNames,
+    survey::CodeFile,
 };
+use crate::{model::ProcessKey, probe::plan::Plan, proc::identity};
 
 /// A process and the program that it runs.
 #[derive(Clone)]
@@ -25,12 +24,20 @@ pub struct Program {
     pub files: Vec<Arc<CodeFile>>,
     /// Probes in place and how they were chosen.
     pub plan: Plan,
+    /// Files that were not read, or not wholly: which, and why.
+    pub unread: Vec<String>,
     /// Names of its threads by id, as they were last seen.
     pub threads: HashMap<u32, String>,
     /// Children that it was seen to have.
     pub children: u64,
-    /// Names of code that was made at run time, where the program tells.
-    pub jit: Option<PerfMap>,
+    /// How often its probes were gone for a moment: with the thread that they had been attached through.
+    pub gaps: u64,
+    /// Why the program that it runs now has no probes, if it has none.
+    pub untraceable: Option<String>,
+    /// It makes code itself.
+    pub has_made_code: bool,
+    /// Names of that, where the program tells.
+    pub jit: Option<JitNames>,
 }
 
 impl Program {
@@ -42,8 +49,12 @@ impl Program {
             space: AddressSpace::default(),
             files: Vec::new(),
             plan: Plan::default(),
+            unread: Vec::new(),
             threads: HashMap::new(),
             children: 0,
+            gaps: 0,
+            untraceable: None,
+            has_made_code: false,
             jit: None,
         }
     }
@@ -53,14 +64,49 @@ impl Program {
         self.files.iter().any(|file| file.go.is_some())
     }
 
-    /// Reads what can be read only while the process lives: the names of its threads, and the map that a JIT compiler
-    /// keeps of its code.
-    pub fn read_names(&mut self) {
+    /// The same pieces of code with the numbers that their files have here.
+    pub fn numbered(&mut self, spans: &[(CodeSpan, Arc<CodeFile>)]) -> Vec<CodeSpan> {
+        let mut number = |file: &Arc<CodeFile>| {
+            let known = self.files.iter().position(|known| Arc::ptr_eq(known, file));
+            known.unwrap_or_else(|| {
+                self.files.push(Arc::clone(file));
+                self.files.len() - 1
+            })
+        };
+        let numbered = spans.iter().map(|(span, file)| CodeSpan {
+            file: number(file),
+            ..*span
+        });
+        numbered.collect()
+    }
+
+    /// It runs another program now.
+    pub fn forget_made_code(&mut self) {
+        self.has_made_code = false;
+        self.jit = None;
+    }
+
+    /// Holds the file with names of its own code open, if there is one: it can be read when the process has ended.
+    pub fn hold_names(&mut self) {
+        if !self.has_made_code {
+            return;
+        }
+        match JitNames::open(self.key) {
+            Ok(found) if self.jit.as_ref().is_none_or(|known| !known.is_of_same_file(&found)) => self.jit = Some(found),
+            Ok(_) => {}
+            Err(error) => tracing::debug!("no names of code that pid {} makes: {error}", self.key.pid),
+        }
+    }
+
+    /// Reads what names can be read only while the process lives: those of its threads, and of the code that it makes, of
+    /// which at most `limit` bytes are kept.
+    pub fn read_names(&mut self, limit: usize) {
         let pid = self.key.pid;
-        let map = files::below_root(pid, format!("/tmp/perf-{pid}.map").as_ref());
-        // What was read earlier is better than nothing when the process is gone.
-        if let Ok(names) = files::open_regular(&map).and_then(|(file, _)| PerfMap::read(file)) {
-            self.jit = Some(names);
+        self.hold_names();
+        if let Some(jit) = &mut self.jit
+            && let Err(error) = jit.update(limit)
+        {
+            tracing::debug!("failed to read the names of code that pid {pid} makes: {error}");
         }
         let threads = identity::read_threads(pid).unwrap_or_default();
         // Threads that ended keep their names as long as there are few.

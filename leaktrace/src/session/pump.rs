@@ -1,13 +1,10 @@
-//! The thread that reads records and applies them to the ledgers.
+//! The thread that reads the stream of events ([`super::stream`]), applies it to the ledgers and answers requests.
 //!
-//! Frees that did not fit into the ring come from a set beside it, each with its position in the stream. They are put
-//! back into their place like this: a batch of records is copied off the ring first, the set is read then, and only
-//! then is the batch applied, with each free before the first record behind its position. A later allocation at the same
-//! address can be in the batch only if the free was in the set by the time it was read, so none is applied too late.
+//! Invariant: it owns all ledgers. Between two requests it reads no more than one batch, and what a request has it read
+//! before the answer is bounded by what was there when the request came, and by time.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,11 +15,15 @@ use std::{
 };
 
 use leaktrace_common::reason::Counter;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
+use super::{
+    source::KernelSource,
+    stream::{Doubt, Ordered, Source, Stream},
+};
 use crate::{
-    bpf::{counters::Counters, deferred::DeferredFrees, ring::Ring},
-    event::{self, Event},
+    event::Event,
     ledger::{Ledger, Notes, Snapshot},
     model::ProcessAddress,
 };
@@ -35,14 +36,24 @@ const BUSY_WAIT: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(50);
 /// How often the figures for the progress line are brought up to date.
 const FIGURES_INTERVAL: Duration = Duration::from_millis(200);
-/// Deferred frees taken out of the set at once.
-const DEFERRED_BATCH: usize = 1 << 20;
+/// How long what was on the ring is read before a ledger is given up: less than [`ANSWER_LIMIT`].
+const TAKE_LIMIT: Duration = Duration::from_secs(5);
+/// The same at the end; a ring of 1 GiB that is full takes half of it.
+const FINISH_LIMIT: Duration = Duration::from_secs(60);
+/// How long a record that was reserved and is not written yet is waited for: its program was preempted.
+const STALL_LIMIT: Duration = Duration::from_secs(1);
+const STALL_WAIT: Duration = Duration::from_millis(1);
 
 /// Something that the session has to act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
-    /// A process mapped code.
-    CodeMapped(u32),
+    /// Code came to be in a process.
+    CodeMapped {
+        /// The process.
+        pid: u32,
+        /// All of it is in memory without a file, which the program fills itself.
+        is_made: bool,
+    },
     /// A process runs another program.
     Exec(u32),
     /// A process has a new thread or a child.
@@ -51,6 +62,13 @@ pub enum Notice {
         pid: u32,
         /// The thread or child.
         child: u32,
+    },
+    /// A thread of a process ended.
+    ThreadExit {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
     },
 }
 
@@ -188,27 +206,21 @@ pub struct Pump {
 
 impl Pump {
     /// Starts the thread. Notices go to `notices`.
-    pub fn start(
-        ring: Ring,
-        deferred: DeferredFrees,
-        counters: Counters,
-        notices: NoticeSender,
-    ) -> std::io::Result<Self> {
+    pub fn start(source: KernelSource, notices: NoticeSender) -> std::io::Result<Self> {
         let figures = Arc::new(Figures::default());
         let (requests, asked) = mpsc::channel();
         let mut state = State {
-            ring,
-            deferred,
-            counters,
-            notices,
+            stream: Stream::new(source),
             asked,
             figures: Arc::clone(&figures),
-            started: Instant::now(),
-            batch: Batch::default(),
-            waiting: BinaryHeap::new(),
-            deferred_seen: 0,
-            ledgers: HashMap::new(),
-            undecodable: 0,
+            books: Books {
+                notices,
+                started: Instant::now(),
+                looked: monotonic(),
+                ledgers: HashMap::new(),
+                given_up: HashMap::new(),
+                undecodable: 0,
+            },
             events: 0,
         };
         let thread = thread::Builder::new().name("pump".to_owned()).spawn(move || {
@@ -290,48 +302,77 @@ impl Drop for Pump {
     }
 }
 
-/// Records copied off the ring: their bytes, and for each its position and end.
-#[derive(Default)]
-struct Batch {
-    bytes: Vec<u8>,
-    records: Vec<(u64, u32)>,
+/// The ledgers, and what goes with applying events to them.
+struct Books {
+    notices: NoticeSender,
+    started: Instant,
+    /// When the turn before began, by the kernel's monotonic clock.
+    looked: u64,
+    ledgers: HashMap<u32, Ledger>,
+    /// Processes whose ledger was given up before all was read of them: what stands before the position is not theirs who
+    /// have the pid next.
+    given_up: HashMap<u32, u64>,
+    undecodable: u64,
 }
 
-impl Batch {
-    fn fill(&mut self, ring: &mut Ring) -> usize {
-        self.bytes.clear();
-        self.records.clear();
-        ring.drain(BATCH, |position, record| {
-            self.bytes.extend_from_slice(record);
-            self.records.push((position, self.bytes.len() as u32));
-        })
+impl Books {
+    fn apply(&mut self, next: Ordered<'_>, now: u32) {
+        match next {
+            Ordered::Event { position, pid, event } => {
+                if self.given_up.get(&pid).is_none_or(|until| position >= *until) {
+                    self.apply_event(pid, event, now);
+                }
+            }
+            Ordered::Undecodable => self.undecodable += 1,
+            Ordered::NoticesLost => self.code_changed(),
+            Ordered::Doubt(doubt) => self.leave_out(doubt),
+        }
     }
 
-    fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        let mut start = 0;
-        self.records.iter().map(move |(position, end)| {
-            let record = &self.bytes[start..*end as usize];
-            start = *end as usize;
-            (*position, record)
-        })
+    fn apply_event(&mut self, pid: u32, event: Event<'_>, now: u32) {
+        match event {
+            Event::CodeMapped(code) => self.notices.send(Notice::CodeMapped {
+                pid,
+                is_made: code.is_made,
+            }),
+            Event::Exec => self.notices.send(Notice::Exec(pid)),
+            Event::Fork { child } => self.notices.send(Notice::Fork { pid, child }),
+            Event::ThreadExit(tid) => self.notices.send(Notice::ThreadExit { pid, tid }),
+            _ => {}
+        }
+        self.ledgers.entry(pid).or_default().apply(event, now);
+    }
+
+    /// Code may have come to be anywhere in any process since the turn before.
+    fn code_changed(&mut self) {
+        for (pid, ledger) in &mut self.ledgers {
+            ledger.code_changed_anywhere(self.looked, monotonic());
+            self.notices.send(Notice::CodeMapped {
+                pid: *pid,
+                is_made: false,
+            });
+        }
+    }
+
+    fn leave_out(&mut self, doubt: &Doubt) {
+        for (pid, ledger) in &mut self.ledgers {
+            doubt.leave_out(*pid, ledger);
+            if doubt.concerns_program(*pid) {
+                self.notices.send(Notice::Exec(*pid));
+            }
+        }
+    }
+
+    fn now(&self) -> u32 {
+        (self.started.elapsed().as_millis() / 10).min(u128::from(u32::MAX)) as u32
     }
 }
 
 struct State {
-    ring: Ring,
-    deferred: DeferredFrees,
-    counters: Counters,
-    notices: NoticeSender,
+    stream: Stream<KernelSource>,
     asked: mpsc::Receiver<Request>,
     figures: Arc<Figures>,
-    started: Instant,
-    batch: Batch,
-    /// Deferred frees whose position is not reached: (position, pid, address), earliest first.
-    waiting: BinaryHeap<Reverse<(u64, u32, u64)>>,
-    /// Deferrals counted by the kernel side when the set was last read.
-    deferred_seen: u64,
-    ledgers: HashMap<u32, Ledger>,
-    undecodable: u64,
+    books: Books,
     events: u64,
 }
 
@@ -348,27 +389,46 @@ impl State {
             }
             quiet = if count == 0 { quiet + 1 } else { 0 };
             if count < BATCH {
-                self.ring.wait(if quiet > 20 { IDLE_WAIT } else { BUSY_WAIT });
+                let source = self.stream.source();
+                source.wait(if quiet > 20 { IDLE_WAIT } else { BUSY_WAIT });
             }
         }
     }
 
     /// One batch. Returns how many records there were.
     fn turn(&mut self) -> usize {
-        let count = self.batch.fill(&mut self.ring);
-        self.read_deferred();
-        let now = self.now();
-        let batch = std::mem::take(&mut self.batch);
-        for (position, record) in batch.iter() {
-            self.apply_deferred(position);
-            match event::decode(record) {
-                Some((pid, event)) => self.apply(pid, event, now),
-                None => self.undecodable += 1,
-            }
-        }
-        self.batch = batch;
+        let now = self.books.now();
+        let looked = monotonic();
+        let books = &mut self.books;
+        let count = self.stream.turn(BATCH, |next| books.apply(next, now));
+        books.looked = looked;
+        let reached = self.stream.position();
+        self.books.given_up.retain(|_, until| *until > reached);
         self.events += count as u64;
         count
+    }
+
+    /// Reads what is on the ring at this moment, as far as the time suffices. Returns up to where that is.
+    fn read_present(&mut self, limit: Duration) -> u64 {
+        let until = self.stream.source().produced();
+        let started = Instant::now();
+        let mut moved = started;
+        while self.stream.position() < until && started.elapsed() < limit {
+            if self.turn() > 0 {
+                moved = Instant::now();
+            } else if moved.elapsed() >= STALL_LIMIT {
+                break;
+            } else {
+                thread::sleep(STALL_WAIT);
+            }
+        }
+        // What was given back meanwhile has no record that would bring a batch.
+        self.turn();
+        let left = until.saturating_sub(self.stream.position());
+        if left > 0 {
+            tracing::debug!("{left} bytes of records were not read in time");
+        }
+        until
     }
 
     /// Answers what was asked meanwhile. Who asked and went away gets nothing.
@@ -376,31 +436,35 @@ impl State {
         while let Ok(request) = self.asked.try_recv() {
             match request {
                 Request::Capture(pid, reply) => {
-                    let now = self.now();
-                    let captured = self.ledgers.get(&pid).map(|ledger| Captured {
+                    let now = self.books.now();
+                    let captured = self.books.ledgers.get(&pid).map(|ledger| Captured {
                         snapshot: ledger.snapshot(now),
                         notes: ledger.notes(),
                     });
                     let _ = reply.send(captured.unwrap_or_default());
                 }
                 Request::Take(pid, reply) => {
-                    while self.turn() > 0 {}
-                    let _ = reply.send(self.ledgers.remove(&pid).unwrap_or_default());
+                    let until = self.read_present(TAKE_LIMIT);
+                    if self.stream.position() < until {
+                        self.books.given_up.insert(pid, until);
+                    }
+                    let _ = reply.send(self.books.ledgers.remove(&pid).unwrap_or_default());
                 }
                 Request::Pages(pid, reply) => {
-                    let _ = reply.send(self.ledgers.get(&pid).map(Ledger::pages).unwrap_or_default());
+                    let ledger = self.books.ledgers.get(&pid);
+                    let _ = reply.send(ledger.map(Ledger::pages).unwrap_or_default());
                 }
                 Request::LeavePages(pid, gone, reply) => {
-                    if let Some(ledger) = self.ledgers.get_mut(&pid) {
+                    if let Some(ledger) = self.books.ledgers.get_mut(&pid) {
                         ledger.leave_pages(&gone);
                     }
                     let _ = reply.send(());
                 }
                 Request::Counters(reply) => {
-                    let _ = reply.send((self.counters.read(), self.undecodable));
+                    let _ = reply.send((self.stream.source().counters(), self.books.undecodable));
                 }
                 Request::Held(reply) => {
-                    let held = self.ledgers.iter().map(|(pid, ledger)| {
+                    let held = self.books.ledgers.iter().map(|(pid, ledger)| {
                         let held = Held {
                             bytes: ledger.live_bytes(),
                             returns: ledger.notes().returns,
@@ -413,72 +477,39 @@ impl State {
         }
     }
 
-    fn apply(&mut self, pid: u32, event: Event<'_>, now: u32) {
-        match event {
-            Event::CodeMapped => self.notices.send(Notice::CodeMapped(pid)),
-            Event::Exec => self.notices.send(Notice::Exec(pid)),
-            Event::Fork { child } => self.notices.send(Notice::Fork { pid, child }),
-            _ => {}
-        }
-        self.ledgers.entry(pid).or_default().apply(event, now);
-    }
-
-    fn read_deferred(&mut self) {
-        let counters = self.counters.read();
-        let count = counters[Counter::FreeDeferred as usize] + counters[Counter::ReallocBeginDeferred as usize];
-        if count == self.deferred_seen {
-            return;
-        }
-        self.deferred_seen = count;
-        let frees = self.deferred.take(DEFERRED_BATCH);
-        self.waiting.extend(
-            frees
-                .into_iter()
-                .map(|free| Reverse((free.position, free.pid, free.address))),
-        );
-    }
-
-    /// Applies the frees that happened before the record at `position`.
-    fn apply_deferred(&mut self, position: u64) {
-        while let Some(Reverse((at, pid, address))) = self.waiting.peek().copied()
-            && at <= position
-        {
-            self.waiting.pop();
-            self.ledgers.entry(pid).or_default().free(ProcessAddress(address));
-        }
-    }
-
-    fn now(&self) -> u32 {
-        (self.started.elapsed().as_millis() / 10).min(u128::from(u32::MAX)) as u32
-    }
-
     fn publish(&mut self) {
-        let now = self.now();
+        let now = self.books.now();
         let mut live = 0.0;
-        for ledger in self.ledgers.values_mut() {
+        for ledger in self.books.ledgers.values_mut() {
             ledger.note_history(now);
             live += ledger.live_bytes();
         }
         self.figures.events.store(self.events, Ordering::Relaxed);
         self.figures.live_bytes.store(live as u64, Ordering::Relaxed);
-        self.figures
-            .lost
-            .store(self.counters.read()[Counter::AllocLost as usize], Ordering::Relaxed);
+        let lost = self.stream.source().counters()[Counter::AllocLost as usize];
+        self.figures.lost.store(lost, Ordering::Relaxed);
     }
 
     fn finish(mut self) -> Outcome {
-        while self.turn() > 0 {}
-        self.read_deferred();
-        self.apply_deferred(u64::MAX);
+        self.read_present(FINISH_LIMIT);
+        let now = self.books.now();
+        let books = &mut self.books;
+        self.stream.finish(|next| books.apply(next, now));
         self.publish();
         Outcome {
-            now: self.now(),
-            counters: self.counters.read(),
-            ledgers: self.ledgers,
-            undecodable: self.undecodable,
+            now: self.books.now(),
+            counters: self.stream.source().counters(),
+            ledgers: self.books.ledgers,
+            undecodable: self.books.undecodable,
             cpu: own_cpu_time(),
         }
     }
+}
+
+/// The clock that the kernel side tells times by, in nanoseconds.
+pub(super) fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// CPU time of the calling thread: the first number of its `schedstat`, in nanoseconds.

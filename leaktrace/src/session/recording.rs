@@ -14,6 +14,7 @@ use super::{
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
+    source::KernelSource,
     survey::{Survey, Surveyor},
     tracer::{self, Settings, TraceError, Tracer},
 };
@@ -24,7 +25,8 @@ use crate::{
         log::KernelLog,
     },
     model::ProcessKey,
-    proc::{ProcError, identity},
+    probe::plan::Refused,
+    proc::{ProcError, living},
     report::{loss::Losses, profile::Profile},
     symbolize::Symbolizer,
 };
@@ -51,6 +53,14 @@ pub enum RecordError {
         pid: u32,
         /// Where was looked.
         cause: DetectError,
+    },
+    /// There is something to probe, and none of it can be.
+    #[error("failed to trace pid {pid}: no allocation function can be probed: {cause}")]
+    NotProbed {
+        /// The process.
+        pid: u32,
+        /// The first function, and why not.
+        cause: Refused,
     },
     /// The kernel side could not be set up.
     #[error(transparent)]
@@ -82,6 +92,26 @@ impl From<TraceError> for RecordError {
     }
 }
 
+/// Whether something of the process can be probed.
+pub(super) fn check_probes(survey: &Survey) -> Result<(), RecordError> {
+    let pid = survey.key().pid;
+    match (&survey.detection, survey.plan.nothing_left()) {
+        (Err(cause), _) => Err(RecordError::NoAllocator {
+            pid,
+            cause: cause.clone(),
+        }),
+        (Ok(_), Some(cause)) => Err(RecordError::NotProbed {
+            pid,
+            cause: cause.clone(),
+        }),
+        (Ok(_), None) => Ok(()),
+    }
+}
+/// Bytes that the names which processes give to their own code may take.
+const NAMES: usize = 256 << 20;
+/// How often files with such names are looked for.
+const NAMES_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A recording under way.
 pub struct Recording {
     tracer: Tracer,
@@ -92,8 +122,11 @@ pub struct Recording {
     pids: Vec<ProcessKey>,
     go: HashMap<u32, GoHeap>,
     child: Option<Child>,
+    names_held: Instant,
     started: Instant,
     attached: SystemTime,
+    /// What the profile has to tell of what happened meanwhile.
+    remarks: Vec<String>,
 }
 
 /// A recording that is over.
@@ -125,11 +158,11 @@ impl Recording {
         let mut surveys = Vec::new();
         for &pid in pids {
             let survey = surveyor.survey(pid)?;
-            match survey.detection {
-                // Go's own heap needs no probes.
-                Err(cause) if !survey.is_go() => return Err(RecordError::NoAllocator { pid, cause }),
-                _ => surveys.push(survey),
+            // Go's own heap needs no probes.
+            if !survey.is_go() {
+                check_probes(&survey)?;
             }
+            surveys.push(survey);
         }
         let mut recording = Self::load(surveyor, &surveys, settings, ring_bytes)?;
         for survey in surveys {
@@ -152,10 +185,32 @@ impl Recording {
     fn launch(command: &[OsString], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let held = Held::start(command)?;
         let pid = held.pid();
+        let mut recording = match Self::prepare(pid, settings, ring_bytes) {
+            Ok(recording) => recording,
+            Err(error) => {
+                held.kill();
+                return Err(error);
+            }
+        };
+        let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
+        recording.child = Some(child);
+        Ok(recording)
+    }
+
+    /// Attaches to a command that has not begun.
+    fn prepare(pid: u32, settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
         let is_go = survey.is_go();
+        // Its allocator may come with its libraries, but they are of its own kind.
+        let is_foreign = survey.files.iter().all(|file| file.inspected.is_none());
+        let survey = match survey {
+            Survey {
+                detection: Err(cause), ..
+            } if is_foreign => return Err(RecordError::NoAllocator { pid, cause }),
+            survey => survey,
+        };
         let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, ring_bytes)?;
         recording.add(survey)?;
         if is_go {
@@ -163,8 +218,6 @@ impl Recording {
         }
         recording.pids.push(key);
         recording.tracer.set_active(pid, true);
-        let child = held.run_startup(|| recording.tracer.refresh(pid).map_err(RecordError::from))?;
-        recording.child = Some(child);
         Ok(recording)
     }
 
@@ -180,7 +233,8 @@ impl Recording {
         let parts = Kernel::load(tracer::sizes(surveys, ring_bytes))?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor)?;
-        let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender).map_err(RecordError::Thread)?;
+        let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,
@@ -190,8 +244,10 @@ impl Recording {
             pids: Vec::new(),
             go: HashMap::new(),
             child: None,
+            names_held: Instant::now(),
             started: Instant::now(),
             attached: SystemTime::now(),
+            remarks: Vec::new(),
         })
     }
 
@@ -230,8 +286,13 @@ impl Recording {
             {
                 heap.note_exec();
             }
-            if let Err(error) = self.tracer.act_on(notice) {
-                tracing::debug!("failed to follow {notice:?}: {error}");
+            match self.tracer.act_on(notice) {
+                Ok(()) => {}
+                Err(error @ TraceError::Withdrawn { pid, .. }) => {
+                    self.pump.take(pid);
+                    self.remarks.push(error.to_string());
+                }
+                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
             }
             if let Notice::Exec(pid) = notice {
                 self.find_go(pid);
@@ -258,6 +319,16 @@ impl Recording {
         }
     }
 
+    /// Looks for what comes without a notice, or was left for later: new code of programs that make it all the time, and the
+    /// files in which they name it. To be called several times a second.
+    pub fn catch_up(&mut self) {
+        self.tracer.catch_up();
+        if self.names_held.elapsed() >= NAMES_INTERVAL {
+            self.names_held = Instant::now();
+            self.tracer.hold_names();
+        }
+    }
+
     /// Whether every process has ended (or the command, which then is waited for).
     pub fn is_over(&mut self) -> bool {
         if let Some(child) = &mut self.child
@@ -266,10 +337,7 @@ impl Recording {
             self.child = None;
             return true;
         }
-        self.pids.iter().all(|key| match identity::read_stat(key.pid) {
-            Ok(stat) => stat.key != *key || matches!(stat.state, 'Z' | 'X' | 'x'),
-            Err(_) => true,
-        })
+        self.pids.iter().all(|key| !living::is_running(*key))
     }
 
     /// Detaches, reads what is left and hands everything over.
@@ -277,9 +345,7 @@ impl Recording {
         let duration = self.started.elapsed();
         for key in &self.pids {
             self.tracer.set_active(key.pid, false);
-            if let Some(program) = self.tracer.program_mut(key.pid) {
-                program.read_names();
-            }
+            self.tracer.read_names(key.pid, NAMES);
         }
         for (pid, heap) in &mut self.go {
             heap.finish(*pid);
@@ -298,7 +364,7 @@ impl Recording {
             duration,
             counters: outcome.counters,
             undecodable: outcome.undecodable,
-            remarks: Vec::new(),
+            remarks: self.remarks,
         };
         Finished {
             processes,
@@ -317,6 +383,24 @@ impl Finished {
         let counters = &self.outcome.counters;
         super::profile::all_lost(counters, recorded)
             .then(|| super::profile::kernel_losses(counters, self.outcome.undecodable))
+    }
+
+    /// Why nothing could be traced, if that is so: no process runs a program with an allocator that is known, and nothing
+    /// else was recorded.
+    pub fn untraceable(&self) -> Option<String> {
+        let causes: Option<Vec<String>> = self
+            .processes
+            .iter()
+            .map(|program| {
+                let pid = program.key.pid;
+                let cause = program.untraceable.as_ref().filter(|_| !self.go.contains_key(&pid))?;
+                let is_empty = self.outcome.capture(pid).snapshot.rows.is_empty();
+                is_empty.then(|| format!("failed to trace pid {pid}: {cause}"))
+            })
+            .collect();
+        causes
+            .filter(|causes| !causes.is_empty())
+            .map(|causes| causes.join("; "))
     }
 
     /// One profile of all processes, or of one of them.

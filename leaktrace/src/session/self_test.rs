@@ -15,6 +15,7 @@ use leaktrace_common::{
 use super::{
     profile,
     pump::{self, Captured, Notice, NoticeReceiver, Pump},
+    source::KernelSource,
     survey::uretprobes_kill,
 };
 use crate::{
@@ -214,7 +215,8 @@ pub fn run() -> Result<Passed, SelfTestError> {
         parts.kernel.attach_tracepoints()?;
     }
     let (sender, notices) = pump::notice_channel();
-    let pump = Pump::start(parts.ring, parts.deferred, parts.counters, sender)?;
+    let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
+    let pump = Pump::start(source, sender)?;
     let subject = Subject::find()?;
     let own = identity::read_identity(std::process::id())?;
     let with_return_probe = !uretprobes_kill(own.seccomp, Release::running().version());

@@ -1,34 +1,45 @@
 //! Looks at a process without touching it: its files, their unwind tables, its allocators, the probes that it needs.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs::File, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
-use super::go;
+use super::{address_space::Look, go, pump::monotonic};
 use crate::{
     allocator::{
         detect::{self, DetectError, Detection},
         inspect::{InspectedFile, Inspector},
     },
     model::{BuildId, ElfAddress, FileOffset, ProcessKey},
-    probe::plan::{Features, Plan, Planner},
+    object::image::Source,
+    probe::{
+        plan::{Features, Plan, Planner},
+        verify,
+    },
     proc::{
         ProcError,
-        files::open_mapped,
+        copy::Charge,
+        files::{FileVersion, open_mapped},
         identity::{self, Identity, Seccomp},
         maps::{self, FileId, Mapping},
+        memory::ProcessMemory,
+        pagemap,
         release::Release,
     },
     runtime::go::code::GoCode,
-    unwind::{self, CompileJob, TableCache, TableKey, TableResult},
+    unwind::{CompileJob, TableCache, TableResult},
 };
 
 /// A file with code that a process maps.
 pub struct CodeFile {
-    /// Device and inode.
+    /// Device and inode, as `/proc/PID/maps` shows them.
     pub id: FileId,
+    /// The state of the file that all of this was learned of.
+    pub version: FileVersion,
     /// Path as the process sees it.
     pub path: PathBuf,
     /// Held open, so that it can be probed and symbolized whatever happens to its name or to the process.
     pub file: File,
+    /// `file` is a copy.
+    pub copied: Option<Arc<Charge>>,
     /// What was found in it; `None` if it is no usable ELF file.
     pub inspected: Option<Arc<InspectedFile>>,
     /// What it has of Go; `None` if it is no Go binary.
@@ -38,9 +49,18 @@ pub struct CodeFile {
 }
 
 impl CodeFile {
-    /// Its build ID.
+    /// Its build ID: a label for output, which proves nothing.
     pub fn build_id(&self) -> Option<&BuildId> {
         self.inspected.as_ref()?.image.build_id()
+    }
+
+    /// Whether its code is what the program fills itself: in memory that has a file's name alone, and is no ELF file.
+    pub fn is_made(&self) -> bool {
+        let anonymous = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV"];
+        self.inspected.is_none()
+            && anonymous
+                .iter()
+                .any(|name| self.path.as_os_str().as_bytes().starts_with(name.as_bytes()))
     }
 
     /// Address of the first byte of an executable mapping, as the file's headers state it.
@@ -49,12 +69,17 @@ impl CodeFile {
     }
 }
 
+/// Files that were not read wholly and are told, at most.
+const MAX_UNREAD: usize = 16;
+
 /// What was seen of a process at one moment.
 pub struct Survey {
     /// Who it is.
     pub identity: Identity,
     /// Everything that it maps.
     pub mappings: Vec<Mapping>,
+    /// When the mappings were read and their files opened.
+    pub look: Look,
     /// Files with code.
     pub files: Vec<Arc<CodeFile>>,
     /// Allocators found, or that there are none.
@@ -69,9 +94,47 @@ impl Survey {
         self.identity.key
     }
 
+    /// Files that were not read, or not wholly: which, and why.
+    pub fn unread(&self) -> Vec<String> {
+        let (Ok(Detection { looked_in, .. }) | Err(DetectError::NoAllocator { looked_in, .. })) = &self.detection;
+        looked_in
+            .iter()
+            .filter_map(|(path, why)| Some(format!("{}: {}", path.display(), why.as_deref()?)))
+            .take(MAX_UNREAD)
+            .collect()
+    }
+
     /// Whether some of its code is Go.
     pub fn is_go(&self) -> bool {
         self.files.iter().any(|file| file.go.is_some())
+    }
+
+    /// Looks once more whether the code to be probed is what was decoded, and takes out of the plan what is not.
+    ///
+    /// # Errors
+    /// The process ended meanwhile.
+    pub fn verify_again(&mut self) -> Result<(), ProcError> {
+        self.mappings = maps::read_maps(self.key().pid)?;
+        self.verify();
+        Ok(())
+    }
+
+    fn verify(&mut self) {
+        let pid = self.key().pid;
+        let process = verify::Process {
+            mappings: &self.mappings,
+            memory: &ProcessMemory::new(pid),
+            unwritten: &|start, len| pagemap::is_unwritten(pid, start, len).unwrap_or(false),
+            debugger: identity::debugger(pid),
+        };
+        let file = |id| {
+            let file = self
+                .files
+                .iter()
+                .find(|file| file.id == id && file.inspected.is_some())?;
+            Some(&file.file as &dyn Source)
+        };
+        verify::verify(&mut self.plan, &process, file);
     }
 
     /// Rows and blocks of all unwind tables together.
@@ -88,7 +151,7 @@ pub struct Surveyor {
     inspector: Inspector,
     planner: Planner,
     tables: TableCache,
-    files: HashMap<FileId, Arc<CodeFile>>,
+    files: HashMap<(FileId, FileVersion), Arc<CodeFile>>,
     kernel: (u32, u32),
 }
 
@@ -120,21 +183,25 @@ impl Surveyor {
         if process != pid {
             return Err(ProcError::Thread { tid: pid, process });
         }
+        let begun = monotonic();
         let mappings = maps::read_maps(pid)?;
         let inspected = self.inspector.inspect(pid, &mappings)?;
-        let files = self.open_files(pid, &mappings, &inspected.files);
+        let (files, done) = self.open_files(pid, &mappings, &inspected.files)?;
         let detection = detect::detect(&inspected);
         let plan = match &detection {
             Ok(detection) => self.planner.plan(detection, &inspected.files, self.features(&identity)),
             Err(_) => Plan::default(),
         };
-        Ok(Survey {
+        let mut survey = Survey {
             identity,
             mappings,
+            look: Look { begun, done },
             files,
             detection,
             plan,
-        })
+        };
+        survey.verify();
+        Ok(survey)
     }
 
     fn features(&self, identity: &Identity) -> Features {
@@ -144,13 +211,14 @@ impl Surveyor {
         }
     }
 
-    /// Opens what is new among the mapped files and compiles its unwind tables, all at once.
+    /// Opens what is new among the mapped files and compiles its unwind tables, all at once. Also tells when all were
+    /// open.
     fn open_files(
         &mut self,
         pid: u32,
         mappings: &[Mapping],
         inspected: &[crate::allocator::inspect::ProcessFile],
-    ) -> Vec<Arc<CodeFile>> {
+    ) -> Result<(Vec<Arc<CodeFile>>, u64), ProcError> {
         let mut files = Vec::new();
         let mut fresh = Vec::new();
         let mut seen = Vec::new();
@@ -159,37 +227,45 @@ impl Surveyor {
                 continue;
             };
             seen.push(id);
-            let image = inspected
-                .iter()
-                .find(|file| file.id == id)
-                .map(|file| Arc::clone(&file.inspected));
-            // The same inode may hold another file by now: it must still be the one that was inspected.
-            let known = self.files.get(&id).filter(|known| match (&known.inspected, &image) {
-                (Some(known), Some(image)) => Arc::ptr_eq(known, image),
-                (None, None) => true,
-                _ => false,
-            });
-            if let Some(known) = known {
+            let image = inspected.iter().find(|file| file.id == id);
+            let known = image.and_then(|image| self.files.get(&(id, image.version)));
+            if let Some(known) = known.filter(|known| known.inspected.is_some()) {
                 files.push(Arc::clone(known));
-            } else if let Ok(opened) = open_mapped(pid, mapping) {
-                fresh.push(CodeFile {
-                    id,
-                    path: mapping.path.clone(),
-                    go: image.as_ref().and_then(|_| go::read_code(&opened.file)),
-                    file: opened.file,
-                    inspected: image,
-                    table: None,
-                });
+                continue;
             }
+            let opened = match open_mapped(pid, mapping) {
+                Ok(opened) => opened,
+                Err(error) if error.is_shortage() => return Err(error),
+                Err(_) => continue,
+            };
+            // Whatever was inspected must be this very file, and unchanged since.
+            let image = image.filter(|image| image.version == opened.version);
+            if let Some(known) = self.files.get(&(id, opened.version))
+                && known.inspected.is_some() == image.is_some()
+            {
+                files.push(Arc::clone(known));
+                continue;
+            }
+            fresh.push(CodeFile {
+                id,
+                version: opened.version,
+                path: mapping.path.clone(),
+                go: image.and_then(|_| go::read_code(&opened.file)),
+                file: opened.file,
+                copied: opened.copied,
+                inspected: image.map(|image| Arc::clone(&image.inspected)),
+                table: None,
+            });
         }
+        let done = monotonic();
         let tables = self.compile(&fresh);
         for (mut file, table) in fresh.into_iter().zip(tables) {
             file.table = table;
             let file = Arc::new(file);
-            self.files.insert(file.id, Arc::clone(&file));
+            self.files.insert((file.id, file.version), Arc::clone(&file));
             files.push(file);
         }
-        files
+        Ok((files, done))
     }
 
     fn compile(&self, files: &[CodeFile]) -> Vec<Option<TableResult>> {
@@ -211,25 +287,11 @@ impl Surveyor {
 }
 
 fn job(file: &CodeFile) -> CompileJob<'_> {
-    let metadata = file.file.metadata().ok();
-    let size = metadata.as_ref().map_or(0, MetadataExt::size);
-    let modified = metadata.as_ref().map_or(0, |data| {
-        i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec())
-    });
-    let key = match file.build_id() {
-        Some(build_id) => TableKey::BuildId(build_id.clone()),
-        None => TableKey::File(unwind::FileId {
-            device: file.id.device,
-            inode: file.id.inode,
-            size,
-            modified,
-        }),
-    };
     CompileJob {
-        key,
+        key: file.version,
         open: Box::new(|| file.file.try_clone()),
         forced: file.go.as_deref().map(go::forced_rules).unwrap_or_default(),
-        size_hint: size,
+        size_hint: file.version.size,
     }
 }
 

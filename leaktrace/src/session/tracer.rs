@@ -9,23 +9,23 @@ use std::{
     ops::Range,
     os::fd::AsFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use leaktrace_common::config::{MAX_MAPPINGS, PROCESS_ACTIVE, PROCESS_TRACK_MMAP, Process};
 
 use super::{
-    address_space::{AddressSpace, CodeSpan},
-    code::{CodeTables, code_spans},
+    address_space::{AddressSpace, CodeSpan, Look},
+    code::{CodeTables, code_spans, file_code, made_code, makes_code},
     program::Program,
-    pump::Notice,
+    pump::{Notice, monotonic},
     survey::{CodeFile, Survey, Surveyor},
 };
 use crate::{
     bpf::{
         btf::Places,
         growth::GrowthProbes,
-        kernel::{Kernel, LoadError, Sizes},
+        kernel::{Kernel, LoadError, Sizes, UprobeMechanism},
         links::{AttachError, Links, Probe, Role},
         processes::{ProcessTable, ProcessTableError, Slot},
         program_set::ProgramSet,
@@ -33,12 +33,18 @@ use crate::{
         usage::Usage,
     },
     model::ProcessKey,
-    probe::plan::ReturnProbe,
-    proc::{ProcError, maps::FileId},
+    probe::plan::{Refused, ReturnProbe},
+    proc::{
+        ProcError, living,
+        maps::{self, FileId},
+    },
 };
 
 /// How many sets of programs are kept for later.
 const SPARE_PROGRAMS: usize = 4;
+
+/// How often a process is looked at that makes code itself: a compiler may do so a thousand times a second.
+const MADE_CODE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Longest mean distance of samples: what fits into 32 bits in units of 16 bytes.
 pub const MAX_INTERVAL: u64 = 16 << 31;
@@ -111,6 +117,16 @@ pub enum TraceError {
         /// Why.
         cause: ProcessTableError,
     },
+    /// Code that has probes is not what it was: tracing of the process has ended, until it runs another program.
+    #[error(
+        "tracing of pid {pid} has ended, and what was recorded of it is left out, since frees may have been missed: {cause}"
+    )]
+    Withdrawn {
+        /// Process.
+        pid: u32,
+        /// The first function that is concerned.
+        cause: Refused,
+    },
     /// An array in the kernel is full.
     #[error("failed to store the unwind tables for pid {pid}: {cause}")]
     Full {
@@ -138,13 +154,34 @@ struct Traced {
     /// Programs of its own, so that its cost can be told apart.
     programs: Option<ProgramSet>,
     links: Links,
+    /// The thread that probes are attached through: the first one as long as it lives.
+    thread: u32,
     probed: HashSet<(FileId, u64)>,
     run: Range<u32>,
+    /// Where which file's code is, as it was seen last.
+    spans: Vec<(CodeSpan, Arc<CodeFile>)>,
+    /// What told that.
+    file_code: Vec<(u64, u64, u64, FileId)>,
+    /// Memory that the program filled with code itself.
+    made: Vec<Range<u64>>,
+    /// When it was looked at last, and whether it made code since.
+    looked: Instant,
+    is_due: bool,
     seed: u64,
     slot: Option<Slot>,
     /// What the kernel side was told last.
     process: Process,
     active: bool,
+    /// Files of which functions are left out, which was said.
+    withdrawn: HashSet<FileId>,
+    /// Probes were taken away for good.
+    ended: bool,
+}
+
+impl Traced {
+    fn has_probes_in(&self, file: FileId) -> bool {
+        self.probed.iter().any(|(probed, _)| *probed == file)
+    }
 }
 
 /// Everything traced.
@@ -225,28 +262,125 @@ impl Tracer {
             settings,
             programs,
             links: Links::new(),
+            thread: key.pid,
             probed: HashSet::new(),
             run: 0..0,
+            spans: Vec::new(),
+            file_code: Vec::new(),
+            made: Vec::new(),
+            looked: Instant::now(),
+            is_due: false,
             seed: seed(key, 0),
             slot: None,
             process: Process::default(),
             active: false,
+            withdrawn: HashSet::new(),
+            ended: false,
         };
         self.processes.insert(key.pid, traced);
-        let result = self.update(survey);
+        let thread = living::thread(key.pid);
+        if thread != key.pid {
+            self.attach_through(key.pid, thread);
+        }
+        // Only now is it told when code comes, and some may have come since the survey.
+        let result = self.update(survey).and_then(|()| self.refresh(key.pid));
         if result.is_err() {
             self.remove(key.pid);
         }
         result
     }
 
-    /// Looks at a process again after it mapped code.
+    /// Looks at a process again after code came to be in it.
     pub fn refresh(&mut self, pid: u32) -> Result<(), TraceError> {
+        if !self.processes.contains_key(&pid) {
+            return Ok(());
+        }
+        if self.look_at_made_code(pid)? {
+            return Ok(());
+        }
+        self.survey_again(pid)
+    }
+
+    /// Looks at all of a process again, its files too: one may be another than before where nothing else is.
+    fn survey_again(&mut self, pid: u32) -> Result<(), TraceError> {
         if !self.processes.contains_key(&pid) {
             return Ok(());
         }
         let survey = self.surveyor.survey(pid)?;
         self.update(survey)
+    }
+
+    /// Looks where the program has made code itself, if that is all that changed. Returns whether it is.
+    fn look_at_made_code(&mut self, pid: u32) -> Result<bool, TraceError> {
+        let begun = monotonic();
+        let mappings = maps::read_maps(pid)?;
+        let look = Look {
+            begun,
+            done: monotonic(),
+        };
+        let Some(traced) = self.processes.get_mut(&pid) else {
+            return Ok(true);
+        };
+        if traced.file_code.is_empty() || !file_code(&mappings).eq(traced.file_code.iter().copied()) {
+            return Ok(false);
+        }
+        traced.looked = Instant::now();
+        traced.is_due = false;
+        let files: Vec<_> = traced
+            .program
+            .files
+            .iter()
+            .filter(|file| file.is_made())
+            .cloned()
+            .collect();
+        let made = made_code(&mappings, &files, &traced.made);
+        traced.program.has_made_code |= makes_code(&mappings, &files);
+        traced.program.hold_names();
+        let spans = traced.program.numbered(&traced.spans);
+        traced.program.space.note(look, spans.into_iter());
+        if made == traced.made {
+            return Ok(true);
+        }
+        traced.made = made;
+        self.store_code(pid)?;
+        Ok(true)
+    }
+
+    /// Looks at processes that made code of late. To be called several times a second, or as [`due`](Self::due) says.
+    pub fn catch_up(&mut self) {
+        let is_due = |traced: &Traced| traced.is_due && traced.looked.elapsed() >= MADE_CODE_INTERVAL;
+        let due: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(_, traced)| is_due(traced))
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            if let Some(traced) = self.processes.get_mut(&pid) {
+                // Whatever comes of it.
+                traced.is_due = false;
+            }
+            if let Err(error) = self.refresh(pid) {
+                tracing::debug!("failed to look for new code of pid {pid}: {error}");
+            }
+        }
+    }
+
+    /// When [`catch_up`](Self::catch_up) has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        let due = self.processes.values().filter(|traced| traced.is_due);
+        due.map(|traced| traced.looked + MADE_CODE_INTERVAL).min()
+    }
+
+    /// Notes that a process has made code; it is looked at now, or later if that was done just before.
+    fn note_made_code(&mut self, pid: u32) -> Result<(), TraceError> {
+        match self.processes.get_mut(&pid) {
+            Some(traced) if traced.looked.elapsed() < MADE_CODE_INTERVAL => {
+                traced.is_due = true;
+                Ok(())
+            }
+            _ => self.refresh(pid),
+        }
     }
 
     /// Begins anew with a process that runs another program now.
@@ -258,37 +392,93 @@ impl Tracer {
         if let Some(slot) = &traced.slot {
             self.table.forget_earlier(slot);
         }
+        traced.ended = false;
         traced.program.space = AddressSpace::default();
         traced.program.files.clear();
+        traced.program.forget_made_code();
+        traced.file_code.clear();
+        traced.made.clear();
+        // Of all threads the one that asked for this is left, and it has its process's pid now.
+        traced.thread = pid;
         traced.seed = seed(traced.program.key, generation + 1);
         self.refresh(pid)
     }
 
-    fn update(&mut self, survey: Survey) -> Result<(), TraceError> {
+    fn update(&mut self, mut survey: Survey) -> Result<(), TraceError> {
         let pid = survey.key().pid;
-        let spans = code_spans(&survey);
-        let stored = self.code.store(&survey, &spans);
-        let run = stored.map_err(|cause| TraceError::Full { pid, cause })?;
-        self.generation += 1;
         let Some(traced) = self.processes.get_mut(&pid) else {
             return Ok(());
         };
+        traced.spans = code_spans(&survey);
+        traced.made = made_code(&survey.mappings, &survey.files, &traced.made);
+        traced.looked = Instant::now();
+        traced.is_due = false;
         let program = &mut traced.program;
         program.comm.clone_from(&survey.identity.comm);
-        for (span, file) in spans {
-            let index = program
-                .files
-                .iter()
-                .position(|known| Arc::ptr_eq(known, &file))
-                .unwrap_or_else(|| {
-                    program.files.push(file);
-                    program.files.len() - 1
-                });
-            program.space.insert(CodeSpan { file: index, ..span });
+        program.has_made_code |= makes_code(&survey.mappings, &survey.files);
+        program.hold_names();
+        program.untraceable = match &survey.detection {
+            Err(cause) if !survey.is_go() => Some(cause.to_string()),
+            _ => None,
+        };
+        let spans = program.numbered(&traced.spans);
+        program.space.note(survey.look, spans.into_iter());
+        program.space.drop_unused(&mut program.files);
+        let Some(slot) = self.store_code(pid)? else {
+            return Ok(());
+        };
+        let Some(traced) = self.processes.get_mut(&pid) else {
+            return Ok(());
+        };
+        let follows_calls = traced.settings.growth_interval == 0 && !traced.ended;
+        if follows_calls && !wanted(&survey, &traced.probed).is_empty() {
+            // Some time may have passed since the survey.
+            survey.verify_again()?;
         }
+        let withdrawn = &survey.plan.withdrawn;
+        if let Some(cause) = survey.plan.refused.last()
+            && withdrawn.iter().any(|file| !traced.withdrawn.contains(file))
+        {
+            tracing::warn!(
+                "pid {pid}: {} functions are not traced, such as {cause}",
+                survey.plan.refused.len()
+            );
+            traced.withdrawn.extend(withdrawn);
+        }
+        if follows_calls && withdrawn.iter().any(|file| traced.has_probes_in(*file)) {
+            let cause = survey.plan.refused.first().cloned();
+            traced.program.plan = survey.plan;
+            return self.withdraw(pid, cause);
+        }
+        let probes = wanted(&survey, &traced.probed);
+        if !probes.is_empty() && follows_calls {
+            let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
+            let links = self
+                .kernel
+                .attach(&places, Some(traced.thread), traced.programs.as_ref())?;
+            traced.links.append(links);
+            traced
+                .probed
+                .extend(probes.iter().map(|wanted| (wanted.file.id, wanted.offset)));
+        }
+        traced.program.unread = survey.unread();
+        traced.program.plan = survey.plan;
+        // Only now: what failed is tried again as a whole.
+        traced.file_code = file_code(&survey.mappings).collect();
+        Ok(())
+    }
+
+    /// Tells the kernel side where a process has which code, and what else it has to know of it. Returns its slot.
+    fn store_code(&mut self, pid: u32) -> Result<Option<u16>, TraceError> {
+        let Some(traced) = self.processes.get_mut(&pid) else {
+            return Ok(None);
+        };
+        let stored = self.code.store(&traced.spans, &traced.made);
+        let run = stored.map_err(|cause| TraceError::Full { pid, cause })?;
+        self.generation += 1;
         let process = Process {
             pid,
-            flags: flags(&traced.settings, traced.active),
+            flags: flags(&traced.settings, traced.active && !traced.ended),
             mapping_first: run.start,
             mapping_count: run.end - run.start,
             sample_interval: traced.settings.sample_interval,
@@ -313,23 +503,28 @@ impl Tracer {
         };
         let old = std::mem::replace(&mut traced.run, run);
         self.code.retire(old);
-        let probes = wanted(&survey, &traced.probed);
-        if !probes.is_empty() && traced.settings.growth_interval == 0 {
-            let places: Vec<_> = probes.iter().map(|wanted| wanted.probe(slot)).collect();
-            let links = self.kernel.attach(&places, Some(pid), traced.programs.as_ref())?;
-            traced.links.append(links);
-            traced
-                .probed
-                .extend(probes.iter().map(|wanted| (wanted.file.id, wanted.offset)));
-        }
-        traced.program.plan = survey.plan;
-        Ok(())
+        Ok(Some(slot))
+    }
+
+    /// Takes a process's probes away, since calls of its allocator are missed from now on.
+    fn withdraw(&mut self, pid: u32, cause: Option<Refused>) -> Result<(), TraceError> {
+        self.set_active(pid, false);
+        let Some((traced, cause)) = self.processes.get_mut(&pid).zip(cause) else {
+            return Ok(());
+        };
+        // It is active again when it runs another program.
+        traced.active = true;
+        traced.ended = true;
+        traced.links = Links::new();
+        traced.probed.clear();
+        Err(TraceError::Withdrawn { pid, cause })
     }
 
     /// Acts on something that the kernel side noticed.
     pub fn act_on(&mut self, notice: Notice) -> Result<(), TraceError> {
         match notice {
-            Notice::CodeMapped(pid) => self.refresh(pid),
+            Notice::CodeMapped { pid, is_made: false } => self.survey_again(pid),
+            Notice::CodeMapped { pid, is_made: true } => self.note_made_code(pid),
             Notice::Exec(pid) => self.restart(pid),
             Notice::Fork { pid, child } => {
                 if let Some(program) = self.program_mut(pid) {
@@ -337,6 +532,71 @@ impl Tracer {
                 }
                 Ok(())
             }
+            Notice::ThreadExit { pid, tid } => self.replace_thread(pid, tid),
+        }
+    }
+
+    /// Later probes of a process are attached through this thread, which is not its first.
+    fn attach_through(&mut self, pid: u32, thread: u32) {
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            traced.thread = thread;
+            let suits = |programs: &ProgramSet| programs.mechanism() == UprobeMechanism::PerfEvent;
+            if !traced.programs.as_ref().is_some_and(suits) {
+                traced.programs = Some(self.kernel.thread_program_set());
+            }
+        }
+    }
+
+    /// A thread ended. If the probes of its process were attached through it, they are attached through another one: the
+    /// kernel takes them away, or does so as soon as somebody else's are taken from the same places. New ones are there
+    /// before the old ones go, and what both tell of one call is told once: the second entry is nested in the first, and
+    /// finds its return taken.
+    fn replace_thread(&mut self, pid: u32, tid: u32) -> Result<(), TraceError> {
+        let is_held_by = |traced: &&Traced| traced.thread == tid && traced.settings.growth_interval == 0;
+        let Some(traced) = self.processes.get(&pid).filter(is_held_by) else {
+            return Ok(());
+        };
+        // What the kernel counts as perf events is gone with the thread; sessions stay for the moment.
+        let had_gap = self.mechanism_of(traced) == UprobeMechanism::PerfEvent;
+        let Some(thread) = living::successor(pid) else {
+            return Ok(());
+        };
+        let survey = self.surveyor.survey(pid)?;
+        self.attach_through(pid, thread);
+        let Some(traced) = self.processes.get_mut(&pid) else {
+            return Ok(());
+        };
+        let old = std::mem::take(&mut traced.links);
+        traced.probed.clear();
+        traced.program.gaps += u64::from(had_gap);
+        let result = self.update(survey);
+        drop(old);
+        result
+    }
+
+    fn mechanism_of(&self, traced: &Traced) -> UprobeMechanism {
+        traced
+            .programs
+            .as_ref()
+            .map_or(self.kernel.mechanism(), ProgramSet::mechanism)
+    }
+
+    /// Looks for the files in which processes name their own code, as long as they live.
+    pub fn hold_names(&mut self) {
+        let without = self
+            .processes
+            .values_mut()
+            .filter(|traced| traced.program.jit.is_none());
+        without.for_each(|traced| traced.program.hold_names());
+    }
+
+    /// Reads names of a process that can be read only while it lives. `budget` is what the names that all processes give
+    /// to their own code may take; each has an equal share.
+    pub fn read_names(&mut self, pid: u32, budget: usize) {
+        let sharers = self.processes.values().filter(|traced| traced.program.jit.is_some());
+        let share = budget / sharers.count().max(1);
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            traced.program.read_names(share);
         }
     }
 
@@ -351,7 +611,7 @@ impl Tracer {
             && let Some(slot) = &mut traced.slot
         {
             traced.active = active;
-            traced.process.flags = flags(&traced.settings, active);
+            traced.process.flags = flags(&traced.settings, active && !traced.ended);
             self.table.change(slot, traced.process);
         }
     }
@@ -363,6 +623,7 @@ impl Tracer {
         traced.links = Links::new();
         if let Some(programs) = traced.programs.take()
             && self.spare.len() < SPARE_PROGRAMS
+            && programs.mechanism() == self.kernel.mechanism()
         {
             self.spare.push(programs);
         }
@@ -412,6 +673,13 @@ impl Tracer {
     /// for a process without programs of its own.
     pub fn usage(&self, pid: u32) -> Option<Usage> {
         self.processes.get(&pid)?.programs.as_ref().map(ProgramSet::usage)
+    }
+
+    /// Whether only samples of a process have their return seen: a session skips the return of a call that is not taken.
+    pub fn skips_returns(&self, pid: u32) -> bool {
+        self.processes
+            .get(&pid)
+            .is_some_and(|traced| self.mechanism_of(traced) == UprobeMechanism::Session)
     }
 
     /// Gives up the unwind tables of files that no traced process maps any more, and what was learned of them.

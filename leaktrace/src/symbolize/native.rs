@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -18,6 +17,7 @@ use hashbrown::HashMap;
 use super::demangle::demangle;
 use super::snapshot::Snapshot;
 use super::{Addresses, Frame, SymbolSource, debug_file};
+use crate::proc::files::FileVersion;
 
 /// Turns addresses into frames. Files are read once and kept, about the size of their symbol and debug sections: make
 /// a symbolizer to write a profile, and drop it then. It does not move between threads; a thread that needs one makes it.
@@ -25,20 +25,14 @@ use super::{Addresses, Frame, SymbolSource, debug_file};
 pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
-    files: RefCell<HashMap<FileKey, Rc<Opened>>>,
+    files: RefCell<HashMap<FileVersion, Rc<Opened>>>,
     /// By content.
     images: RefCell<HashMap<Box<[u8]>, Rc<Opened>>>,
     texts: RefCell<Texts>,
 }
 
-/// What makes a file the same one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct FileKey {
-    device: u64,
-    inode: u64,
-    length: u64,
-    changed: (i64, i64),
-}
+/// Longer names and paths are cut. Those of C++ templates have some kilobytes.
+const MAX_NAME: usize = 64 << 10;
 
 /// A file with its debug file.
 #[derive(Debug)]
@@ -107,12 +101,7 @@ impl Symbolizer {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let key = FileKey {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let key = FileVersion::from(&metadata);
         if let Some(opened) = self.files.borrow().get(&key) {
             return Ok(opened.clone());
         }
@@ -136,11 +125,15 @@ impl Symbolizer {
         Ok(opened)
     }
 
-    /// Asks the debug file, then the file itself, then its symbol table alone, each for what is still without a name.
+    /// Asks the debug file, the mini symbol table, the file itself, then its symbol table alone, each for what is still without a name.
     fn fill(&self, opened: &Opened, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
         // A debug file has the addresses of its file, but not its positions.
         if let (Some(path), Addresses::Elf(_)) = (&opened.debug_file, addresses) {
             self.ask(path, true, addresses, frames);
+        }
+        // Before the file's own symbols: one without a size would take what belongs to the functions behind it.
+        if let (Some(mini), Addresses::Elf(_)) = (&opened.snapshot.mini, addresses) {
+            self.ask(&mini.path(), false, addresses, frames);
         }
         if opened.snapshot.debug_info {
             self.ask(&opened.snapshot.path(), true, addresses, frames);
@@ -242,6 +235,7 @@ impl Texts {
     }
 
     fn name(&mut self, name: &str) -> (Arc<str>, Arc<str>) {
+        let name = &name[..name.floor_char_boundary(MAX_NAME)];
         if let Some(known) = self.names.get(name) {
             return known.clone();
         }
@@ -255,6 +249,7 @@ impl Texts {
     }
 
     fn text(&mut self, text: &str) -> Arc<str> {
+        let text = &text[..text.floor_char_boundary(MAX_NAME)];
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }

@@ -1,14 +1,11 @@
 //! `/tmp/perf-PID.map`: the names that a JIT compiler gives to the code it makes.
 //!
-//! The parser is pure; who finds and opens the file (in the target's own mount namespace, under its own pid) is the
-//! caller's business. The file is written by the target. Invariant: [`MAX_BYTES`], [`MAX_ENTRIES`] and [`MAX_NAME`]
+//! The parser is pure; who finds, opens and reads the file (in the target's own mount namespace, under its own pid) is the
+//! caller's business. The file is written by the target. Invariant: the caller's limit, [`MAX_ENTRIES`] and [`MAX_NAME`]
 //! bound what is kept, and lines that are not understood are counted, not believed.
 
-use std::io::{self, Read};
 use std::sync::Arc;
 
-/// At most so much of a file is read.
-pub const MAX_BYTES: u64 = 256 << 20;
 /// At most so many entries are kept.
 pub const MAX_ENTRIES: usize = 2_000_000;
 /// Names are cut to so many bytes.
@@ -30,31 +27,36 @@ pub struct Entry {
 pub struct PerfMap {
     /// Sorted by start, without overlaps.
     entries: Vec<Entry>,
+    /// Bytes that the entries take with their names, about.
+    bytes: usize,
     /// Lines that were left out: not understood, or too many.
     skipped: u64,
 }
 
 impl PerfMap {
-    /// Reads and parses, up to [`MAX_BYTES`].
-    pub fn read(input: impl Read) -> io::Result<Self> {
-        let mut bytes = Vec::new();
-        input.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        Ok(Self::parse(&bytes))
+    /// Begins to add lines. With what is there, `limit` bytes are kept at most.
+    pub fn addition(&self, limit: usize) -> Addition {
+        Addition {
+            entries: Vec::new(),
+            skipped: 0,
+            room: limit.saturating_sub(self.bytes),
+            count: MAX_ENTRIES.saturating_sub(self.entries.len()),
+        }
     }
 
-    /// Parses lines of `START SIZE NAME`, both numbers hexadecimal. Where lines overlap the later one holds: the
-    /// compiler appends to the file when it reuses memory.
-    pub fn parse(bytes: &[u8]) -> Self {
-        let mut map = Self::default();
-        let mut parsed: Vec<Entry> = Vec::new();
-        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            match parse_line(line) {
-                Some(entry) if parsed.len() < MAX_ENTRIES => parsed.push(entry),
-                _ => map.skipped += 1,
-            }
-        }
-        map.entries = without_overlaps(parsed);
-        map
+    /// Adds lines. Where lines overlap the later one holds: the compiler appends to the file when it reuses memory.
+    pub fn add(&mut self, addition: Addition) {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.extend(addition.entries);
+        self.entries = without_overlaps(entries);
+        self.entries.shrink_to_fit();
+        self.bytes = self.entries.iter().map(Entry::bytes).sum();
+        self.skipped += addition.skipped;
+    }
+
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The code at an address of the process.
@@ -76,6 +78,44 @@ impl PerfMap {
     /// No code has a name.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+impl Entry {
+    /// The name counts in full, though an entry that was cut in two shares it, with what the allocator adds.
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.name.len() + 32
+    }
+}
+
+/// Lines that are to be added to a map.
+#[derive(Debug)]
+pub struct Addition {
+    entries: Vec<Entry>,
+    skipped: u64,
+    /// Bytes and entries that there is room for.
+    room: usize,
+    count: usize,
+}
+
+impl Addition {
+    /// Parses lines of `START SIZE NAME`, both numbers hexadecimal.
+    pub fn parse(&mut self, bytes: &[u8]) {
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match parse_line(line).filter(|entry| self.count > 0 && entry.bytes() <= self.room) {
+                Some(entry) => {
+                    self.room -= entry.bytes();
+                    self.count -= 1;
+                    self.entries.push(entry);
+                }
+                None => self.skipped += 1,
+            }
+        }
+    }
+
+    /// Nothing was parsed.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.skipped == 0
     }
 }
 
@@ -144,9 +184,31 @@ mod tests {
         map.find(address).map(|entry| entry.name.as_ref())
     }
 
+    fn parse(bytes: &[u8]) -> PerfMap {
+        let mut map = PerfMap::default();
+        let mut lines = map.addition(usize::MAX);
+        lines.parse(bytes);
+        map.add(lines);
+        map
+    }
+
+    #[test]
+    fn lines_are_added_within_the_limit() {
+        let mut map = parse(b"1000 100 old\n");
+        let limit = map.bytes() * 3;
+        for text in ["1040 10 new\n", "5000 10 far\n6000 10 beyond\n"] {
+            let mut lines = map.addition(limit);
+            lines.parse(text.as_bytes());
+            map.add(lines);
+        }
+        // The first one was cut in two by then.
+        assert_eq!((name(&map, 0x1045), name(&map, 0x1055)), (Some("new"), Some("old")));
+        assert_eq!((map.len(), map.skipped()), (3, 2));
+    }
+
     #[test]
     fn lookup() {
-        let map = PerfMap::parse(b"1000 10 LazyCompile:~f /app.js:1\n0x2000 0x20 g\n");
+        let map = parse(b"1000 10 LazyCompile:~f /app.js:1\n0x2000 0x20 g\n");
         assert_eq!(name(&map, 0xfff), None);
         assert_eq!(name(&map, 0x1000), Some("LazyCompile:~f /app.js:1"));
         assert_eq!(name(&map, 0x1010), None);
@@ -156,7 +218,7 @@ mod tests {
 
     #[test]
     fn reused_memory_has_the_newer_name() {
-        let map = PerfMap::parse(b"1000 100 old\n1040 10 new\n2000 10 first\n2000 10 second\n");
+        let map = parse(b"1000 100 old\n1040 10 new\n2000 10 first\n2000 10 second\n");
         assert_eq!(name(&map, 0x103f), Some("old"));
         assert_eq!(name(&map, 0x1040), Some("new"));
         assert_eq!(name(&map, 0x1050), Some("old"));
@@ -165,7 +227,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_counted_and_left_out() {
-        let map = PerfMap::parse(b"hello\n1000 0 empty\nffffffffffffffff 2 wraps\n1000 10 \nzz 1 x\n\n3000 1 \xff\n");
+        let map = parse(b"hello\n1000 0 empty\nffffffffffffffff 2 wraps\n1000 10 \nzz 1 x\n\n3000 1 \xff\n");
         assert_eq!((map.len(), map.skipped()), (1, 5));
         assert_eq!(name(&map, 0x3000), Some("\u{fffd}"));
     }
@@ -173,14 +235,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            PerfMap::parse(&bytes).find(0);
+            parse(&bytes).find(0);
         }
 
         /// Against the plain definition: the last line that covers the address.
         #[test]
         fn the_last_line_holds(lines in prop::collection::vec((0u64..60, 1u64..30), 0..25)) {
             let text: String = lines.iter().enumerate().map(|(i, (start, size))| format!("{start:x} {size:x} f{i}\n")).collect();
-            let map = PerfMap::parse(text.as_bytes());
+            let map = parse(text.as_bytes());
             for address in 0..100 {
                 let expected = lines.iter().rposition(|(start, size)| (*start..start + size).contains(&address));
                 let expected = expected.map(|i| format!("f{i}"));

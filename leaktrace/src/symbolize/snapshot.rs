@@ -3,7 +3,8 @@
 //! The symbolization library maps its files into memory, and whoever can truncate a mapped file kills the process that
 //! mapped it (SIGBUS). A target's files are not to be trusted with that, so their headers, symbol tables and debug
 //! information are copied, by reads, into an anonymous file; code and data are left out as holes. The copy is also
-//! where hostile contents are taken out: links to other files, and sections that decompress to more than they state.
+//! where hostile contents are taken out: links to other files, and sections that decompress to more than they state, or
+//! to far more than they are.
 //! Invariant: the copy holds at most [`MAX_COPIED`] bytes, and reading it opens no file that the target names.
 
 use std::fs::File;
@@ -21,11 +22,15 @@ mod plan;
 use plan::Plan;
 
 use crate::object::image::ElfImage;
+use crate::object::mini;
 
 /// Larger files are refused.
 pub const MAX_FILE: u64 = 64 << 30;
 /// At most so many bytes of a file are held; where it takes more, the debug information is left out.
 pub const MAX_COPIED: u64 = 2 << 30;
+
+/// A file whose section headers are not understood is copied up to here.
+const MAX_PLAIN: u64 = 128 << 20;
 
 /// The copy. It lives in memory and is gone when this is dropped.
 #[derive(Debug)]
@@ -37,6 +42,8 @@ pub struct Snapshot {
     pub build_id: Option<Box<[u8]>>,
     /// Name and checksum of the file that holds the debug information, if the file names one.
     pub debug_link: Option<(Box<[u8]>, u32)>,
+    /// The mini symbol table of a stripped file.
+    pub mini: Option<Box<Snapshot>>,
 }
 
 impl Snapshot {
@@ -52,7 +59,7 @@ impl Snapshot {
         }
         let memory = memory(length)?;
         let Some(mut plan) = Plan::new(&ReadCache::new(Positioned { file, position: 0 })) else {
-            copy(Positioned { file, position: 0 }.take(MAX_COPIED), &memory, 0)?;
+            copy(Positioned { file, position: 0 }.take(MAX_PLAIN), &memory, 0)?;
             let image = ElfImage::open(file.try_clone()?).ok();
             if let Some(image) = &image {
                 headers::append(image, &memory)?;
@@ -62,16 +69,14 @@ impl Snapshot {
                 debug_info: false,
                 build_id: image.and_then(|image| image.build_id().map(|id| id.as_bytes().into())),
                 debug_link: None,
+                mini: None,
             });
         };
         let size = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, size)| size).sum::<u64>();
         let needed = merged(plan.ranges.clone(), length);
+        let expanded = plan.expanded(length);
         let all = merged([plan.ranges, std::mem::take(&mut plan.debug_ranges)].concat(), length);
-        let expanded = plan
-            .compressed
-            .iter()
-            .fold(0u64, |sum, section| sum.saturating_add(section.decompressed));
-        let debug_info = size(&all).saturating_add(expanded) <= MAX_COPIED;
+        let debug_info = expanded.is_some_and(|expanded| size(&all).saturating_add(expanded) <= MAX_COPIED);
         let mut left = MAX_COPIED;
         for (start, size) in if debug_info { all } else { needed } {
             let range = Positioned { file, position: start }.take(size.min(left));
@@ -103,6 +108,7 @@ impl Snapshot {
             debug_info,
             build_id: plan.build_id,
             debug_link: plan.debug_link,
+            mini: mini(file),
         })
     }
 
@@ -115,6 +121,7 @@ impl Snapshot {
             debug_info: false,
             build_id: None,
             debug_link: None,
+            mini: None,
         })
     }
 
@@ -122,6 +129,16 @@ impl Snapshot {
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.memory.as_raw_fd()).into()
     }
+}
+
+/// The image in `.gnu_debugdata`, unless it is beyond a limit.
+fn mini(file: &File) -> Option<Box<Snapshot>> {
+    let image = ElfImage::open(file.try_clone().ok()?).ok()?;
+    let bytes = mini::unpack(&image)?
+        .inspect_err(|error| tracing::debug!("failed to read {}: {error}", mini::SECTION))
+        .ok()?;
+    let plain = bytes.get(..4)? == elf::ELFMAG;
+    plain.then(|| Snapshot::of_image(&bytes).ok()).flatten().map(Box::new)
 }
 
 /// Sorted, without overlaps, inside the file.
@@ -231,6 +248,27 @@ mod tests {
             Snapshot::of_file(&File::open("/proc/self/comm").expect("opens")).is_err(),
             "another format"
         );
+    }
+
+    #[test]
+    fn compressed_input_is_counted_once_and_so_is_what_it_becomes() {
+        let debug_info = |compressed: &[u8], stated: u64, sections: usize| {
+            let mut bytes = [1u32, 0].map(u32::to_le_bytes).concat();
+            bytes.extend([stated, 1].map(u64::to_le_bytes).concat());
+            bytes.extend(compressed);
+            let names: Vec<String> = (0..sections).map(|number| format!(".debug_{number}")).collect();
+            let sections: Vec<_> = names
+                .iter()
+                .map(|name| (name.as_str(), 1, 0x800, 0, bytes.len() as u64, 0))
+                .collect();
+            let mut file = tempfile::tempfile().expect("temporary file");
+            io::Write::write_all(&mut file, &crate::object::fixture::with_sections(&sections, &bytes)).expect("writes");
+            Snapshot::of_file(&file).expect("copies").debug_info
+        };
+        let empty_blocks = [&[0x78, 1][..], &b"\0\0\0\xff\xff".repeat(100_000)].concat();
+        assert!(debug_info(&empty_blocks, 1, 1));
+        assert!(!debug_info(&empty_blocks, 1, 200), "the same input again and again");
+        assert!(!debug_info(&empty_blocks, 1 << 40, 1), "out of proportion");
     }
 
     #[test]

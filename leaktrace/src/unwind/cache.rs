@@ -1,4 +1,4 @@
-//! Tables shared by all processes that map the same file, compiled by a bounded set of threads.
+//! Tables shared by all processes that map the same file in the same state, compiled by a bounded set of threads.
 //!
 //! It does not find files: a job says how to open its own. Nothing is kept on disk.
 //! Invariant: a key is compiled once at a time, however many callers ask for it; a file that could not be opened is
@@ -16,37 +16,15 @@ use object::read::ReadCache;
 
 use super::cfi::{CompileError, ForcedRule, compile};
 use super::compact::UnwindTable;
-use crate::model::BuildId;
+use crate::proc::files::FileVersion;
 
 /// Threads that compile at once, at most.
 const MAX_THREADS: usize = 8;
 
-/// A file by its place, for files without build ID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// Device number.
-    pub device: u64,
-    /// Inode number.
-    pub inode: u64,
-    /// Length in bytes.
-    pub size: u64,
-    /// Time of last modification, nanoseconds since 1970.
-    pub modified: i128,
-}
-
-/// What a table is shared by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum TableKey {
-    /// The build ID.
-    BuildId(BuildId),
-    /// The file, when it has none.
-    File(FileId),
-}
-
 /// A file to compile.
 pub struct CompileJob<'a> {
-    /// What its table is shared by.
-    pub key: TableKey,
+    /// The file and its state: a table serves nothing else.
+    pub key: FileVersion,
     /// Opens it; called at most once, on any thread, and not when the table is known.
     pub open: Box<dyn Fn() -> io::Result<File> + Send + Sync + 'a>,
     /// Rules that the caller knows better than the file.
@@ -60,10 +38,10 @@ pub type TableResult = Result<Arc<UnwindTable>, Arc<CompileError>>;
 
 type Slot = Arc<OnceLock<TableResult>>;
 
-/// Tables by key.
+/// Tables by file.
 #[derive(Debug, Default)]
 pub struct TableCache {
-    slots: Mutex<HashMap<TableKey, Slot>>,
+    slots: Mutex<HashMap<FileVersion, Slot>>,
 }
 
 impl TableCache {
@@ -73,13 +51,13 @@ impl TableCache {
     }
 
     /// The table of a key that was compiled before.
-    pub fn get(&self, key: &TableKey) -> Option<TableResult> {
+    pub fn get(&self, key: &FileVersion) -> Option<TableResult> {
         self.lock().get(key)?.get().cloned()
     }
 
     /// The table of a file, compiled on this thread unless it is known.
     pub fn get_or_compile(&self, job: &CompileJob<'_>) -> TableResult {
-        let slot = Arc::clone(self.lock().entry(job.key.clone()).or_default());
+        let slot = Arc::clone(self.lock().entry(job.key).or_default());
         let result = slot
             .get_or_init(|| compile_job(job).map(Arc::new).map_err(Arc::new))
             .clone();
@@ -146,7 +124,7 @@ impl TableCache {
         tables.fold((0, 0), |(count, bytes), table| (count + 1, bytes + table.bytes()))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TableKey, Slot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<FileVersion, Slot>> {
         // Nothing panics while the map is changed.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -32,7 +32,7 @@ mod x86_64;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{CompileJob, FileId, TableCache, TableKey, TableResult};
+pub use cache::{CompileJob, TableCache, TableResult};
 pub use cfi::{CompileError, ForcedRule, compile};
 pub use compact::{TableStats, UnwindTable};
 pub use replay::{Code, FirstPc, MAX_FRAMES, Mapping, Registers, Truncation, Walk, WalkEnd, replay};

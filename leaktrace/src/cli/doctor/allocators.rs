@@ -7,7 +7,7 @@ use std::{
 
 use super::report::{Block, Row, Section};
 use crate::{
-    allocator::detect::{DetectError, Detection, Skipped},
+    allocator::detect::{DetectError, Detection, NAMELESS_REMEDY, Skipped},
     probe::plan::{Plan, PlannedProbe, Refused, ReturnProbe},
 };
 
@@ -19,15 +19,22 @@ pub fn section(pid: u32, detection: &Result<Detection, DetectError>, plan: &Plan
             title,
             blocks: blocks(pid, detection, plan),
         },
-        Err(DetectError::NoAllocator { looked_in }) => {
+        Err(DetectError::NoAllocator { looked_in, nameless }) => {
             let row = Row::new([
                 "none found; looked for malloc, operator new, __rust_alloc, jemalloc, tcmalloc and mimalloc",
             ]);
-            let row = row.lacking(
-                format!("no known allocator in pid {pid}"),
-                "run a build that is not stripped, or one that is linked dynamically; a program that has just started may \
-                 not have loaded its libraries yet",
-            );
+            let row = if *nameless {
+                row.lacking(
+                    format!("pid {pid} is linked statically and stripped: its malloc has no name any more"),
+                    NAMELESS_REMEDY,
+                )
+            } else {
+                row.lacking(
+                    format!("no known allocator in pid {pid}"),
+                    "run a build that is not stripped, or one that is linked dynamically; a program that has just \
+                     started may not have loaded its libraries yet",
+                )
+            };
             Section {
                 title,
                 blocks: vec![
@@ -188,9 +195,11 @@ mod tests {
                 stack_offset: 0,
                 emulated: distance > 0,
                 reason: "first emulated instruction".to_owned(),
+                code: [].into(),
             },
             ret,
             reason: "an allocator's own function".to_owned(),
+            code: Vec::new(),
         }
     }
 
@@ -222,6 +231,7 @@ mod tests {
                 path: "/lib/libodd.so".into(),
                 reason: "it can throw, and its returns cannot be probed".to_owned(),
             }],
+            withdrawn: Vec::new(),
         };
         let skip = |symbol: &str, file: &str, reason: &str| Skipped {
             symbol: symbol.to_owned(),
@@ -235,6 +245,7 @@ mod tests {
                 skip("_ZdlPv", "/lib/libstdc++.so.6", "only jumps to free"),
                 skip("_Znam", "/lib/libstdc++.so.6", "always reaches malloc"),
             ],
+            unseen: Vec::new(),
             looked_in: vec![
                 ("/lib/libc.so.6".into(), None),
                 ("/tmp/\u{7}x".into(), Some("truncated ELF file".to_owned())),
@@ -277,6 +288,7 @@ mod tests {
                 ("/srv/static".into(), None),
                 ("/srv/odd".into(), Some("not an ELF file".to_owned())),
             ],
+            nameless: false,
         };
         insta::assert_snapshot!(rendered(&Err(error), &Plan::default()), @r"
         Allocators

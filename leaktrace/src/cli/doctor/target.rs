@@ -7,6 +7,7 @@ use crate::{
     proc::{
         ProcError,
         identity::{self, Identity, Seccomp},
+        living,
     },
     session::survey::{Survey, Surveyor, uretprobes_kill},
 };
@@ -139,7 +140,8 @@ fn seccomp(mode: Seccomp, kernel: (u32, u32)) -> String {
 /// Whether a namespace differs from this process's; not if either cannot be read.
 fn is_foreign(pid: u32, name: &str) -> bool {
     let link = |owner: &str| fs::read_link(format!("/proc/{owner}/ns/{name}"));
-    matches!((link("self"), link(&pid.to_string())), (Ok(ours), Ok(theirs)) if ours != theirs)
+    let thread = living::thread(pid).to_string();
+    matches!((link("self"), link(&thread)), (Ok(ours), Ok(theirs)) if ours != theirs)
 }
 
 #[cfg(test)]

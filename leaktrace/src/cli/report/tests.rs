@@ -181,8 +181,8 @@ fn own_profile() -> Profile {
     let mapping = |start, file: &str, build_id: &str| Mapping {
         start,
         limit: start + 0x10_0000,
-        file: file.to_owned(),
-        build_id: build_id.to_owned(),
+        file: file.into(),
+        build_id: build_id.into(),
         ..Mapping::default()
     };
     let program = builder.mapping(mapping(0x40_0000, "/opt/app/server", "c0ffee"));
@@ -212,15 +212,15 @@ fn own_profile() -> Profile {
     let unnamed = builder.location(Some(hidden), 0x7f00_1000_0123, &[]);
     let heap = |value: &str| {
         vec![TextLabel {
-            key: "heap".to_owned(),
-            value: value.to_owned(),
+            key: "heap".into(),
+            value: value.into(),
         }]
     };
     let bytes = |value| {
         vec![NumericLabel {
-            key: "bytes".to_owned(),
+            key: "bytes".into(),
             value,
-            unit: "bytes".to_owned(),
+            unit: "bytes".into(),
         }]
     };
     builder.sample(

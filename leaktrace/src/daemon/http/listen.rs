@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls_pki_types::pem::{self, PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -183,20 +185,20 @@ pub(super) fn tls(files: &TlsFiles) -> Result<TlsAcceptor, HttpError> {
         path: path.to_owned(),
         why,
     };
-    let open = |path: &Path| {
-        fs::read(path)
-            .map(io::Cursor::new)
-            .map_err(|error| unusable(path, error.to_string()))
-    };
-    let certificates = rustls_pemfile::certs(&mut open(&files.certificate)?)
+    let open = |path: &Path| fs::read(path).map_err(|error| unusable(path, error.to_string()));
+    let certificates = CertificateDer::pem_slice_iter(&open(&files.certificate)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(&files.certificate, error.to_string()))?;
     if certificates.is_empty() {
         return Err(unusable(&files.certificate, "it holds no PEM certificate".to_owned()));
     }
-    let key = rustls_pemfile::private_key(&mut open(&files.key)?)
-        .map_err(|error| unusable(&files.key, error.to_string()))?
-        .ok_or_else(|| unusable(&files.key, "it holds no PEM private key".to_owned()))?;
+    let key = PrivateKeyDer::from_pem_slice(&open(&files.key)?).map_err(|error| {
+        let why = match error {
+            pem::Error::NoItemsFound => "it holds no PEM private key".to_owned(),
+            error => error.to_string(),
+        };
+        unusable(&files.key, why)
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

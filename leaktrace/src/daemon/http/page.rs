@@ -25,9 +25,17 @@ const LOGIN: &str = "login.html";
 /// The page.
 const INDEX: &str = "index.html";
 
-/// It runs.
-pub(super) async fn healthz() -> Response {
-    typed("text/plain; charset=utf-8", "ok")
+/// It runs, and so do its parts; else which does not.
+pub(super) async fn healthz(State(app): State<Arc<App>>) -> Response {
+    let stuck = app.backend.stuck();
+    let status = if stuck.is_some() {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    let mut response = typed("text/plain; charset=utf-8", stuck.unwrap_or_else(|| "ok".to_owned()));
+    *response.status_mut() = status;
+    response
 }
 
 /// Whether a path is a file that is no secret: all but the page itself, which shows nothing but errors without a token.

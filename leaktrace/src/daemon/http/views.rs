@@ -86,7 +86,7 @@ fn frame(profile: &Profile, location: &Location, depth: usize, name: String, det
     api::Frame {
         function: name,
         file: known
-            .map(|(_, function)| function.file.clone())
+            .map(|(_, function)| function.file.to_string())
             .filter(|file| !file.is_empty()),
         line: line.and_then(|line| u64::try_from(line).ok()).filter(|line| *line > 0),
     }
@@ -149,7 +149,7 @@ pub(super) fn top(profile: &Profile, options: &TopOptions) -> api::Top {
     let rows_total = rows.len();
     rows.truncate(options.limit);
     api::Top {
-        sample_type: profile.sample_types[options.sample_type].kind.clone(),
+        sample_type: profile.sample_types[options.sample_type].kind.to_string(),
         total,
         rows_total,
         rows,
@@ -249,7 +249,7 @@ fn fold(
     let mut place = vec![0u32; nodes.len()];
     let mut frame_place: HashMap<u32, u32> = HashMap::new();
     let mut answer = api::Stacks {
-        sample_type: profile.sample_types[sample_type].kind.clone(),
+        sample_type: profile.sample_types[sample_type].kind.to_string(),
         frames: Vec::new(),
         nodes: Vec::with_capacity(order.len() + 1),
         folded: 0,

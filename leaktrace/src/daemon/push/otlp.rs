@@ -47,7 +47,7 @@ pub(super) fn request(export: &Export, host: &str, original: bool) -> Option<Exp
         return None;
     }
     let scope = InstrumentationScope {
-        name: "leaktrace".to_owned(),
+        name: "leaktrace".into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         attributes: scope_attributes(profile, &order),
         dropped_attributes_count: 0,
@@ -82,7 +82,7 @@ fn scope_attributes(profile: &Profile, order: &[usize]) -> Vec<KeyValue> {
         attributes.push(("pprof.scope.default_sample_type", name));
     }
     let pair = |(key, value): (&str, Value)| KeyValue {
-        key: key.to_owned(),
+        key: key.into(),
         value: Some(AnyValue { value: Some(value) }),
         key_strindex: 0,
     };
@@ -236,7 +236,7 @@ impl<'p> Dictionary<'p> {
         let texts = sample
             .labels
             .iter()
-            .map(|label| (label.key.as_str(), Value::StringValue(label.value.clone()), ""));
+            .map(|label| (label.key.as_str(), Value::StringValue(label.value.to_string()), ""));
         let numbers = sample
             .numbers
             .iter()
@@ -328,7 +328,7 @@ impl<'p> Dictionary<'p> {
         }
         let mut attribute_indices = Vec::new();
         if !mapping.build_id.is_empty() {
-            let build_id = Value::StringValue(mapping.build_id.clone());
+            let build_id = Value::StringValue(mapping.build_id.to_string());
             attribute_indices.push(self.attribute("process.executable.build_id.gnu", build_id, ""));
         }
         for (key, has) in [

@@ -124,7 +124,7 @@ fn sample_types(kinds: &[ValueType]) -> String {
     };
     let map: serde_json::Map<_, _> = kinds
         .iter()
-        .filter_map(|kind| Some((kind.kind.clone(), serde_json::to_value(describe(kind)).ok()?)))
+        .filter_map(|kind| Some((kind.kind.to_string(), serde_json::to_value(describe(kind)).ok()?)))
         .collect();
     serde_json::Value::Object(map).to_string()
 }

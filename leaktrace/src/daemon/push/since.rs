@@ -4,9 +4,10 @@
 //! Remembers the counts of each stack in some 25 bytes. Knows no process and no clock. Invariant: while counts go on,
 //! what is told of a stack in all profiles together is its count in the last one.
 //!
-//! Stacks are known by the addresses of their frames, as in the ledger: counts go on only within one program in one
-//! address space, where addresses stay and names may change (a file that is replaced, a perf map that is written). Of
-//! the labels those count that stay as well: a thread may end, and the mean size of a stack's blocks moves.
+//! Stacks are known by the addresses of their frames and the build IDs of the files there, as in the ledger: counts go on
+//! only within one program in one address space, where addresses stay and names may change (a file that is replaced, a
+//! perf map that is written). Of the labels those count that stay as well: a thread may end, and the mean size of a
+//! stack's blocks moves.
 
 use std::{
     hash::{BuildHasher, Hash, Hasher, RandomState},
@@ -146,6 +147,9 @@ fn key(profile: &Profile, sample: &Sample, hasher: &RandomState) -> (bool, u64) 
     heap.hash(&mut hash);
     for location in profile.stack(sample) {
         location.address.hash(&mut hash);
+        // Addresses that one file left to another.
+        let mapping = location.mapping.and_then(|id| profile.mappings.get(id.index()));
+        mapping.map(|mapping| &mapping.build_id).hash(&mut hash);
     }
     if is_go {
         // Go counts each size of block by itself.
@@ -183,13 +187,13 @@ mod tests {
                 builder.location(None, 0x10, &[line]),
             ];
             let label = |key: &str, value: &str| TextLabel {
-                key: key.to_owned(),
-                value: value.to_owned(),
+                key: key.into(),
+                value: value.into(),
             };
             let bytes = NumericLabel {
-                key: "bytes".to_owned(),
+                key: "bytes".into(),
                 value: if heap == HEAP_LABEL { 10 } else { name.len() as i64 },
-                unit: "bytes".to_owned(),
+                unit: "bytes".into(),
             };
             let labels = vec![label("heap", heap), label("thread", name)];
             builder.sample(locations, &[*objects, objects * 10, 1, 8], labels, vec![bytes]);

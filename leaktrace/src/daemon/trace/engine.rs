@@ -133,8 +133,22 @@ impl<T> Awaited<T> {
     }
 }
 
+/// A command that takes longer than this is stuck: all that may take long within one has limits of its own.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// Since when the thread is at work on one command.
+#[derive(Debug, Default)]
+struct Busy(Mutex<Option<Instant>>);
+
+impl Busy {
+    fn set(&self, busy: bool) {
+        *lock(&self.0) = busy.then(Instant::now);
+    }
+}
+
 /// The engine as others see it.
 pub struct Engine {
+    busy: Arc<Busy>,
     commands: UnboundedSender<Command>,
     readings: Arc<Mutex<Arc<Readings>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -149,6 +163,8 @@ impl Engine {
         let (commands, receiver) = unbounded_channel();
         let readings = Arc::new(Mutex::new(Arc::new(Readings::default())));
         let shared = Arc::clone(&readings);
+        let busy = Arc::new(Busy::default());
+        let own_busy = Arc::clone(&busy);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
             let mut work = Work {
@@ -158,15 +174,28 @@ impl Engine {
                 suspects: HashMap::new(),
                 measuring: None,
                 readings: shared,
+                busy: own_busy,
                 price: Price::default(),
             };
             runtime.block_on(work.run(receiver));
         })?;
         Ok(Self {
+            busy,
             commands,
             readings,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// For how long the thread has been at one command; `None` if it waits for one.
+    pub fn busy(&self) -> Option<Duration> {
+        let since = *lock(&self.busy.0);
+        since.map(|since| since.elapsed())
+    }
+
+    /// The same, if it is longer than any command may take.
+    pub fn stuck(&self) -> Option<Duration> {
+        self.busy().filter(|time| *time > STUCK)
     }
 
     /// Begins to trace a process.
@@ -259,6 +288,7 @@ struct Work {
     suspects: HashMap<u32, ProcessKey>,
     measuring: Option<Measuring>,
     readings: Arc<Mutex<Arc<Readings>>>,
+    busy: Arc<Busy>,
     price: Price,
 }
 
@@ -267,16 +297,28 @@ impl Work {
         loop {
             let noticed = self.live.as_ref().map(Live::noticed);
             let measured = self.measuring.as_ref().map(|measuring| measuring.since + MEASURE);
+            let due = self.live.as_ref().and_then(Live::due);
             let unused = (self.live.is_some() && self.is_idle()).then_some(self.idle_since + LINGER);
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
                     None | Some(Command::Stop) => break,
-                    Some(command) => self.obey(command),
+                    Some(command) => {
+                        self.busy.set(true);
+                        self.obey(command);
+                        self.busy.set(false);
+                    }
                 },
                 () = wait_for(noticed) => {
                     if let Some(live) = &mut self.live {
+                        self.busy.set(true);
                         live.follow();
+                        self.busy.set(false);
+                    }
+                }
+                () = sleep_until(due) => {
+                    if let Some(live) = &mut self.live {
+                        live.catch_up();
                     }
                 }
                 () = sleep_until(measured) => self.finish_measuring(),
@@ -458,7 +500,7 @@ impl Work {
                 let returns = now.1.returns.saturating_sub(before.1.returns);
                 let activity = Activity {
                     usage: now.0.since(before.0),
-                    sampled_returns: if live.skips_returns() { returns } else { 0 },
+                    sampled_returns: if live.skips_returns(*pid) { returns } else { 0 },
                     calls_stepped: live.is_stepped(*pid, Op::Alloc),
                     releases_stepped: live.is_stepped(*pid, Op::Free),
                     elapsed,

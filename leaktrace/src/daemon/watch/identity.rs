@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 
 use self::executable::Executables;
@@ -23,7 +23,7 @@ use crate::model::ProcessKey;
 use crate::proc::cgroup::Cgroups;
 use crate::proc::identity::{parse_stat, parse_status, since_boot};
 use crate::proc::users::Users;
-use crate::proc::{ProcError, cgroup};
+use crate::proc::{ProcError, cgroup, living};
 
 /// Most bytes of arguments that are told.
 const MAX_COMMAND_LINE: usize = 4096;
@@ -49,15 +49,22 @@ impl Identities {
     /// opened) is `None` there.
     ///
     /// # Errors
-    /// [`ProcError::NoSuchProcess`] and [`ProcError::Exited`] when it ended, is a zombie, or its pid is another process's
-    /// by now; [`ProcError::KernelThread`].
+    /// [`ProcError::NoSuchProcess`] and [`ProcError::Exited`] when all of its threads have ended, or its pid is another
+    /// process's by now; [`ProcError::KernelThread`].
     pub fn read(&self, key: ProcessKey) -> Result<api::Identity, ProcError> {
         let process = Process::open(key.pid)?;
         let stat = process.read("stat", MAX_FILE)?;
         let stat = parse_stat(&stat).ok_or_else(|| process.malformed("stat", "not in the kernel's form"))?;
-        if stat.key.start_time != key.start_time || matches!(stat.state, 'Z' | 'X' | 'x') {
+        if stat.key.start_time != key.start_time || living::has_ended(&stat) {
             return Err(ProcError::Exited { pid: key.pid });
         }
+        let thread = living::thread(key.pid);
+        // What the first thread does not show any more when it has ended another one does.
+        let process = if thread == key.pid {
+            process
+        } else {
+            Process::open(thread)?
+        };
         if stat.kernel_thread {
             return Err(ProcError::KernelThread {
                 pid: key.pid,
@@ -71,7 +78,7 @@ impl Identities {
         let groups = process.read("cgroup", MAX_FILE).unwrap_or_default();
         let groups = Cgroups::parse(&groups);
         let executable = readlinkat(&process.directory, "exe").ok();
-        let facts = self.executables.facts(process.directory.as_fd());
+        let facts = self.executables.facts(key.pid, process.directory.as_fd());
         Ok(api::Identity {
             pid: key.pid,
             start_time: key.start_time,
@@ -156,18 +163,14 @@ impl Process {
     }
 }
 
-fn open_below(directory: BorrowedFd<'_>, name: &str) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+fn open_below(directory: BorrowedFd<'_>, name: &str, how: OFlag) -> io::Result<File> {
+    let flags = how | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     Ok(File::from(openat(directory, name, flags, Mode::empty())?))
-}
-
-fn stat_below(directory: BorrowedFd<'_>, name: &str) -> io::Result<FileStat> {
-    Ok(fstatat(directory, name, AtFlags::empty())?)
 }
 
 fn read_below(directory: BorrowedFd<'_>, name: &str, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_below(directory, name)?
+    open_below(directory, name, OFlag::O_RDONLY)?
         .take(limit as u64)
         .read_to_end(&mut bytes)?;
     Ok(bytes)

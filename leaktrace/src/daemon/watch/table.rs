@@ -15,7 +15,7 @@ use crate::{
     model::ProcessKey,
     proc::{
         footprint::{self, Footprint},
-        identity,
+        identity, living,
     },
 };
 
@@ -165,11 +165,12 @@ impl Table {
 
     /// `None` for kernel threads and for processes that ended meanwhile.
     fn begin(&mut self, pid: u32, now: u32) -> Option<Watched> {
-        let footprint = Footprint::open(pid).ok()?;
+        let mut footprint = Footprint::open(pid).ok()?;
         let stat = identity::read_stat(pid).ok()?;
-        if stat.kernel_thread || stat.state == 'Z' {
+        if stat.kernel_thread || living::has_ended(&stat) {
             return None;
         }
+        footprint.belongs_to(stat.key);
         let identity = self.identities.read(stat.key).ok()?;
         let mut watched = Watched {
             key: stat.key,
@@ -327,7 +328,7 @@ impl Watched {
 }
 
 fn executable(pid: u32) -> Option<String> {
-    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let path = fs::read_link(format!("/proc/{}/exe", living::thread(pid))).ok()?;
     Some(path.to_string_lossy().into_owned())
 }
 

@@ -11,8 +11,8 @@ pub(crate) fn heap_profile() -> Profile {
         start: 0x40_0000,
         limit: 0x40_2000,
         offset: 0x1000,
-        file: "/bin/app".to_owned(),
-        build_id: "c0ffee".to_owned(),
+        file: "/bin/app".into(),
+        build_id: "c0ffee".into(),
         ..Mapping::default()
     });
     let frame = |function, line| FrameLine {
@@ -25,13 +25,13 @@ pub(crate) fn heap_profile() -> Profile {
     let leaf = builder.location(Some(mapping), 0x40_1010, &[frame("leak", 12), frame("handle", 40)]);
     let root = builder.location(Some(mapping), 0x40_1100, &[frame("main", 50)]);
     let labels = vec![TextLabel {
-        key: "heap".to_owned(),
-        value: "native".to_owned(),
+        key: "heap".into(),
+        value: "native".into(),
     }];
     let numbers = vec![NumericLabel {
-        key: "bytes".to_owned(),
+        key: "bytes".into(),
         value: 64,
-        unit: "bytes".to_owned(),
+        unit: "bytes".into(),
     }];
     builder.sample(vec![leaf, root], &[10, 640, 4, 256], labels, numbers);
     let profile = builder.profile_mut();
@@ -113,6 +113,69 @@ fn a_bomb_is_refused_in_bounded_memory() {
     assert!(matches!(read(bomb.as_slice()), Err(DecodeError::TooLarge)));
 }
 
+/// Thousands of functions whose name is one string of a megabyte, and remarks that are that string again and again.
+#[test]
+fn a_string_is_held_once_however_often_it_is_referred_to() {
+    const FUNCTIONS: u64 = 20_000;
+    let name = "A".repeat(1 << 20);
+    let message = wire::Profile {
+        sample_type: vec![wire::ValueType { kind: 3, unit: 3 }; 100],
+        function: (1..=FUNCTIONS)
+            .map(|id| wire::Function {
+                id,
+                name: 3,
+                system_name: 3,
+                filename: 3,
+                start_line: 0,
+            })
+            .collect(),
+        comment: vec![3; 10_000],
+        location: vec![wire::Location {
+            id: 1,
+            line: (1..=FUNCTIONS)
+                .map(|function_id| wire::Line {
+                    function_id,
+                    ..wire::Line::default()
+                })
+                .collect(),
+            ..wire::Location::default()
+        }],
+        sample: vec![wire::Sample {
+            location_id: vec![1],
+            value: vec![1; 100],
+            label: vec![
+                wire::Label {
+                    key: 3,
+                    str: 3,
+                    ..wire::Label::default()
+                };
+                1000
+            ],
+        }],
+        string_table: ["", "space", "bytes", &name]
+            .map(|text| text.as_bytes().to_vec())
+            .into(),
+        drop_frames: 1,
+        ..wire::Profile::default()
+    };
+    let mut profile = decode(&message.encode_to_vec()).expect("reads");
+    let first = profile.functions[0].name.as_ptr();
+    assert!(profile.functions.iter().all(|function| function.file.as_ptr() == first));
+    assert!(
+        profile.samples[0]
+            .labels
+            .iter()
+            .all(|label| label.value.as_ptr() == first)
+    );
+    assert_eq!(profile.comments.len(), 1);
+    crate::report::prune::prune(&mut profile).expect("an expression");
+    let graph = crate::report::graph::GraphOptions::all(0);
+    assert_eq!(crate::report::graph::Graph::new(&profile, &graph).nodes.len(), 1);
+    let difference = crate::report::diff::diff(&profile, &profile).expect("compares");
+    assert!(difference.samples.is_empty());
+    assert!(encode(&profile).len() < (2 << 20) + 1_000_000);
+}
+
 prop_compose! {
     fn any_profile()(
         names in prop::collection::vec("[a-zA-Z:<>λ ]{1,12}", 1..6),
@@ -124,7 +187,7 @@ prop_compose! {
         loss in any::<u64>(),
     ) -> Profile {
         let mut builder = ProfileBuilder::heap();
-        let mapping = builder.mapping(Mapping { file, limit: 9, ..Mapping::default() });
+        let mapping = builder.mapping(Mapping { file: file.into(), limit: 9, ..Mapping::default() });
         let locations: Vec<_> = addresses
             .iter()
             .map(|(address, lines)| {
@@ -139,13 +202,14 @@ prop_compose! {
             .collect();
         for (stack, values, heap, bytes) in stacks {
             let stack = stack.iter().map(|position| locations[position % locations.len()]).collect();
-            let labels = (!heap.is_empty()).then(|| TextLabel { key: "heap".to_owned(), value: heap });
-            let numbers = (bytes != 0).then(|| NumericLabel { key: "bytes".to_owned(), value: bytes, unit: String::new() });
+            let labels = (!heap.is_empty()).then(|| TextLabel { key: "heap".into(), value: heap.into() });
+            let numbers = (bytes != 0).then(|| NumericLabel { key: "bytes".into(), value: bytes, unit: "".into() });
             builder.sample(stack, &values, labels.into_iter().collect(), numbers.into_iter().collect());
         }
         let profile = builder.profile_mut();
         [profile.time_nanos, profile.duration_nanos, profile.period] = times;
-        profile.comments = comments;
+        // A remark counts once.
+        profile.comments = std::collections::BTreeSet::from_iter(comments).into_iter().collect();
         profile.metadata.losses.add("x", loss, "y = (z)");
         builder.finish()
     }

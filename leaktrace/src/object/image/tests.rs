@@ -101,3 +101,50 @@ proptest! {
         let _ = exercise(bytes);
     }
 }
+
+/// `count` symbols of functions with the same name at the begin of the strings.
+fn symbols(count: usize) -> Vec<u8> {
+    let mut one = 1u32.to_le_bytes().to_vec();
+    one.extend([2, 0, 1, 0]);
+    one.extend([0x1000u64, 16].map(u64::to_le_bytes).concat());
+    one.repeat(count)
+}
+
+#[test]
+fn one_symbol_table_of_a_kind_is_read() {
+    let mut bytes = symbols(100);
+    let size = bytes.len() as u64;
+    bytes.extend(b"\0malloc\0");
+    let mut sections = vec![(".strtab", 3, 0, size, 8, 0)];
+    sections.extend([(".symtab", 2, 0, 0, size, 1); 2000]);
+    let image = ElfImage::new(Box::new(crate::object::fixture::with_sections(&sections, &bytes))).unwrap();
+    let mut visited = 0;
+    let complaints = for_each_symbol(&image, |_, symbol| {
+        assert_eq!(symbol.name, b"malloc");
+        visited += 1;
+    });
+    assert_eq!(visited, 100);
+    assert_eq!(complaints, [".symtab: 1999 more tables of its kind are not read"]);
+}
+
+#[test]
+fn names_without_an_end_in_sight_are_cut_and_their_bytes_counted() {
+    let mut bytes = symbols(40_000);
+    let size = bytes.len() as u64;
+    bytes.push(0);
+    bytes.resize(bytes.len() + (1 << 20), b'a');
+    let strings = bytes.len() as u64 - size;
+    let sections = [(".strtab", 3, 0, size, strings, 0), (".symtab", 2, 0, 0, size, 1)];
+    let image = ElfImage::new(Box::new(crate::object::fixture::with_sections(&sections, &bytes))).unwrap();
+    let complaints = for_each_symbol(&image, |_, symbol| panic!("{} bytes", symbol.name.len()));
+    assert!(complaints[0].contains("the rest is not searched"), "{complaints:?}");
+}
+
+#[test]
+fn relocations_have_one_budget() {
+    let bytes = vec![0; 20 << 20];
+    let section = (".rela.dyn", 4, 2, 0, bytes.len() as u64, 0);
+    let file = crate::object::fixture::with_sections(&[section; 50], &bytes);
+    let image = ElfImage::new(Box::new(file)).unwrap();
+    assert!(image.read_relocations().len() <= (MAX_RELOCATIONS / 24) as usize);
+}

@@ -16,6 +16,7 @@ use super::{Demand, Site, at_entry};
 use crate::model::{ElfAddress, FileOffset};
 use crate::object::code::{CodeReader, Flow, Target};
 use crate::object::image::ElfImage;
+use crate::probe::decoded::Decoded;
 
 /// How far from the entry a site may be, in instructions.
 const MAX_STRAIGHT: usize = 32;
@@ -43,27 +44,34 @@ pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, de
     let mut stack_offset = 0u32;
     let mut arguments = Arguments::new(demand.signature);
     let mut first = String::from("no instruction");
-    let fallback = |first: String, why: &str| at_entry(entry, offset, demand, first, format!("at the entry: {why}"));
+    let mut first_len = 1;
+    let mut passed = Vec::new();
+    let fallback = |first: String, len: u8, why: &str| {
+        let code = Decoded::runs(image, vec![(entry, len)]);
+        at_entry(entry, offset, demand, first, format!("at the entry: {why}"), code)
+    };
 
     for index in 0..MAX_STRAIGHT {
         if !decoder.can_decode() {
-            return fallback(first, "the code ends");
+            return fallback(first, first_len, "the code ends");
         }
         let position = decoder.position();
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            return fallback(first, "the code cannot be decoded");
+            return fallback(first, first_len, "the code cannot be decoded");
         }
         let bytes = &code[position..decoder.position()];
         if index == 0 {
             first = text(&instruction);
+            first_len = instruction.len() as u8;
         }
+        passed.push((ElfAddress(instruction.ip()), instruction.len() as u8));
         if position > 0
             && targets
                 .get_or_insert_with(&mut find_targets)
                 .contains(&instruction.ip())
         {
-            return fallback(first, "the code behind it is jumped back to");
+            return fallback(first, first_len, "the code behind it is jumped back to");
         }
         if emulated(&instruction, bytes, demand.long_nops) {
             return Site {
@@ -80,14 +88,15 @@ pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, de
                         "the first instruction that the kernel emulates; `{first}` at the entry would be single-stepped"
                     ),
                 },
+                code: Decoded::runs(image, passed).into(),
             };
         }
         match advance(&instruction, &mut info, demand, &mut arguments, &mut stack_offset) {
             Ok(()) => {}
-            Err(why) => return fallback(first, why),
+            Err(why) => return fallback(first, first_len, why),
         }
     }
-    fallback(first, "no emulated instruction near it")
+    fallback(first, first_len, "no emulated instruction near it")
 }
 
 /// Lets one instruction pass, or says why no site may be behind it.

@@ -3,7 +3,6 @@
 //! Nothing is written and nothing is stopped. Invariant: an area whose layout is handed out by [`GoProcess::layout`]
 //! passed its check in this process.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use super::buildinfo::BuildInfo;
@@ -21,8 +20,9 @@ use super::offsets::{self, Layout};
 use super::spans::{self, ObjectSnapshot, SpanError, SpanSnapshot};
 use super::version::GoVersion;
 use crate::model::ProcessKey;
+use crate::proc::files::open_executable;
 use crate::proc::memory::{AT_ENTRY, AuxVector, MemoryReader, ProcessMemory};
-use crate::proc::{ProcError, identity};
+use crate::proc::{ProcError, identity, living, maps, mounts};
 use crate::symbolize::pclntab::PclnTable;
 
 /// Where a layout came from.
@@ -73,10 +73,11 @@ impl GoProcess {
     /// Attaches to a running process.
     pub fn attach(pid: u32) -> Result<Self, GoError> {
         let identity = identity::read_identity(pid)?;
-        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let link = PathBuf::from(format!("/proc/{}/exe", living::thread(pid)));
         let exe = identity.exe.clone().unwrap_or_else(|| link.clone());
         let name = exe.display().to_string();
-        let file = File::open(&link).map_err(|source| ProcError::from_io(pid, &link, source))?;
+        refuse_served_memory(pid)?;
+        let file = open_executable(pid)?;
         let executable = Executable::new(file).map_err(|source| GoError::elf(pid, name.clone(), source))?;
         let entry = AuxVector::read(pid)?.get(AT_ENTRY);
         let bias = entry.map_or(0, |entry| entry.wrapping_sub(executable.entry));
@@ -90,6 +91,24 @@ impl GoProcess {
             result => result,
         }
     }
+}
+
+/// Memory of a file that a process serves is not read: nobody can end a wait for that process.
+fn refuse_served_memory(pid: u32) -> Result<(), GoError> {
+    let mappings = maps::read_maps(pid)?;
+    let Some(mapping) = mounts::served_mapping(pid, &mappings) else {
+        return Ok(());
+    };
+    Err(ProcError::Io {
+        pid,
+        object: mapping.path.clone(),
+        source: std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            "the process maps this file, which another process serves (FUSE) and may never answer for; \
+             the memory of such a process is not read",
+        ),
+    }
+    .into())
 }
 
 impl<M: MemoryReader> GoProcess<M> {
@@ -281,7 +300,7 @@ impl<M: MemoryReader> GoProcess<M> {
 
     /// Still the process that was attached to, running the same program start.
     pub fn is_alive(&self) -> bool {
-        identity::read_stat(self.pid()).is_ok_and(|stat| stat.key == self.key && !matches!(stat.state, 'Z' | 'X'))
+        living::is_running(self.key)
     }
 }
 

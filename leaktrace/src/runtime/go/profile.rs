@@ -35,16 +35,16 @@ pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
             start: map.start.0,
             limit: map.end.0,
             offset: map.offset.0,
-            file,
-            build_id,
+            file: file.into(),
+            build_id: build_id.into(),
             ..flags
         },
         None => Mapping {
             start: text,
             limit: process.table().text_end(),
             offset: 0,
-            file,
-            build_id,
+            file: file.into(),
+            build_id: build_id.into(),
             ..flags
         },
     }
@@ -170,16 +170,16 @@ fn stack(
 
 fn heap_label() -> TextLabel {
     TextLabel {
-        key: "heap".to_owned(),
-        value: HEAP_LABEL.to_owned(),
+        key: "heap".into(),
+        value: HEAP_LABEL.into(),
     }
 }
 
 fn size_label(size: u64) -> NumericLabel {
     NumericLabel {
-        key: "bytes".to_owned(),
+        key: "bytes".into(),
         value: i64::try_from(size).unwrap_or(i64::MAX),
-        unit: "bytes".to_owned(),
+        unit: "bytes".into(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::census::ResidentMapping;
-use crate::proc::ProcError;
+use crate::proc::{ProcError, living};
 
 /// Most of `smaps` that is read: about 200,000 mappings.
 const MAX_SMAPS: u64 = 256 << 20;
@@ -19,7 +19,7 @@ const PRESENT: u64 = 1 << 63;
 
 /// All mappings with their resident bytes.
 pub fn read_mappings(pid: u32) -> Result<Vec<ResidentMapping>, ProcError> {
-    let path = PathBuf::from(format!("/proc/{pid}/smaps"));
+    let path = PathBuf::from(format!("/proc/{}/smaps", living::thread(pid)));
     let file = File::open(&path).map_err(|source| ProcError::from_io(pid, &path, source))?;
     let mut mappings: Vec<ResidentMapping> = Vec::new();
     let mut lines = BufReader::new(file.take(MAX_SMAPS));
@@ -69,7 +69,7 @@ pub struct PageMap {
 impl PageMap {
     /// Opens `/proc/PID/pagemap`.
     pub fn open(pid: u32) -> Result<Self, ProcError> {
-        let path = PathBuf::from(format!("/proc/{pid}/pagemap"));
+        let path = PathBuf::from(format!("/proc/{}/pagemap", living::thread(pid)));
         let file = File::open(&path).map_err(|source| ProcError::from_io(pid, &path, source))?;
         Ok(Self { file })
     }

@@ -25,7 +25,7 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "free_lost",
             count(Counter::FreeLost),
-            "frees missed: as many blocks may be shown that are freed",
+            "frees missed: the blocks that they may have been are left out",
         ),
         (
             "thread_table_full",
@@ -50,7 +50,17 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "mapping_lost",
             count(Counter::MappingLost),
-            "mmap, munmap or mremap calls missed",
+            "mmap and mremap calls missing from this profile: the ring buffer was full",
+        ),
+        (
+            "unmap_lost",
+            count(Counter::UnmapLost),
+            "munmap or mremap calls missed: the mappings that they may have concerned are left out",
+        ),
+        (
+            "exec_lost",
+            count(Counter::ExecLost),
+            "execs missed: what the programs before held is left out",
         ),
         (
             "notice_lost",
@@ -115,6 +125,11 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
                 "blocks whose address was allocated again without a free; repaired",
             ),
             (
+                "left_out",
+                notes.left_out,
+                "blocks and mappings missing from this profile: a call that gave one of them back was lost",
+            ),
+            (
                 "crowded_pages",
                 notes.crowded_pages,
                 "samples of growth missing from this profile: too many are resident",
@@ -145,6 +160,28 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
     losses
 }
 
+/// Moments without probes, and programs without any.
+pub(super) fn add_gaps(losses: &mut Losses, subjects: &[Subject<'_>]) {
+    let gaps = subjects.iter().map(|subject| subject.program.gaps).sum();
+    let untraceable = subjects.iter().filter(|subject| subject.program.untraceable.is_some());
+    add_losses(
+        losses,
+        &[
+            (
+                "probe_gap",
+                gaps,
+                "times that the thread ended which the probes were attached through; calls were missed until they were \
+                 attached through another one, a few milliseconds: what was freed then is shown",
+            ),
+            (
+                "not_traced",
+                untraceable.count() as u64,
+                "processes whose program has no allocator that is known: nothing of it is shown; the comments say why",
+            ),
+        ],
+    );
+}
+
 pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Notes) -> Vec<String> {
     let mut comments = Vec::new();
     match context.mode {
@@ -170,10 +207,10 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
     });
     let count = |counter: Counter| context.counters[counter as usize];
     comments.push(format!(
-        "events: {}; frees of memory from before tracing began: {}; frees told late: {}; nested calls: {}; failed allocations: {}",
+        "events: {}; frees of memory from before tracing began: {}; frees and unmaps told late: {}; nested calls: {}; failed allocations: {}",
         notes.events,
         notes.unknown_frees,
-        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred),
+        count(Counter::FreeDeferred) + count(Counter::ReallocBeginDeferred) + count(Counter::UnmapDeferred),
         count(Counter::Nested),
         count(Counter::AllocFailed)
     ));
@@ -190,7 +227,27 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
                 subject.program.key.pid, subject.program.children
             ));
         }
+        if let Some(cause) = &subject.program.untraceable {
+            comments.push(format!(
+                "the program of pid {} ({}) is not traced: {cause}",
+                subject.program.key.pid, subject.program.comm
+            ));
+        }
+        let skipped = subject.program.jit.as_ref().map_or(0, |jit| jit.map().skipped());
+        if skipped > 0 {
+            comments.push(format!(
+                "names of code that pid {} made itself, left out: {skipped} lines of its perf map, not understood or too many",
+                subject.program.key.pid
+            ));
+        }
         comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
+        comments.extend(
+            subject
+                .program
+                .unread
+                .iter()
+                .map(|file| format!("not read wholly: {file}")),
+        );
         for refused in &subject.program.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
+use lzma_rust2::{XzOptions, XzWriter};
 use object::{Object, ObjectSymbol};
 
 use super::*;
@@ -173,7 +174,7 @@ fn mini_symbol_tables_of_stripped_files() {
     let outer = program.address("outer");
     // As distributions make it: the file's own symbols alone, compressed, in a section of the stripped file.
     assert!(program.run("objcopy", &["--only-keep-debug", "program", "mini"]));
-    let mut encoder = xz2::write::XzEncoder::new(Vec::new(), 1);
+    let mut encoder = XzWriter::new(Vec::new(), XzOptions::with_preset(1)).expect("begins");
     io::Write::write_all(&mut encoder, &fs::read(program.path("mini")).expect("reads")).expect("compresses");
     fs::write(program.path("mini.xz"), encoder.finish().expect("compresses")).expect("writes");
     assert!(program.run(

@@ -8,12 +8,20 @@ use object::elf;
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadRef};
 
+use crate::object::mini;
+
 /// Most sections of a file.
-const MAX_SECTIONS: u32 = 1 << 20;
+const MAX_SECTIONS: u32 = 65_536;
 /// Largest note section that is searched for a build ID.
 const MAX_NOTES: u64 = 1 << 20;
-/// Largest `.gnu_debugdata` after decompression.
-const MAX_MINI_SYMBOLS: u64 = 256 << 20;
+/// Most note sections that are searched.
+const MAX_NOTE_SECTIONS: u32 = 64;
+/// Debug information may be so many times as large as its compressed form, and [`EXPANSION_FREE`] larger.
+const MAX_EXPANSION: u64 = 20;
+/// What debug information may grow by in any case.
+const EXPANSION_FREE: u64 = 64 << 20;
+/// Most compressed sections; DWARF has about twenty.
+const MAX_COMPRESSED: usize = 64;
 /// Sections that name another file. The library would open whatever path they hold.
 const LINKS: [&[u8]; 3] = [b".gnu_debuglink", b".gnu_debugaltlink", b".debug_sup"];
 
@@ -32,6 +40,8 @@ pub(super) struct Plan {
     pub(super) build_id: Option<Box<[u8]>>,
     /// Name and checksum of the debug file.
     pub(super) debug_link: Option<(Box<[u8]>, u32)>,
+    /// Note sections that were searched.
+    notes: u32,
 }
 
 /// A compressed section.
@@ -39,6 +49,7 @@ pub(super) struct Plan {
 pub(super) struct Compressed {
     /// Position of its section header.
     header: u64,
+    name: Box<[u8]>,
     flags: elf::SectionFlags,
     endian: Endianness,
     kind: elf::CompressionType,
@@ -81,6 +92,18 @@ impl Plan {
         Some(plan)
     }
 
+    /// Bytes of all decompressed sections together; `None` if that is out of proportion: compressed input is not counted
+    /// twice where sections overlap, and a file cannot state more than it holds.
+    pub(super) fn expanded(&self, length: u64) -> Option<u64> {
+        let sum = |of: fn(&Compressed) -> u64| {
+            let mut sections = self.compressed.iter();
+            sections.try_fold(0u64, |sum, section| sum.checked_add(of(section)))
+        };
+        let (input, output) = (sum(|section| section.size)?, sum(|section| section.decompressed)?);
+        let limit = input.saturating_mul(MAX_EXPANSION).saturating_add(EXPANSION_FREE);
+        (input <= length && output <= limit).then_some(output)
+    }
+
     fn add<'d>(
         &mut self,
         section: &elf::SectionHeader64<Endianness>,
@@ -98,8 +121,12 @@ impl Plan {
         if kind == elf::SHT_NOBITS || is_content {
             return;
         }
+        if kind == elf::SHT_NOTE {
+            self.notes += 1;
+        }
         if self.build_id.is_none()
             && size <= MAX_NOTES
+            && self.notes <= MAX_NOTE_SECTIONS
             && let Ok(Some(mut notes)) = section.notes(endian, data)
         {
             self.build_id = std::iter::from_fn(|| notes.next().ok().flatten())
@@ -108,7 +135,7 @@ impl Plan {
                 .map(|note| note.desc().into());
         }
         if LINKS.contains(&name) {
-            if name == LINKS[0] && size < 4096 {
+            if name == LINKS[0] && size < 4096 && self.debug_link.is_none() {
                 self.debug_link = section
                     .data(endian, data)
                     .ok()
@@ -118,17 +145,23 @@ impl Plan {
             self.patches.push((position, vec![0; 4]));
             return;
         }
-        if name == b".gnu_debugdata"
-            && !(size <= MAX_MINI_SYMBOLS && section.data(endian, data).is_ok_and(mini_symbols_fit))
-        {
+        if name == mini::SECTION.as_bytes() {
+            // Unpacked apart.
             self.patches.push((position, vec![0; 4]));
             return;
         }
         if flags.contains(elf::SHF_COMPRESSED) {
-            if let Ok(Some((header, start, size))) = section.compression(endian, data) {
+            // The library reads the first section of a name.
+            let known = self.compressed.iter().any(|section| *section.name == *name);
+            if !known
+                && name.starts_with(b".debug_")
+                && self.compressed.len() < MAX_COMPRESSED
+                && let Ok(Some((header, start, size))) = section.compression(endian, data)
+            {
                 let (kind, decompressed) = (header.ch_type.get(endian), header.ch_size.get(endian));
                 self.compressed.push(Compressed {
                     header: position,
+                    name: name.into(),
                     flags,
                     endian,
                     kind,
@@ -184,9 +217,4 @@ fn debug_link(section: &[u8], endian: Endianness) -> Option<(Box<[u8]>, u32)> {
         Endianness::Big => u32::from_be_bytes(checksum),
     };
     Some((section[..length].into(), checksum))
-}
-
-fn mini_symbols_fit(compressed: &[u8]) -> bool {
-    let mut decoder = xz2::read::XzDecoder::new(compressed).take(MAX_MINI_SYMBOLS + 1);
-    io::copy(&mut decoder, &mut io::sink()).is_ok_and(|size| size <= MAX_MINI_SYMBOLS)
 }

@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{LIBC, LOADER};
-use crate::model::BuildId;
-use crate::unwind::{CompileError, CompileJob, FileId, TableCache, TableKey};
+use crate::proc::files::FileVersion;
+use crate::unwind::{CompileError, CompileJob, TableCache};
 
-fn key(number: u8) -> TableKey {
-    TableKey::BuildId(BuildId::new(&[number; 20]).unwrap())
+fn key(inode: u64) -> FileVersion {
+    FileVersion {
+        device: 1,
+        inode,
+        size: 3,
+        changed: (4, 5),
+    }
 }
 
-fn job<'a>(key: TableKey, path: &'a str, opened: &'a AtomicUsize) -> CompileJob<'a> {
+fn job<'a>(key: FileVersion, path: &'a str, opened: &'a AtomicUsize) -> CompileJob<'a> {
     let open = move || {
         opened.fetch_add(1, Ordering::Relaxed);
         File::open(path)
@@ -61,19 +66,27 @@ fn known_keys_are_not_opened_again_but_unopened_files_are() {
     let cache = TableCache::new();
     let counts = |path: &str| {
         let before = opened.load(Ordering::Relaxed);
-        let key = TableKey::File(FileId {
-            device: 1,
-            inode: path.len() as u64,
-            size: 3,
-            modified: 4,
-        });
-        let _ = cache.get_or_compile(&job(key.clone(), path, &opened));
+        let key = key(path.len() as u64);
+        let _ = cache.get_or_compile(&job(key, path, &opened));
         let _ = cache.get_or_compile(&job(key, path, &opened));
         opened.load(Ordering::Relaxed) - before
     };
     assert_eq!(counts(LOADER), 1);
     assert_eq!(counts("/dev/null"), 1, "it will not become an object file");
     assert_eq!(counts("/nonexistent"), 2, "it may come to be");
+}
+
+#[test]
+fn another_state_of_a_file_has_a_table_of_its_own() {
+    let opened = AtomicUsize::new(0);
+    let cache = TableCache::new();
+    let old = cache.get_or_compile(&job(key(1), LOADER, &opened)).unwrap();
+    let changed = FileVersion {
+        changed: (4, 6),
+        ..key(1)
+    };
+    let new = cache.get_or_compile(&job(changed, LOADER, &opened)).unwrap();
+    assert!(!Arc::ptr_eq(&old, &new));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::{
     daemon::api,
     model::ProcessKey,
-    proc::{identity as proc_identity, read_bounded},
+    proc::{identity as proc_identity, living, read_bounded},
 };
 
 /// Longest status file; the kernel's is a few kilobytes.
@@ -29,10 +29,10 @@ impl Look {
     pub fn at(key: ProcessKey) -> Option<Self> {
         let bytes = read_bounded(key.pid, "stat", MAX_FILE).ok()?;
         let stat = proc_identity::parse_stat(&bytes)?;
-        if stat.key != key || matches!(stat.state, 'Z' | 'X' | 'x') {
+        if stat.key != key || living::has_ended(&stat) {
             return None;
         }
-        let status = read_bounded(key.pid, "status", MAX_FILE).ok()?;
+        let status = read_bounded(living::thread(key.pid), "status", MAX_FILE).ok()?;
         let mut look = parse_status(&status);
         look.comm = stat.comm;
         look.major_faults = parse_faults(&bytes).unwrap_or(0);

@@ -166,8 +166,8 @@ mod tests {
         let (main, leak, put) = (location(1, "main"), location(2, "leak"), location(3, "put"));
         let label = |value: &str| {
             vec![TextLabel {
-                key: "heap".to_owned(),
-                value: value.to_owned(),
+                key: "heap".into(),
+                value: value.into(),
             }]
         };
         builder.sample(vec![leak, main], &[2, 200, 1, 100], label("native"), Vec::new());

@@ -186,8 +186,8 @@ impl Fake {
         let mapping = builder.mapping(Mapping {
             start: 0x40_0000,
             limit: 0x4000_0000,
-            file: format!("/usr/bin/program-{pid}"),
-            build_id: "0123456789abcdef".to_owned(),
+            file: format!("/usr/bin/program-{pid}").into(),
+            build_id: "0123456789abcdef".into(),
             ..Mapping::default()
         });
         for stack in 0..self.stacks {
@@ -222,8 +222,8 @@ impl Fake {
                 locations,
                 &[count(all), count(all * size), count(live), count(live * size)],
                 vec![TextLabel {
-                    key: "heap".to_owned(),
-                    value: heap.to_owned(),
+                    key: "heap".into(),
+                    value: heap.into(),
                 }],
                 Vec::new(),
             );
@@ -370,7 +370,7 @@ impl Backend for Fake {
                     .collect(),
                 created_by: Some(api::Frame {
                     function: "example.com/app.Start".to_owned(),
-                    file: Some("/src/app/start.go".to_owned()),
+                    file: Some("/src/app/start.go".into()),
                     line: Some(7),
                 }),
                 ids: (0..10).map(|id| group * 100 + id).collect(),
@@ -480,7 +480,7 @@ impl Backend for Fake {
                 measured: true,
             }),
             losses: vec![api::Loss {
-                name: "ring_full".to_owned(),
+                name: "ring_full".into(),
                 count: 17,
                 meaning: "allocations that are missing".to_owned(),
             }],
@@ -492,7 +492,7 @@ impl Backend for Fake {
                 paused: false,
             },
             push: vec![api::PushFigures {
-                name: "pyroscope".to_owned(),
+                name: "pyroscope".into(),
                 sent: 100,
                 failed: 3,
                 dropped: 1,

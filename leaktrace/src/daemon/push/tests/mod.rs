@@ -39,8 +39,8 @@ fn profile() -> Profile {
         start,
         limit: start + 0x1000,
         offset: 0x200,
-        file: file.to_owned(),
-        build_id: build_id.to_owned(),
+        file: file.into(),
+        build_id: build_id.into(),
         ..Mapping::default()
     };
     let main = builder.mapping(mapping(
@@ -66,13 +66,13 @@ fn profile() -> Profile {
         ..Location::default()
     });
     let heap = |value: &str| TextLabel {
-        key: "heap".to_owned(),
-        value: value.to_owned(),
+        key: "heap".into(),
+        value: value.into(),
     };
     let bytes = NumericLabel {
-        key: "bytes".to_owned(),
+        key: "bytes".into(),
         value: 32,
-        unit: "bytes".to_owned(),
+        unit: "bytes".into(),
     };
     builder.sample(
         vec![malloc, insert, start],
@@ -120,7 +120,7 @@ fn export(n: u64) -> Export {
 
 fn settings(kind: Kind, url: &str) -> TargetSettings {
     TargetSettings {
-        name: "there".to_owned(),
+        name: "there".into(),
         kind,
         url: url.to_owned(),
         headers: Vec::new(),

@@ -354,8 +354,8 @@ fn a_key_that_comes_twice_is_one_attribute() {
     let mut export = export(1);
     let mut profile = profile();
     let label = |value: &str| TextLabel {
-        key: "tag".to_owned(),
-        value: value.to_owned(),
+        key: "tag".into(),
+        value: value.into(),
     };
     profile.samples = vec![Sample {
         labels: vec![label("a"), label("b")],

@@ -9,9 +9,12 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
-use super::{open_below, stat_below};
+use nix::fcntl::OFlag;
+
+use super::open_below;
 use crate::daemon::api::Runtime;
 use crate::object::image::{ElfImage, ImageError, Machine};
+use crate::proc::mounts::{FileSystem, Pinned};
 use crate::runtime::go::{GoVersion, buildinfo, offsets};
 
 /// Most files that are remembered, at some 200 bytes each.
@@ -58,22 +61,26 @@ struct Cache {
 
 impl Executables {
     /// What the executable of the process says whose `/proc/PID` this is; nothing where it cannot be read.
-    pub fn facts(&self, process: BorrowedFd<'_>) -> Facts {
-        let Ok(stat) = stat_below(process, "exe") else {
+    pub fn facts(&self, pid: u32, process: BorrowedFd<'_>) -> Facts {
+        let Ok(pinned) = open_below(process, "exe", OFlag::O_PATH).and_then(Pinned::of) else {
             return Facts::default();
         };
         let key = Key {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: stat.st_size.unsigned_abs(),
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-            changed: (stat.st_ctime, stat.st_ctime_nsec),
+            device: pinned.device,
+            inode: pinned.inode,
+            size: pinned.size,
+            modified: pinned.modified,
+            changed: pinned.changed,
         };
         if let Some(facts) = self.lock().get(&key) {
             return facts;
         }
+        // Not worth a wait: what is on another file system says nothing of itself.
+        if pinned.file_system(pid) != FileSystem::Local {
+            return Facts::default();
+        }
         // The lock is free meanwhile: two threads may read one file twice, none waits for the other's disk.
-        let Some((key, facts)) = open_below(process, "exe").ok().and_then(read) else {
+        let Some((key, facts)) = open_below(process, "exe", OFlag::O_RDONLY).ok().and_then(read) else {
             return Facts::default();
         };
         self.lock().insert(key, facts.clone());
