@@ -17,12 +17,14 @@ use serde_json::Value;
 
 const DAY: i64 = 24 * 3600;
 
-/// A rule that names the process; a profile each second. Profiles are kept for less than the clock jumps.
+/// A rule that names the process; a profile each second, which takes more of a processor than a daemon usually may.
+/// Profiles are kept for less than the clock jumps.
 fn configuration(home: &Home, pid: u32, more: &str) -> Result<()> {
     let store = home.store().display().to_string();
     home.configure(&format!(
         "growth_time = \"10s\"\n\n[trace]\nauto = false\nsample_interval = \"4KiB\"\n\n[[trace.rule]]\nname = \"leaky\"\n\
-         pid = {pid}\n\n[export]\ndirectory = \"{store}\"\ninterval = \"1s\"\nkeep_age = \"3h\"\n{more}"
+         pid = {pid}\n\n[export]\ndirectory = \"{store}\"\ninterval = \"1s\"\nkeep_age = \"3h\"\n{more}\n\n\
+         [budget]\nown_cpu = \"50%\"\n"
     ))
 }
 

@@ -21,22 +21,28 @@ impl Decoded {
     /// Instructions, given by address and length in any order, as runs. What is not in the file any more is left out.
     pub fn runs(image: &ElfImage, mut instructions: Vec<(ElfAddress, u8)>) -> Vec<Self> {
         instructions.sort_unstable();
-        let mut runs: Vec<(ElfAddress, u64, Vec<u32>)> = Vec::new();
+        let mut runs: Vec<(ElfAddress, FileOffset, u64, Vec<u32>)> = Vec::new();
         for (address, len) in instructions {
+            // A jump may lead to where there is no code.
+            let Some(offset) = image.file_offset(address) else {
+                continue;
+            };
             let end = address.0.saturating_add(len.into());
             match runs.last_mut() {
-                Some((start, last, starts)) if address.0 <= *last => {
+                Some((start, first, last, starts))
+                    if address.0 <= *last && offset.0.wrapping_sub(first.0) == address.0 - start.0 =>
+                {
                     *last = (*last).max(end);
                     starts.extend(u32::try_from(address.0 - start.0));
                 }
-                _ => runs.push((address, end, vec![0])),
+                _ => runs.push((address, offset, end, vec![0])),
             }
         }
         runs.into_iter()
-            .filter_map(|(start, end, starts)| {
+            .filter_map(|(start, offset, end, starts)| {
                 let len = usize::try_from(end - start.0).ok()?;
                 Some(Self {
-                    offset: image.file_offset(start)?,
+                    offset,
                     bytes: image.bytes_at(start, len).into(),
                     starts: starts.into(),
                 })

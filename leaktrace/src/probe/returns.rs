@@ -238,6 +238,18 @@ mod tests {
     }
 
     #[test]
+    fn a_jump_to_before_the_code_takes_nothing_of_it_away() {
+        // je -3; ret
+        let found = returns(&[0x74, 0xfd, 0xc3]).unwrap();
+        assert_eq!(found.offsets, [FileOffset(0x1002)]);
+        assert!(
+            found.code.iter().any(|run| run.has(FileOffset(0x1002))),
+            "{:?}",
+            found.code
+        );
+    }
+
+    #[test]
     fn too_many_returns() {
         let code: Vec<u8> = std::iter::repeat_n([0x74, 0x01, 0xc3], MAX_RETURNS + 1)
             .flatten()
