@@ -53,7 +53,7 @@ pub fn repetitions() -> u32 {
 
 /// How often leaktrace is killed in a test that does it at random moments, by `LEAKTRACE_TEST_KILLS`.
 pub fn kills() -> u32 {
-    number_or("LEAKTRACE_TEST_KILLS", 20)
+    number_or("LEAKTRACE_TEST_KILLS", 100)
 }
 
 /// A whole number from the environment, 1 where there is none.
