@@ -5,6 +5,8 @@
 
 mod x86_64;
 
+pub use x86_64::ARGUMENTS;
+
 use crate::model::ElfAddress;
 use crate::object::image::{ElfImage, Machine, SlotTarget};
 

@@ -12,19 +12,10 @@ use iced_x86::{
 use crate::allocator::flow::{never_returns, runs_on};
 use crate::allocator::partial::code::{Code, Reference};
 use crate::model::ElfAddress;
-use crate::object::code::{Callee, CodeReader, Flow, Target};
+use crate::object::code::{ARGUMENTS, Callee, CodeReader, Flow, Target};
 
 /// Most instructions that are followed, over all ways.
 const MAX_STEPS: usize = 20_000;
-/// Registers that carry arguments, in order.
-pub(super) const ARGUMENTS: [Register; 6] = [
-    Register::RDI,
-    Register::RSI,
-    Register::RDX,
-    Register::RCX,
-    Register::R8,
-    Register::R9,
-];
 /// Registers that a call leaves as they are.
 const PRESERVED: [Register; 7] = [
     Register::RBX,

@@ -22,9 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use leaktrace_common::signature::{Op, Signature};
 
-use self::arguments::{ARGUMENTS, Value};
+use self::arguments::Value;
 use self::code::{Code, Function, Reference, Use};
 use crate::model::ElfAddress;
+use crate::object::code::ARGUMENTS;
 use crate::object::image::ElfImage;
 
 /// An entry point of an allocator.

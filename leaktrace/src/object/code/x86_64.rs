@@ -5,6 +5,16 @@ use iced_x86::{ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction,
 use super::{Flow, NullTest, Step, Target};
 use crate::model::ElfAddress;
 
+/// Registers that carry integer arguments by the System V ABI, in order.
+pub const ARGUMENTS: [Register; 6] = [
+    Register::RDI,
+    Register::RSI,
+    Register::RDX,
+    Register::RCX,
+    Register::R8,
+    Register::R9,
+];
+
 /// Decodes the first instruction of `bytes`.
 pub(super) fn step(bytes: &[u8], address: ElfAddress) -> Step {
     let mut decoder = Decoder::with_ip(64, bytes, address.0, DecoderOptions::NONE);

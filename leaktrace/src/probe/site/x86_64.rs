@@ -14,7 +14,7 @@ use leaktrace_common::signature::Signature;
 
 use super::{Demand, Site, at_entry};
 use crate::model::{ElfAddress, FileOffset};
-use crate::object::code::{CodeReader, Flow, Target};
+use crate::object::code::{ARGUMENTS, CodeReader, Flow, Target};
 use crate::object::image::ElfImage;
 use crate::probe::decoded::Decoded;
 
@@ -24,16 +24,6 @@ const MAX_STRAIGHT: usize = 32;
 const MAX_SEARCH: usize = 8192;
 /// Bytes behind the entry that count as the same function for such jumps.
 const PROLOGUE: u64 = 512;
-
-/// Integer argument registers of the System V ABI, in order.
-const ARGUMENTS: [Register; 6] = [
-    Register::RDI,
-    Register::RSI,
-    Register::RDX,
-    Register::RCX,
-    Register::R8,
-    Register::R9,
-];
 
 pub(super) fn choose(image: &ElfImage, entry: ElfAddress, offset: FileOffset, demand: Demand) -> Site {
     let code = image.bytes_at(entry, MAX_STRAIGHT * 15);
