@@ -309,18 +309,8 @@ impl Work {
                         self.busy.set(false);
                     }
                 },
-                () = wait_for(noticed) => {
-                    if let Some(live) = &mut self.live {
-                        self.busy.set(true);
-                        live.follow();
-                        self.busy.set(false);
-                    }
-                }
-                () = sleep_until(due) => {
-                    if let Some(live) = &mut self.live {
-                        live.catch_up();
-                    }
-                }
+                () = wait_for(noticed) => self.look(Live::follow),
+                () = sleep_until(due) => self.look(Live::catch_up),
                 () = sleep_until(measured) => self.finish_measuring(),
                 () = sleep_until(unused) => self.live = None,
             }
@@ -332,6 +322,15 @@ impl Work {
             }
         }
         self.live = None;
+    }
+
+    /// Looks at traced processes, one of which may not answer.
+    fn look(&mut self, look: impl FnOnce(&mut Live)) {
+        if let Some(live) = &mut self.live {
+            self.busy.set(true);
+            look(live);
+            self.busy.set(false);
+        }
     }
 
     fn obey(&mut self, command: Command) {
