@@ -1,9 +1,16 @@
 //! Functions of this program that stand in for an allocator's: a recording can follow their calls, and every number that
 //! it should find is known.
 //!
-//! They allocate nothing: a call returns the address that it was given. Invariant: probes on them are this process's alone.
+//! They allocate nothing: a call returns the address that it was given. Beside them a child that runs another program at a
+//! moment that is known. Invariant: probes on the functions are this process's alone.
 
-use std::{hint::black_box, io};
+use std::{
+    hint::black_box,
+    io::{self, PipeWriter, Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
+};
 
 use leaktrace_common::signature::{Op, Signature};
 use memmap2::MmapMut;
@@ -180,4 +187,71 @@ mod tests {
         assert_eq!(subject.probes(0, true).expect("they are in it").len(), 4);
         assert_eq!(subject.probes(0, false).expect("they are in it").len(), 3);
     }
+}
+
+/// A child of this program that is about to run a program, and waits until it may.
+pub struct WaitingChild {
+    pid: u32,
+    /// Closed, it lets the child go on.
+    hold: PipeWriter,
+    spawning: JoinHandle<io::Result<Child>>,
+}
+
+impl WaitingChild {
+    /// Forks. What it will run is this program once more, which says its version and ends.
+    ///
+    /// # Errors
+    /// When there is no pipe, thread or child to be had.
+    pub fn fork() -> io::Result<Self> {
+        let (mut pid, mut tell_pid) = io::pipe()?;
+        let (mut may_go, hold) = io::pipe()?;
+        let copy_of_hold = hold.as_raw_fd();
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let wait = move || {
+            tell_pid.write_all(&std::process::id().to_ne_bytes())?;
+            // SAFETY: the child's own copy of a descriptor, which nothing in the child uses.
+            unsafe { libc::close(copy_of_hold) };
+            // Ends when this program closes its end, and with this program.
+            let _ = may_go.read(&mut [0])?;
+            Ok(())
+        };
+        // SAFETY: between fork and execve `wait` makes system calls alone; it neither allocates nor takes a lock.
+        unsafe { command.pre_exec(wait) };
+        // spawn() returns when the child runs its program. The closure and its ends of the pipes go with the command.
+        let spawning = thread::Builder::new()
+            .name("self-test".to_owned())
+            .spawn(move || command.spawn())?;
+        let mut bytes = [0; 4];
+        match pid.read_exact(&mut bytes) {
+            Ok(()) => Ok(Self {
+                pid: u32::from_ne_bytes(bytes),
+                hold,
+                spawning,
+            }),
+            Err(closed) => Err(joined(spawning).err().unwrap_or(closed)),
+        }
+    }
+
+    /// The child.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Lets it run its program, and waits for its end.
+    ///
+    /// # Errors
+    /// When it did not run.
+    pub fn run(self) -> io::Result<()> {
+        drop(self.hold);
+        joined(self.spawning)?.wait().map(drop)
+    }
+}
+
+fn joined(spawning: JoinHandle<io::Result<Child>>) -> io::Result<Child> {
+    spawning.join().map_err(|_| io::Error::other("the thread panicked"))?
 }

@@ -25,7 +25,7 @@ use crate::{
         links::AttachError,
         own_code::OwnCodeError,
         processes::{ProcessTable, ProcessTableError},
-        self_test::{Mapped, Return, Subject},
+        self_test::{Mapped, Return, Subject, WaitingChild},
         tracefs::Tracefs,
     },
     ledger::Kind,
@@ -118,6 +118,8 @@ pub enum Shortfall {
     Mapping,
     /// A new thread.
     Thread,
+    /// A program that replaced another.
+    Exec,
 }
 
 impl fmt::Display for Shortfall {
@@ -137,6 +139,7 @@ impl fmt::Display for Shortfall {
             }
             Self::Mapping => f.write_str("a call of mmap was not recorded"),
             Self::Thread => f.write_str("a new thread was not noticed"),
+            Self::Exec => f.write_str("a call of execve was not recorded"),
         }
     }
 }
@@ -150,6 +153,7 @@ struct Tally {
     outstanding: u64,
     mapping: bool,
     thread: bool,
+    exec: bool,
 }
 
 impl Tally {
@@ -158,15 +162,14 @@ impl Tally {
         let allocated: f64 = rows(Kind::Native).map(|row| row.allocated.bytes).sum();
         let outstanding: f64 = rows(Kind::Native).map(|row| row.live.bytes).sum();
         let mapped: f64 = rows(Kind::Mapping).map(|row| row.allocated.bytes).sum();
+        let notices = notices.take();
         Self {
             by_probe: allocated as u64 / BY_PROBE,
             by_site: allocated as u64 % BY_PROBE,
             outstanding: outstanding as u64,
             mapping: mapped >= MAPPED as f64,
-            thread: notices
-                .take()
-                .iter()
-                .any(|notice| matches!(notice, Notice::Fork { .. })),
+            thread: notices.iter().any(|notice| matches!(notice, Notice::Fork { .. })),
+            exec: notices.iter().any(|notice| matches!(notice, Notice::Exec(_))),
         }
     }
 
@@ -193,7 +196,10 @@ impl Tally {
         if self.mapping && !found.mapping {
             return Some(Shortfall::Mapping);
         }
-        (self.thread && !found.thread).then_some(Shortfall::Thread)
+        if self.thread && !found.thread {
+            return Some(Shortfall::Thread);
+        }
+        (self.exec && !found.exec).then_some(Shortfall::Exec)
     }
 }
 
@@ -222,6 +228,9 @@ pub fn run() -> Result<Passed, SelfTestError> {
     let with_return_probe = !uretprobes_kill(own.seccomp, Release::running().version());
 
     let made = calls(&parts.kernel, &mut parts.processes, &subject, with_return_probe)?;
+    if with_tracepoints {
+        run_a_program(&mut parts.processes)?;
+    }
     // Before growth adds its own.
     let (counters, undecodable) = pump.counters().unwrap_or(([0; Counter::COUNT], 0));
     let growth = with_tracepoints.then(|| grow(&mut parts.kernel, &mut parts.processes));
@@ -230,6 +239,7 @@ pub fn run() -> Result<Passed, SelfTestError> {
     let made = Tally {
         mapping: with_tracepoints,
         thread: with_tracepoints,
+        exec: with_tracepoints,
         ..made
     };
     if let Some(shortfall) = made.shortfall(&Tally::found(&captured, &notices)) {
@@ -252,9 +262,9 @@ pub fn run() -> Result<Passed, SelfTestError> {
     })
 }
 
-fn process(flags: u32, growth_interval: u64) -> Process {
+fn process(pid: u32, flags: u32, growth_interval: u64) -> Process {
     Process {
-        pid: std::process::id(),
+        pid,
         flags,
         growth_interval,
         stack_seed: 1 << 3,
@@ -270,7 +280,7 @@ fn calls(
     subject: &Subject,
     with_return_probe: bool,
 ) -> Result<Tally, SelfTestError> {
-    let slot = table.add(process(PROCESS_ACTIVE | PROCESS_TRACK_MMAP, 0))?;
+    let slot = table.add(process(std::process::id(), PROCESS_ACTIVE | PROCESS_TRACK_MMAP, 0))?;
     let attached = subject
         .probes(slot.number(), with_return_probe)
         .map_err(SelfTestError::from)
@@ -319,10 +329,19 @@ fn call(subject: &Subject, returns: &[Return], first: u64, made: &mut Tally) {
     }
 }
 
+/// Lets a child run another program while it is a traced process.
+fn run_a_program(table: &mut ProcessTable) -> Result<(), SelfTestError> {
+    let child = WaitingChild::fork()?;
+    let slot = table.add(process(child.pid(), PROCESS_ACTIVE, 0))?;
+    let ran = child.run();
+    table.remove(slot);
+    Ok(ran?)
+}
+
 /// Lets memory become resident while that is followed without probes. It stays resident as long as what is returned.
 fn grow(kernel: &mut Kernel, table: &mut ProcessTable) -> Result<Mapped, SelfTestError> {
     let probes = kernel.attach_growth()?;
-    let slot = table.add(process(0, GROWTH_INTERVAL))?;
+    let slot = table.add(process(std::process::id(), 0, GROWTH_INTERVAL))?;
     let mapped = Mapped::touched(MAPPED);
     drop(probes);
     table.remove(slot);
@@ -341,6 +360,7 @@ mod tests {
             outstanding: 8 * BY_PROBE + 8 * BY_SITE,
             mapping: true,
             thread: true,
+            exec: true,
         }
     }
 
@@ -360,6 +380,7 @@ mod tests {
         );
         insta::assert_snapshot!(text(Tally { mapping: false, ..made() }), @"a call of mmap was not recorded");
         insta::assert_snapshot!(text(Tally { thread: false, ..made() }), @"a new thread was not noticed");
+        insta::assert_snapshot!(text(Tally { exec: false, ..made() }), @"a call of execve was not recorded");
     }
 
     #[test]
@@ -368,6 +389,7 @@ mod tests {
             by_probe: 0,
             mapping: false,
             thread: false,
+            exec: false,
             ..made()
         };
         assert_eq!(made.shortfall(&made), None);

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use self::guest::Setting;
 use self::kernels::Class;
@@ -53,7 +53,35 @@ pub struct Options<'a> {
     pub arguments: &'a [String],
 }
 
-/// A kernel and how it is booted: `6.12`, `newest+full+perf`.
+/// What a kernel is told to forbid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restriction {
+    /// BPF programs read no memory.
+    Lockdown,
+    /// Nobody attaches by ptrace.
+    Ptrace,
+}
+
+impl Restriction {
+    const ALL: [Self; 2] = [Self::Lockdown, Self::Ptrace];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lockdown => "lockdown",
+            Self::Ptrace => "noptrace",
+        }
+    }
+
+    /// What the kernel's command line says for it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Lockdown => "lockdown=confidentiality",
+            Self::Ptrace => "sysctl.kernel.yama.ptrace_scope=3",
+        }
+    }
+}
+
+/// A kernel and how it is booted: `6.12`, `newest+full+perf`, `6.12+lockdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Boot {
     class: Class,
@@ -61,11 +89,13 @@ struct Boot {
     full: bool,
     /// With perf events where it has sessions.
     perf: bool,
+    /// With something forbidden.
+    restriction: Option<Restriction>,
 }
 
 impl Boot {
     /// What `all` stands for.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::new(Class::Oldstable, false, false),
         Self::new(Class::Oldstable, true, false),
         Self::new(Class::Stable, false, false),
@@ -73,21 +103,42 @@ impl Boot {
         Self::new(Class::Newest, false, false),
         Self::new(Class::Newest, true, false),
         Self::new(Class::Newest, true, true),
+        Self::restricted(Class::Stable, Restriction::Lockdown),
+        Self::restricted(Class::Stable, Restriction::Ptrace),
         Self::new(Class::TooOld, false, false),
     ];
 
     const fn new(class: Class, full: bool, perf: bool) -> Self {
-        Self { class, full, perf }
+        Self {
+            class,
+            full,
+            perf,
+            restriction: None,
+        }
+    }
+
+    const fn restricted(class: Class, restriction: Restriction) -> Self {
+        Self {
+            restriction: Some(restriction),
+            ..Self::new(class, false, false)
+        }
     }
 
     fn name(self) -> String {
         let marks = [(self.full, "+full"), (self.perf, "+perf")];
         let marks: String = marks.iter().filter(|(set, _)| *set).map(|(_, mark)| *mark).collect();
-        format!("{}{marks}", self.class.name())
+        let restriction = self.restriction.map(|restriction| format!("+{}", restriction.name()));
+        format!("{}{marks}{}", self.class.name(), restriction.unwrap_or_default())
     }
 
-    fn is_refused(self) -> bool {
-        self.class == Class::TooOld
+    /// What the kernel has to be refused for, and what the message has to have; `None` for one that has to work.
+    fn refusal(self) -> Option<&'static str> {
+        match self.restriction {
+            Some(Restriction::Lockdown) => Some("locked down for confidentiality: refused, with the lock's name"),
+            Some(Restriction::Ptrace) => Some("without ptrace: `record -p` right, a command refused with the reason"),
+            None if self.class == Class::TooOld => Some("refused, with the version that is needed"),
+            None => None,
+        }
     }
 }
 
@@ -109,7 +160,14 @@ impl FromStr for Boot {
             match mark {
                 "full" => boot.full = true,
                 "perf" => boot.perf = true,
-                _ => bail!("`{text}`: `+{mark}` is not known; +full and +perf are"),
+                mark => {
+                    let known = Restriction::ALL
+                        .into_iter()
+                        .find(|restriction| restriction.name() == mark);
+                    boot.restriction = Some(known.with_context(|| {
+                        format!("`{text}`: `+{mark}` is not known; +full, +perf, +lockdown and +noptrace are")
+                    })?);
+                }
             }
         }
         Ok(boot)
@@ -220,7 +278,7 @@ fn boot_one(boot: Boot, folder: &Path, root: &Path, options: &Options<'_>) -> Re
     };
     let name = boot.name();
     let mut words = vec![format!("LEAKTRACE_TEST_REPEAT={}", options.repeat)];
-    let filters = if boot.is_refused() {
+    let filters = if boot.refusal().is_some() {
         vec![REFUSAL.to_owned()]
     } else {
         options.arguments.to_vec()
@@ -231,6 +289,7 @@ fn boot_one(boot: Boot, folder: &Path, root: &Path, options: &Options<'_>) -> Re
     if boot.full {
         words.push("preempt=full".to_owned());
     }
+    words.extend(boot.restriction.map(|restriction| restriction.word().to_owned()));
     if boot.perf {
         words.push("LEAKTRACE_UPROBES=perf".to_owned());
     }
@@ -252,10 +311,9 @@ fn boot_one(boot: Boot, folder: &Path, root: &Path, options: &Options<'_>) -> Re
         outcome.seconds,
         if outcome.is_success() { "" } else { ": NOT RIGHT" }
     );
-    let is_refused = boot.is_refused();
     Ok(Some(Row {
         name,
-        is_refused,
+        refusal: boot.refusal(),
         outcome,
     }))
 }

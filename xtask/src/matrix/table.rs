@@ -17,8 +17,8 @@ const END: &str = "<!-- kernels:end -->";
 pub struct Row {
     /// As on the command line: `6.12+full`.
     pub name: String,
-    /// Whether the kernel is one that has to be refused.
-    pub is_refused: bool,
+    /// What is refused there, if anything is.
+    pub refusal: Option<&'static str>,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -32,7 +32,7 @@ pub fn markdown(rows: &[Row]) -> String {
             "| {} | {} | {} | {} of {} | {} |\n",
             outcome.release,
             or_dash(&outcome.preemption),
-            if row.is_refused {
+            if row.refusal.is_some() {
                 "–"
             } else {
                 or_dash(&outcome.mechanism)
@@ -52,12 +52,7 @@ fn or_dash(text: &str) -> &str {
 fn result(row: &Row) -> String {
     let outcome = &row.outcome;
     if outcome.is_success() {
-        return if row.is_refused {
-            "refused, with the version that is needed"
-        } else {
-            "right"
-        }
-        .to_owned();
+        return row.refusal.unwrap_or("right").to_owned();
     }
     let failed = outcome.failed.iter().map(|name| format!("`{name}` failed"));
     let all: Vec<String> = failed.chain(outcome.troubles.iter().cloned()).collect();
@@ -95,10 +90,10 @@ fn replaced(text: &str, table: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn row(failed: &[&str], is_refused: bool) -> Row {
+    fn row(failed: &[&str], refusal: Option<&'static str>) -> Row {
         Row {
             name: "6.12".to_owned(),
-            is_refused,
+            refusal,
             outcome: Outcome {
                 release: "6.12.118".to_owned(),
                 mechanism: "perf events".to_owned(),
@@ -111,17 +106,18 @@ mod tests {
 
     #[test]
     fn rows_say_what_passed_and_what_did_not() {
-        let table = markdown(&[row(&[], false), row(&["truth::exact"], false), row(&[], true)]);
+        let table = markdown(&[
+            row(&[], None),
+            row(&["truth::exact"], None),
+            row(&[], Some("refused in words")),
+        ]);
         let lines: Vec<&str> = table.lines().skip(2).collect();
         assert_eq!(lines[0], "| 6.12.118 | – | perf events | 3 of 3 | right |");
         assert_eq!(
             lines[1],
             "| 6.12.118 | – | perf events | 3 of 4 | `truth::exact` failed |"
         );
-        assert_eq!(
-            lines[2],
-            "| 6.12.118 | – | – | 3 of 3 | refused, with the version that is needed |"
-        );
+        assert_eq!(lines[2], "| 6.12.118 | – | – | 3 of 3 | refused in words |");
     }
 
     #[test]
