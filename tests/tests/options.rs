@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::{Recording, leaktrace};
-use leaktrace_tests::scenario::{amount, record};
+use leaktrace_tests::scenario::{amount, record, unharmed};
 use leaktrace_tests::{machine, pprof, programs};
 use nix::sys::signal::Signal;
 
@@ -37,6 +37,11 @@ fn the_file_is_named_after_the_target() -> Result<()> {
     };
     let directory = tempfile::tempdir()?;
     let mut target = Process::ready(&mut programs::command("innocent")?)?;
+    // Of an earlier recording, which stays.
+    let earlier = directory
+        .path()
+        .join(format!("leaktrace.innocent.{}.pb.gz", target.pid()));
+    fs::write(&earlier, "earlier")?;
     let mut command = Command::new(machine::leaktrace());
     command
         .current_dir(directory.path())
@@ -49,10 +54,12 @@ fn the_file_is_named_after_the_target() -> Result<()> {
     let names: Vec<_> = fs::read_dir(directory.path())?
         .map(|entry| entry.map(|entry| entry.file_name()))
         .collect::<Result<_, _>>()?;
+    let second = format!("leaktrace.innocent.{}-2.pb.gz", target.pid());
     ensure!(
-        names == [format!("leaktrace.innocent.{}.pb.gz", target.pid()).as_str()],
+        names.len() == 2 && names.iter().any(|name| *name == second.as_str()),
         "{names:?}"
     );
+    ensure!(fs::read(&earlier)? == b"earlier");
     // Two rows, as asked; a progress line is for terminals.
     let output = tracer.output();
     ensure!(pprof::rows(&output)?.len() == 2, "{output}");
@@ -62,6 +69,46 @@ fn the_file_is_named_after_the_target() -> Result<()> {
         tracer.errors()
     );
     target.exit()
+}
+
+/// By its name, as long as one process has it; of several each is listed with its owner, and none is traced.
+#[test]
+fn a_name_stands_for_one_process() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let name = format!("named-{}", std::process::id());
+    let program = directory.path().join(&name);
+    fs::copy(programs::path("innocent")?, &program)?;
+    let output = directory.path().join("profile.json");
+    let output = output.to_str().unwrap_or_default();
+    let arguments = ["record", "-d", "1s", "-o", output, &name];
+    let answer = leaktrace(&arguments, PATIENCE)?;
+    ensure!(
+        answer.status.code() == Some(3) && answer.stderr.contains(&name),
+        "{answer:?}"
+    );
+    let mut first = Process::ready(&mut Command::new(&program))?;
+    let answer = leaktrace(&arguments, PATIENCE)?;
+    ensure!(
+        answer.status.success() && answer.stderr.contains(&format!("tracing pid {} ", first.pid())),
+        "{answer:?}"
+    );
+    let second = Process::ready(&mut Command::new(&program))?;
+    let answer = leaktrace(&arguments, PATIENCE)?;
+    ensure!(
+        answer.status.code() == Some(24) && answer.stderr.contains("record -p PID"),
+        "{answer:?}"
+    );
+    for pid in [first.pid(), second.pid()] {
+        let listed = answer.stderr.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(&pid.to_string()) && words.next() == Some("root")
+        });
+        ensure!(listed, "pid {pid} is not listed: {}", answer.stderr);
+    }
+    unharmed(&mut first)
 }
 
 #[test]

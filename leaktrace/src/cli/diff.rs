@@ -32,7 +32,7 @@ pub struct DiffArgs {
 /// Runs `leaktrace diff`.
 pub fn run(args: DiffArgs) -> anyhow::Result<()> {
     if let Some(output) = &args.view.output {
-        file::check_writable(output).map_err(ReportError::from)?;
+        file::Format::check(output).map_err(ReportError::from)?;
     }
     let (base, new) = (
         store::read(&args.base, &args.store)?,

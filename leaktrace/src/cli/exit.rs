@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{report::ReportError, top::source::SourceError};
+use super::{report::ReportError, target::TargetError, top::source::SourceError};
 use crate::{
     bpf::{features::FeatureError, kernel::LoadError, requirements::Obstacle},
     daemon::{config::ConfigError, http::HttpError, run::DaemonError, store::StoreError},
@@ -12,12 +12,14 @@ use crate::{
     session::{launch::LaunchError, recording::RecordError, tracer::TraceError},
 };
 
-/// What went wrong, as the exit code tells it. 0 is success, 2 is clap's for wrong usage.
+/// What went wrong, as the exit code tells it. 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     /// Anything without a code of its own; `doctor`: recording would not work.
     Failure = 1,
+    /// The arguments make no sense together; clap's own status.
+    Usage = 2,
     /// There is no such process.
     NoSuchProcess = 3,
     /// The pid is a kernel thread.
@@ -58,6 +60,8 @@ pub enum Exit {
     Address = 21,
     /// Calls were made, and all of them were lost.
     AllLost = 22,
+    /// Several processes have the name that was asked for.
+    Ambiguous = 24,
 }
 
 impl From<Exit> for ExitCode {
@@ -93,6 +97,9 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
         }
         if let Some(error) = cause.downcast_ref::<ReportError>() {
             return Some(of_report(error));
+        }
+        if let Some(error) = cause.downcast_ref::<TargetError>() {
+            return Some(of_target(error));
         }
         if cause.is::<ConfigError>() {
             return Some(Exit::Configuration);
@@ -131,6 +138,14 @@ fn of_record(error: &RecordError) -> Exit {
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,
         RecordError::Launch(LaunchError::Trace { .. }) => Exit::Permission,
         RecordError::Gone(_) => Exit::ProcessGone,
+    }
+}
+
+fn of_target(error: &TargetError) -> Exit {
+    match error {
+        TargetError::NotFound { .. } | TargetError::Empty { .. } => Exit::NoSuchProcess,
+        TargetError::Ambiguous { .. } => Exit::Ambiguous,
+        TargetError::Words { .. } => Exit::Usage,
     }
 }
 

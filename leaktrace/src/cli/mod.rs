@@ -22,7 +22,9 @@ mod progress;
 mod quantity;
 mod record;
 pub mod report;
+mod resident;
 pub mod store;
+mod target;
 pub mod terminal;
 mod top;
 

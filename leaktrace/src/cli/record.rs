@@ -1,7 +1,6 @@
 //! `leaktrace record`: trace, write a profile, print the table.
 
 use std::{
-    ffi::OsString,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -11,7 +10,14 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{exit::Exit, progress::Progress, quantity, terminal};
+use super::{
+    exit::Exit,
+    progress::Progress,
+    quantity,
+    resident::{self, Frame},
+    target::TargetArgs,
+    terminal,
+};
 use crate::{
     bpf::features,
     export::{self, file::Format},
@@ -35,6 +41,8 @@ const TICK: Duration = Duration::from_millis(50);
 const PROGRESS: Duration = Duration::from_millis(500);
 /// Default mean distance of samples.
 const SAMPLE_INTERVAL: u64 = 512 << 10;
+/// Highest number that a default file name gets.
+const MAX_NUMBER: u32 = 9999;
 /// Default size of the ring buffer: a second of a million events.
 pub(super) const RING_BYTES: u32 = 64 << 20;
 
@@ -49,15 +57,8 @@ enum Mode {
 /// Arguments of `record`.
 #[derive(Debug, Args)]
 pub struct RecordArgs {
-    /// Process to trace; may be repeated.
-    #[arg(
-        short,
-        long = "pid",
-        value_name = "PID",
-        required_unless_present = "command",
-        conflicts_with = "command"
-    )]
-    pids: Vec<u32>,
+    #[command(flatten)]
+    target: TargetArgs,
     /// How long to trace (30s, 5m); without it until the target ends or Ctrl-C.
     #[arg(short, long, value_parser = quantity::duration)]
     duration: Option<Duration>,
@@ -83,9 +84,6 @@ pub struct RecordArgs {
     /// Bytes of the ring buffer, rounded up to a power of two.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64MiB", hide = true)]
     ring_size: u64,
-    /// Command to start and trace from its first instruction.
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
 }
 
 impl RecordArgs {
@@ -111,31 +109,21 @@ impl RecordArgs {
     fn ring_bytes(&self) -> u32 {
         (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two()
     }
-
-    fn target(&self) -> Target {
-        if self.command.is_empty() {
-            let mut pids = self.pids.clone();
-            pids.sort_unstable();
-            pids.dedup();
-            Target::Processes(pids)
-        } else {
-            Target::Command(self.command.clone())
-        }
-    }
 }
 
 /// Runs `record`.
 pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     let settings = arguments.settings()?;
     // Found out before anything is traced, not after an hour of it.
-    export::file::check_writable(arguments.output.as_deref().unwrap_or(Path::new("leaktrace.pb.gz")))?;
+    Format::check(arguments.output.as_deref().unwrap_or(Path::new("leaktrace.pb.gz")))?;
     if let Some(path) = &arguments.blocks {
         export::file::check_writable(path)?;
     }
+    let target = arguments.target.resolve("record")?;
     features::require()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let finished = runtime.block_on(record(&arguments, settings))?;
-    write(&arguments, &finished)?;
+    let (finished, frame) = runtime.block_on(record(&arguments, &target, settings))?;
+    write(&arguments, &finished, &frame)?;
     if finished.child.is_some() {
         eprintln!("leaktrace: the command runs on");
     }
@@ -153,11 +141,11 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> {
+async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> Result<(Finished, Frame)> {
     // Before anything is announced: who reads "tracing" may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut recording = Recording::start(&arguments.target(), settings, arguments.ring_bytes())?;
+    let mut recording = Recording::start(target, settings, arguments.ring_bytes())?;
     for process in recording.processes() {
         eprintln!(
             "tracing pid {} ({}): {}; {}",
@@ -170,6 +158,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
             }
         );
     }
+    let mut frame = Frame::start(recording.processes().map(|process| process.key));
     let mut progress = Progress::new();
     let mut tick = tokio::time::interval(TICK);
     let mut show = tokio::time::interval(PROGRESS);
@@ -189,11 +178,15 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
                 recording.catch_up();
                 recording.look_at_go();
             }
-            _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),
+            _ = show.tick() => {
+                frame.update();
+                progress.show(recording.elapsed(), recording.figures());
+            }
         }
     }
     progress.clear();
-    Ok(recording.finish())
+    frame.update();
+    Ok((recording.finish(), frame))
 }
 
 fn describe(plan: &Plan, is_go: bool) -> String {
@@ -215,17 +208,23 @@ fn describe(plan: &Plan, is_go: bool) -> String {
     }
 }
 
-fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
+fn write(arguments: &RecordArgs, finished: &Finished, frame: &Frame) -> Result<()> {
     let symbolizer = Symbolizer::new();
     // Several processes share a file only if one was named; else each gets its own.
+    let profile = |only| {
+        let mut profile = finished.profile(only, &symbolizer);
+        let remark = frame.remark(only, &profile);
+        profile.comments.extend(remark.map(|remark| remark.as_str().into()));
+        profile
+    };
     let profiles: Vec<(PathBuf, Profile)> = match &arguments.output {
-        Some(path) => vec![(path.clone(), finished.profile(None, &symbolizer))],
+        Some(path) => vec![(path.clone(), profile(None))],
         None => finished
             .processes
             .iter()
             .map(|process| {
-                let path = default_name(&process.comm, process.key.pid);
-                (path, finished.profile(Some(process.key.pid), &symbolizer))
+                let path = unused_name(&process.comm, process.key.pid);
+                (path, profile(Some(process.key.pid)))
             })
             .collect(),
     };
@@ -234,7 +233,7 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
         let sample_type = profile.sample_type(None)?;
         let mut pruned = profile.clone();
         crate::report::prune::prune(&mut pruned)?;
-        let written = match Format::of(path) {
+        let written = match Format::of(path)? {
             // Pictures of the table: without allocation functions, as it is.
             Format::Svg | Format::Folded => &pruned,
             // What is read again: whoever reads it leaves them out, or does not.
@@ -255,6 +254,9 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
                 }
             )
         );
+        if let Some(meaning) = resident::nothing_outstanding(profile) {
+            println!("{meaning}");
+        }
         println!("{}", loss_line(profile));
         match written {
             Ok(()) => eprintln!("wrote {}", path.display()),
@@ -300,16 +302,25 @@ fn lost(losses: &Losses) -> String {
     format!("lost: {}; {remedy}", list.join(", "))
 }
 
-/// `leaktrace.COMM.PID.pb.gz`, with a harmless name whatever the process calls itself.
+/// The default name, or the first of `…-2.pb.gz` and so on that no file has: a recording never replaces another unasked.
+fn unused_name(comm: &str, pid: u32) -> PathBuf {
+    let name = default_name(comm, pid);
+    let numbered = |number: u32| PathBuf::from(name.to_string_lossy().replace(".pb.gz", &format!("-{number}.pb.gz")));
+    let later = (2..=MAX_NUMBER).map(numbered);
+    let mut names = std::iter::once(name.clone()).chain(later);
+    names.find(|name| !name.exists()).unwrap_or(name)
+}
+
+/// `leaktrace.COMM.PID.pb.gz`, with a sanitized name whatever the process calls itself.
 fn default_name(comm: &str, pid: u32) -> PathBuf {
-    let harmless = |c: char| {
+    let sanitized = |c: char| {
         if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
             c
         } else {
             '_'
         }
     };
-    let comm: String = comm.chars().map(harmless).collect();
+    let comm: String = comm.chars().map(sanitized).collect();
     PathBuf::from(format!("leaktrace.{comm}.{pid}.pb.gz"))
 }
 

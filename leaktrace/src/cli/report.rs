@@ -119,7 +119,7 @@ pub enum ReportError {
 /// Runs `leaktrace report`.
 pub fn run(args: ReportArgs) -> anyhow::Result<()> {
     if let Some(output) = &args.view.output {
-        file::check_writable(output).map_err(ReportError::from)?;
+        file::Format::check(output).map_err(ReportError::from)?;
     }
     show(&read(&args.file)?, &args.file, "", &args.view)
 }

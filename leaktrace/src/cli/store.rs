@@ -148,7 +148,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 /// Runs `leaktrace show`.
 pub fn show(args: &ShowArgs) -> anyhow::Result<()> {
     if let Some(output) = &args.view.output {
-        file::check_writable(output).map_err(ReportError::from)?;
+        file::Format::check(output).map_err(ReportError::from)?;
     }
     let stored = Reader::open(&args.store.store)?.open_profile(&args.id)?;
     let heading = heading(&stored.told(), stored.identity());

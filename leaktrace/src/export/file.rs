@@ -14,11 +14,12 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{folded, json, pprof, svg};
 use crate::report::Profile;
+use crate::report::name::printable;
 
 /// A file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// `.pb.gz`, `.pb`, `.pprof`, and every ending that is not listed here: gzip-compressed pprof.
+    /// `.pb.gz`, `.pb`, `.pprof`, `.prof`, `.out`, none, and what is part of a name: gzip-compressed pprof.
     Pprof,
     /// `.svg`: a flame graph.
     Svg,
@@ -30,18 +31,43 @@ pub enum Format {
 
 impl Format {
     /// The format that the ending of a file name asks for.
-    pub fn of(path: &Path) -> Self {
-        match path
+    ///
+    /// # Errors
+    /// It asks for one that is not written, such as `.pdf`: whoever opens that file would not know what it is.
+    pub fn of(path: &Path) -> Result<Self, WriteError> {
+        let ending = path
             .extension()
-            .and_then(|ending| ending.to_str())
-            .map(str::to_ascii_lowercase)
-            .as_deref()
-        {
-            Some("svg") => Self::Svg,
-            Some("folded") => Self::Folded,
-            Some("json") => Self::Json,
-            _ => Self::Pprof,
+            .map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+        match ending.as_deref() {
+            Some("svg") => Ok(Self::Svg),
+            Some("folded") => Ok(Self::Folded),
+            Some("json") => Ok(Self::Json),
+            None
+            | Some("gz" | "pb" | "pprof" | "prof" | "profile" | "heap" | "out" | "tmp" | "base" | "new" | "old") => {
+                Ok(Self::Pprof)
+            }
+            // Part of a name, such as `heap.2026-11-30` or `before.1`.
+            Some(ending) if ending.bytes().any(|byte| byte.is_ascii_digit()) => Ok(Self::Pprof),
+            Some(ending) => Err(WriteError {
+                path: path.to_owned(),
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "`.{}` is not written; .pb.gz (for pprof), .svg (flame graph), .folded and .json are",
+                        printable(ending)
+                    ),
+                ),
+            }),
         }
+    }
+
+    /// Finds out before the work begins whether a profile can be written there; see [`check_writable`].
+    ///
+    /// # Errors
+    /// As [`Format::of`], and when the file cannot be written.
+    pub fn check(path: &Path) -> Result<(), WriteError> {
+        Self::of(path)?;
+        check_writable(path)
     }
 }
 
@@ -83,7 +109,8 @@ pub fn check_writable(path: &Path) -> Result<(), WriteError> {
 /// Writes a profile in the format that the file's ending asks for. Flame graphs and folded stacks show `sample_type`
 /// (a position in [`Profile::sample_types`]); the other formats hold all of them.
 pub fn write(path: &Path, profile: &Profile, sample_type: usize) -> Result<(), WriteError> {
-    replace(path, |output| match Format::of(path) {
+    let format = Format::of(path)?;
+    replace(path, |output| match format {
         Format::Pprof => pprof::write(profile, output),
         Format::Svg => svg::write(profile, sample_type, output),
         Format::Folded => folded::write(profile, sample_type, output),
@@ -193,14 +220,16 @@ mod tests {
 
     #[test]
     fn formats_by_ending() {
-        let format = |name: &str| Format::of(Path::new(name));
-        assert_eq!(format("a.svg"), Format::Svg);
-        assert_eq!(format("a.SVG"), Format::Svg);
-        assert_eq!(format("a.folded"), Format::Folded);
-        assert_eq!(format("a.json"), Format::Json);
-        for name in ["a.pb.gz", "a.pb", "a.pprof", "a", "a.txt", ".svg"] {
-            assert_eq!(format(name), Format::Pprof, "{name}");
+        let format = |name: &str| Format::of(Path::new(name)).ok();
+        assert_eq!(format("a.svg"), Some(Format::Svg));
+        assert_eq!(format("a.SVG"), Some(Format::Svg));
+        assert_eq!(format("a.folded"), Some(Format::Folded));
+        assert_eq!(format("a.json"), Some(Format::Json));
+        for name in ["a.pb.gz", "a.pb", "a.pprof", "a", "heap.2026-11-30", "a.out", ".svg"] {
+            assert_eq!(format(name), Some(Format::Pprof), "{name}");
         }
+        let error = Format::of(Path::new("x.pdf")).expect_err("nobody writes it");
+        insta::assert_snapshot!(error, @"failed to write `x.pdf`: `.pdf` is not written; .pb.gz (for pprof), .svg (flame graph), .folded and .json are");
     }
 
     #[test]

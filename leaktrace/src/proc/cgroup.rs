@@ -132,7 +132,7 @@ impl Cgroups {
 
     /// The container that the process runs in.
     pub fn container(&self) -> Option<Container> {
-        self.by_weight().find_map(container_of)
+        self.paths().find_map(container_of)
     }
 
     /// The systemd unit that the process belongs to.
@@ -143,7 +143,8 @@ impl Cgroups {
             .find_map(|path| unit_of(path))
     }
 
-    fn by_weight(&self) -> impl Iterator<Item = &str> {
+    /// All of them.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
         [&self.memory, &self.unified, &self.systemd]
             .into_iter()
             .flatten()

@@ -6,6 +6,7 @@ pub mod beneath;
 pub mod cgroup;
 pub mod copy;
 pub mod files;
+pub mod find;
 pub mod footprint;
 pub mod identity;
 pub mod living;

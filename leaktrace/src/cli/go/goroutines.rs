@@ -62,7 +62,7 @@ pub struct GoroutinesArgs {
 /// Runs the subcommand.
 pub fn run(args: &GoroutinesArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.output {
-        file::check_writable(path)?;
+        file::Format::check(path)?;
     }
     let process = args.target.attach()?;
     if args.leaks {

@@ -59,7 +59,7 @@ pub struct HeapArgs {
 /// Runs the subcommand.
 pub fn run(args: &HeapArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.output {
-        file::check_writable(path)?;
+        file::Format::check(path)?;
     }
     let view = match args.view {
         ViewArg::Now => View::Now,
