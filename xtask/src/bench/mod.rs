@@ -8,6 +8,7 @@ mod feats;
 mod go;
 mod outcome;
 mod peers;
+mod summary;
 mod tracer;
 mod workload;
 
@@ -34,15 +35,15 @@ pub struct Options {
     /// Only workloads and feats whose name contains this.
     #[arg(long)]
     only: Option<String>,
-    /// Leave out workloads and feats whose name contains this (`soak` takes eleven minutes).
+    /// Leave out workloads and feats whose name contains this (`soak` takes eleven minutes); may be repeated.
     #[arg(long)]
-    skip: Option<String>,
+    skip: Vec<String>,
     /// Leave the peers out.
     #[arg(long)]
     no_peers: bool,
-    /// Write the table into README.md as well.
+    /// Write the tables into docs/benchmarks.md, and a selection into README.md.
     #[arg(long)]
-    readme: bool,
+    write: bool,
 }
 
 /// The command.
@@ -57,8 +58,8 @@ pub fn run(options: &Options) -> Result<()> {
     let peers = if options.no_peers { Peers::none() } else { Peers::find() };
     let rounds = if options.smoke { 1 } else { options.rounds.max(1) };
     let wanted = |name: &str| {
-        let named = |words: &Option<String>| words.as_deref().map(|word| name.contains(word));
-        named(&options.only).unwrap_or(true) && !named(&options.skip).unwrap_or(false)
+        let only = options.only.as_deref().is_none_or(|word| name.contains(word));
+        only && !options.skip.iter().any(|word| name.contains(word.as_str()))
     };
 
     let tracers: Vec<Tracer> = Tracer::ALL
@@ -87,8 +88,10 @@ pub fn run(options: &Options) -> Result<()> {
     let json = serde_json::to_string_pretty(&outcome).context("failed to encode the outcome")?;
     fs::write(&path, json).with_context(|| format!("failed to write `{}`", path.display()))?;
     eprintln!("bench: written to {}", path.display());
-    if options.readme {
-        outcome.write_into(&workspace::root().join("README.md"))?;
+    if options.write {
+        let root = workspace::root();
+        workspace::write_between(&root.join("docs/benchmarks.md"), outcome::TABLES, &outcome.table())?;
+        workspace::write_between(&root.join("README.md"), outcome::SUMMARY, &summary::table(&outcome))?;
     }
     Ok(())
 }

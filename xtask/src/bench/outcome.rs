@@ -3,18 +3,18 @@
 //! Invariant: a number in a table comes from this run; what did not run is named with its cause.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::tracer::Tracer;
 use super::workload::Workload;
 use crate::command;
 
-const BEGIN: &str = "<!-- bench:begin -->";
-const END: &str = "<!-- bench:end -->";
+/// Marks between which the tables stand in a document.
+pub const TABLES: (&str, &str) = ("<!-- bench:begin -->", "<!-- bench:end -->");
+/// Marks between which the selection of the README stands.
+pub const SUMMARY: (&str, &str) = ("<!-- cost:begin -->", "<!-- cost:end -->");
 
 /// One variant of one workload.
 #[derive(Serialize)]
@@ -98,6 +98,16 @@ impl Goal {
         }
     }
 
+    /// What is measured.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The measured value.
+    pub fn value(&self) -> Option<f64> {
+        self.value
+    }
+
     fn reached(&self) -> Option<bool> {
         self.value.map(|value| {
             if self.at_least {
@@ -145,9 +155,14 @@ impl Outcome {
         (cost > 0.0).then_some(cost)
     }
 
+    /// Where and how it was measured.
+    pub fn heading(&self) -> String {
+        format!("Measured on {}; medians of {} rounds.", self.machine, self.rounds)
+    }
+
     /// The tables, in Markdown.
     pub fn table(&self) -> String {
-        let mut text = format!("Measured on {}; medians of {} rounds.\n", self.machine, self.rounds);
+        let mut text = self.heading() + "\n";
         for workload in Workload::ALL {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.workload == workload).collect();
             if rows.is_empty() {
@@ -202,23 +217,6 @@ impl Outcome {
             against(Tracer::Bare)
         )
     }
-
-    /// Puts the tables between the two markers of a file.
-    ///
-    /// # Errors
-    /// When the file has no such markers, or cannot be read or written.
-    pub fn write_into(&self, path: &Path) -> Result<()> {
-        let text = fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
-        let new = between_markers(&text, &self.table())
-            .with_context(|| format!("`{}` has no lines `{BEGIN}` and `{END}`", path.display()))?;
-        fs::write(path, new).with_context(|| format!("failed to write `{}`", path.display()))
-    }
-}
-
-fn between_markers(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{table}{END}{after}"))
 }
 
 /// A message as it fits into a table's cell.
@@ -236,7 +234,7 @@ fn in_a_cell(message: &str) -> String {
 }
 
 /// Three figures, without an exponent.
-fn figure(value: f64) -> String {
+pub(super) fn figure(value: f64) -> String {
     let digits = if value.abs() >= 100.0 {
         0
     } else if value.abs() >= 10.0 {
@@ -280,14 +278,6 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-    }
-
-    #[test]
-    fn the_table_replaces_what_is_between_the_markers() {
-        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let new = between_markers(&text, "new\n").expect("the markers are there");
-        assert_eq!(new, format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
-        assert_eq!(between_markers("nothing", "new"), None);
     }
 
     #[test]

@@ -225,7 +225,11 @@ pub fn run(prepared: &Prepared, options: &Options<'_>) -> Result<()> {
     println!("{}", table::markdown(&rows));
     table::write_json(&workspace::target().join("matrix.json"), &rows)?;
     if options.write_table {
-        table::write_between_marks(&workspace::root().join("README.md"), &rows)?;
+        workspace::write_between(
+            &workspace::root().join("README.md"),
+            table::MARKERS,
+            &table::markdown(&rows),
+        )?;
     }
     let wrong: Vec<&str> = rows
         .iter()

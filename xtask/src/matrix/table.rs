@@ -8,9 +8,8 @@ use serde::Serialize;
 
 use super::guest::Outcome;
 
-/// Marks in README, between which the table stands.
-const BEGIN: &str = "<!-- kernels:begin -->";
-const END: &str = "<!-- kernels:end -->";
+/// Markers in README, between which the table stands.
+pub const MARKERS: (&str, &str) = ("<!-- kernels:begin -->", "<!-- kernels:end -->");
 
 /// One boot.
 #[derive(Serialize)]
@@ -69,23 +68,6 @@ pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
     fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
 }
 
-/// Replaces the table in a file that has the marks.
-///
-/// # Errors
-/// When the file has no marks, or cannot be read or written.
-pub fn write_between_marks(path: &Path, rows: &[Row]) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
-    let new = replaced(&text, &markdown(rows))
-        .with_context(|| format!("`{}` has no lines `{BEGIN}` and `{END}`", path.display()))?;
-    fs::write(path, new).with_context(|| format!("failed to write `{}`", path.display()))
-}
-
-fn replaced(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{table}{END}{after}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,15 +100,5 @@ mod tests {
             "| 6.12.118 | – | perf events | 3 of 4 | `truth::exact` failed |"
         );
         assert_eq!(lines[2], "| 6.12.118 | – | – | 3 of 3 | refused in words |");
-    }
-
-    #[test]
-    fn only_what_is_between_the_marks_is_replaced() {
-        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        assert_eq!(
-            replaced(&text, "new\n"),
-            Some(format!("before\n{BEGIN}\nnew\n{END}\nafter\n"))
-        );
-        assert_eq!(replaced("no marks", "new\n"), None);
     }
 }
