@@ -43,9 +43,15 @@ fn the_file_is_named_after_the_target() -> Result<()> {
         .join(format!("leaktrace.innocent.{}.pb.gz", target.pid()));
     fs::write(&earlier, "earlier")?;
     let mut command = Command::new(machine::leaktrace());
-    command
-        .current_dir(directory.path())
-        .args(["record", "--top", "2", "-p", &target.pid().to_string()]);
+    command.current_dir(directory.path()).args([
+        "record",
+        "--frames",
+        "all",
+        "--top",
+        "2",
+        "-p",
+        &target.pid().to_string(),
+    ]);
     let mut tracer = Process::spawn(&mut command)?;
     tracer.wait_for_error("that it is tracing", |line| line.starts_with("tracing "), PATIENCE)?;
     target.work()?;

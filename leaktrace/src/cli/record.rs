@@ -14,6 +14,7 @@ use super::{
     exit::Exit,
     progress::Progress,
     quantity,
+    report::{Frames, top},
     resident::{self, Frame},
     target::TargetArgs,
     terminal,
@@ -22,12 +23,7 @@ use crate::{
     bpf::features,
     export::{self, file::Format},
     probe::plan::Plan,
-    report::{
-        graph::GraphOptions,
-        loss::Losses,
-        profile::Profile,
-        table::{TableOptions, table},
-    },
+    report::{graph::GraphOptions, loss::Losses, profile::Profile, table::TableOptions},
     session::{
         recording::{Finished, Recording, Target},
         tracer::{MAX_INTERVAL, Settings},
@@ -81,6 +77,9 @@ pub struct RecordArgs {
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
+    /// Rows of sites (the program's own code nearest to each allocation), or of every function.
+    #[arg(long, value_enum, default_value_t)]
+    frames: Frames,
     /// Bytes of the ring buffer, rounded up to a power of two.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64MiB", hide = true)]
     ring_size: u64,
@@ -244,16 +243,11 @@ fn write(arguments: &RecordArgs, finished: &Finished, frame: &Frame) -> Result<(
             top: arguments.top,
             ..GraphOptions::trimmed(sample_type)
         };
-        print!(
-            "{}",
-            table(
-                &pruned,
-                &TableOptions {
-                    graph,
-                    width: terminal::width()
-                }
-            )
-        );
+        let options = TableOptions {
+            graph,
+            width: terminal::width(),
+        };
+        print!("{}", top(&pruned, &options, arguments.frames));
         if let Some(meaning) = resident::nothing_outstanding(profile) {
             println!("{meaning}");
         }

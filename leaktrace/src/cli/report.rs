@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use regex::Regex;
 
 use crate::cli::terminal;
@@ -13,6 +13,7 @@ use crate::export::{file, pprof};
 use crate::report::diff::IncompatibleProfiles;
 use crate::report::graph::GraphOptions;
 use crate::report::profile::UnknownSampleType;
+use crate::report::sites::{self, SiteOptions};
 use crate::report::table::{TableOptions, table};
 use crate::report::tree::tree;
 use crate::report::{Profile, list, prune};
@@ -32,6 +33,16 @@ pub struct ReportArgs {
     pub view: ViewArgs,
 }
 
+/// Which frames get rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Frames {
+    /// The first of each stack that is the program's own: not of an allocator, runtime, standard library or libc.
+    #[default]
+    Own,
+    /// All, by flat and cumulative weight.
+    All,
+}
+
 /// What `report` and `diff` have in common.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ViewArgs {
@@ -47,6 +58,9 @@ pub struct ViewArgs {
     /// Show the source lines of the functions that match, with their bytes
     #[arg(long, value_name = "REGEX", conflicts_with_all = ["cum", "tree"])]
     pub list: Option<String>,
+    /// Show sites (the program's own code nearest to each allocation), or every function as `go tool pprof -top` does
+    #[arg(long, value_enum, default_value_t)]
+    pub frames: Frames,
     /// Show each function between its callers and its callees
     #[arg(long)]
     pub tree: bool,
@@ -211,12 +225,29 @@ pub(super) fn view(profile: &Profile, path: &Path, sample_type: usize, view: &Vi
     let mut text = if view.tree {
         tree(profile, &options)
     } else {
-        table(profile, &options)
+        top(profile, &options, view.frames)
     };
     if !profile.metadata.losses.is_empty() {
         text += &format!("{}\n", profile.metadata.losses);
     }
     Ok(text)
+}
+
+/// The table of sites or of functions. By cumulative weight there are functions alone.
+pub(super) fn top(profile: &Profile, options: &TableOptions, frames: Frames) -> String {
+    if frames == Frames::All || options.graph.cumulative {
+        return table(profile, options);
+    }
+    let graph = &options.graph;
+    sites::table(
+        profile,
+        &SiteOptions {
+            sample_type: graph.sample_type,
+            top: graph.top,
+            fraction: graph.node_fraction,
+            width: options.width,
+        },
+    )
 }
 
 /// Text of a source file of this machine. Its path comes from the profile: only regular files of bearable size.

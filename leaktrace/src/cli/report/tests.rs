@@ -109,6 +109,7 @@ fn same_as_pprof(go: &Path, file: &Path) {
                 cum,
                 top,
                 tree,
+                frames: Frames::All,
                 ..ViewArgs::default()
             };
             assert_eq!(
