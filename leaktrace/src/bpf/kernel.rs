@@ -32,7 +32,7 @@ use super::{
     syscall::AttachType,
     tables::{MappedArray, UnwindArrays},
 };
-use crate::proc::{memory::page_size, release::Release};
+use crate::{model::page_size, proc::release::Release};
 
 /// The compiled kernel side.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));

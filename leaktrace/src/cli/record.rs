@@ -15,6 +15,7 @@ use super::{exit::Exit, progress::Progress, quantity, terminal};
 use crate::{
     bpf::features,
     export::{self, file::Format},
+    model::page_size,
     probe::plan::Plan,
     report::{
         graph::GraphOptions,
@@ -109,7 +110,7 @@ impl RecordArgs {
     }
 
     fn ring_bytes(&self) -> u32 {
-        (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two()
+        (self.ring_size.clamp(page_size(), 1 << 30) as u32).next_power_of_two()
     }
 
     fn target(&self) -> Target {

@@ -190,7 +190,7 @@ impl Exporter {
                 run: [moment::since_1970(attached), programs],
                 age: moment.age(),
             }),
-            go: is_go.then(|| origin_of_go(key)).flatten(),
+            managed: is_go.then(|| origin_of_go(key)).flatten(),
         };
         // That of another program would be told as this one's.
         let earlier = self.last.get_mut(&key).and_then(|last| last.go.take());
@@ -219,7 +219,7 @@ impl Exporter {
         };
         let origins = Origins {
             native: None,
-            go: origin_of_go(key),
+            managed: origin_of_go(key),
         };
         match Service::go_profile(&process) {
             Ok(profile) => self.export(key, Heap::Go, profile, origins),

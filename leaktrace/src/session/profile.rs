@@ -14,8 +14,8 @@ pub use account::{all_lost, kernel_losses};
 
 use super::{go::GoHeap, program::Program};
 use crate::{
-    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Kind, Notes, Row, Snapshot},
-    model::ProcessAddress,
+    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Notes, Row, Snapshot},
+    model::{HeapKind, ProcessAddress},
     report::{
         builder::{FrameLine, ProfileBuilder},
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
@@ -219,7 +219,7 @@ fn add_process(
     let mut locations: HashMap<(u64, Option<Place>), Option<LocationId>> = HashMap::new();
     let mut runtime_mapped = 0.0;
     for row in &snapshot.rows {
-        if row.kind == Kind::Mapping && is_of_go_runtime(&code, &names, row) {
+        if row.kind == HeapKind::Mmap && is_of_go_runtime(&code, &names, row) {
             runtime_mapped += row.allocated.bytes;
             continue;
         }
@@ -301,19 +301,12 @@ fn add_row(
         whole(row.live.objects),
         whole(row.live.bytes),
     ];
-    let heap = match row.kind {
-        Kind::Native => "native",
-        Kind::Mapping => "mmap",
-        Kind::Resident => "resident",
-        Kind::Asked => "asked",
-    };
-    let text = |key: &str, value: &str| TextLabel {
-        key: key.into(),
-        value: value.into(),
-    };
-    let mut labels = vec![text("heap", heap)];
+    let mut labels = vec![TextLabel::heap(row.kind)];
     if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
-        labels.push(text("thread", name));
+        labels.push(TextLabel {
+            key: "thread".into(),
+            value: name.as_str().into(),
+        });
     }
     let mean_size = if row.allocated.objects > 0.0 {
         row.allocated.bytes / row.allocated.objects
@@ -328,7 +321,7 @@ fn add_row(
     numbers.extend(pid.map(pid_label));
     let trend = Trend {
         // Mappings are cut and joined: what a stack had of them earlier is not kept.
-        growth: (row.kind == Kind::Native).then(|| whole(row.growth)),
+        growth: (row.kind == HeapKind::Native).then(|| whole(row.growth)),
         ages: row.ages.map(whole).to_vec(),
     };
     builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));

@@ -6,13 +6,11 @@ use super::goroutines::{Goroutine, GoroutineSnapshot};
 use super::heap::{Bucket, Counts, HeapSnapshot, Scaled, View};
 use super::process::GoProcess;
 use super::stacks::{Place, Symbolizer, is_runtime};
+use crate::model::HeapKind;
 use crate::proc::maps::read_maps;
 use crate::proc::memory::MemoryReader;
 use crate::report::{FrameLine, Mapping, MappingId, NumericLabel, Profile, ProfileBuilder, TextLabel, ValueType};
 use hashbrown::HashMap;
-
-/// Value of the label `heap` on Go's samples.
-pub const HEAP_LABEL: &str = "go";
 
 /// The mapping of the program's text.
 pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
@@ -140,7 +138,7 @@ pub fn add_heap_labelled<M: MemoryReader>(
             let locations = stack(builder, mapping, &mut symbolizer, bucket);
             let mut numbers = labels.to_vec();
             numbers.push(size_label(bucket.size));
-            builder.sample(locations, &values, vec![heap_label()], numbers);
+            builder.sample(locations, &values, vec![TextLabel::heap(HeapKind::Go)], numbers);
         }
     }
 }
@@ -166,13 +164,6 @@ fn stack(
     let mut places = symbolizer.heap_stack(visible);
     end_at_entry(&mut places);
     places.iter().map(|place| add_place(builder, mapping, place)).collect()
-}
-
-fn heap_label() -> TextLabel {
-    TextLabel {
-        key: "heap".into(),
-        value: HEAP_LABEL.into(),
-    }
 }
 
 fn size_label(size: u64) -> NumericLabel {
