@@ -20,7 +20,8 @@ use crate::{
         builder::{FrameLine, ProfileBuilder},
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
     },
-    symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
+    runtime::go::pclntab,
+    symbolize::{Addresses, Frame, SymbolSource, Symbolizer},
 };
 
 /// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them. Readers match names

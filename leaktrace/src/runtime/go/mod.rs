@@ -28,6 +28,7 @@ pub mod module;
 pub mod objects;
 pub mod offsets;
 pub mod pace;
+pub mod pclntab;
 pub mod process;
 pub mod profile;
 pub mod rate;

@@ -3,8 +3,8 @@
 use super::super::source::SourceError;
 use crate::{
     daemon::api,
+    runtime::go::pclntab::Frame,
     runtime::go::{GoProcess, clock, groups::group, stacks::Symbolizer},
-    symbolize::pclntab::Frame,
 };
 
 /// Most groups; the smallest are left out.
