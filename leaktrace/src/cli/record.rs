@@ -23,6 +23,7 @@ use crate::{
         profile::Profile,
         table::{TableOptions, table},
     },
+    runtime::Runtime,
     session::{
         recording::{Finished, Recording, Target},
         tracer::{MAX_INTERVAL, Settings},
@@ -164,7 +165,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
             "tracing pid {} ({}): {}; {}",
             process.key.pid,
             process.comm.escape_debug(),
-            describe(&process.plan, recording.is_go(process.key.pid)),
+            describe(&process.plan, recording.runtime(process.key.pid)),
             match arguments.duration {
                 Some(duration) => format!("for {}", humantime::format_duration(duration)),
                 None => "Ctrl-C ends it".to_owned(),
@@ -188,7 +189,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
                     break;
                 }
                 recording.catch_up();
-                recording.look_at_go();
+                recording.look_at_managed();
             }
             _ = show.tick() => progress.show(recording.elapsed(), recording.figures()),
         }
@@ -197,7 +198,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     Ok(recording.finish())
 }
 
-fn describe(plan: &Plan, is_go: bool) -> String {
+fn describe(plan: &Plan, runtime: Option<&'static dyn Runtime>) -> String {
     let probes = match plan.probes().count() {
         0 => "no probes (no native allocator)".to_owned(),
         1 => "1 probe in place".to_owned(),
@@ -209,10 +210,9 @@ fn describe(plan: &Plan, is_go: bool) -> String {
         }
         _ => probes,
     };
-    if is_go {
-        probes + ", Go heap read at start and end"
-    } else {
-        probes
+    match runtime {
+        Some(runtime) => format!("{probes}, {} heap read at start and end", runtime.title()),
+        None => probes,
     }
 }
 

@@ -94,33 +94,31 @@ pub fn add_heap<M: MemoryReader>(
     view: View,
 ) {
     let mapping = builder.mapping(text_mapping(process));
-    add_heap_labelled(builder, mapping, process, start, end, view, &[]);
+    let before = start.map(|start| {
+        start
+            .view(view)
+            .map(|(bucket, counts)| (bucket.address, counts.allocs))
+            .collect()
+    });
+    add_heap_labelled(builder, mapping, process, before.as_ref(), end, view, &[]);
 }
 
-/// As [`add_heap`], with a mapping that is interned already, and with further labels.
+/// As [`add_heap`], with a mapping that is interned already, and with further labels. `before` are the objects that had been
+/// allocated by address of their bucket.
 pub fn add_heap_labelled<M: MemoryReader>(
     builder: &mut ProfileBuilder,
     mapping: MappingId,
     process: &GoProcess<M>,
-    start: Option<&HeapSnapshot>,
+    before: Option<&HashMap<u64, u64>>,
     end: &HeapSnapshot,
     view: View,
     labels: &[NumericLabel],
 ) {
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
-    let before: HashMap<u64, Counts> = start
-        .map(|start| {
-            start
-                .view(view)
-                .map(|(bucket, counts)| (bucket.address, counts))
-                .collect()
-        })
-        .unwrap_or_default();
+    let before = |bucket: &Bucket| before.and_then(|before| before.get(&bucket.address)).copied();
     for (bucket, counts) in end.view(view) {
         let since = Counts {
-            allocs: counts
-                .allocs
-                .saturating_sub(before.get(&bucket.address).map_or(0, |before| before.allocs)),
+            allocs: counts.allocs.saturating_sub(before(bucket).unwrap_or(0)),
             frees: 0,
         };
         let Scaled {

@@ -242,7 +242,12 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
                 subject.program.key.pid
             ));
         }
-        comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
+        comments.extend(
+            subject
+                .managed
+                .into_iter()
+                .flat_map(|heap| heap.comments().iter().cloned()),
+        );
         comments.extend(
             subject
                 .program
