@@ -2,7 +2,7 @@
 //! `cargo +nightly fuzz run go_pclntab fuzz/seeds/go_pclntab -- -max_len=16384`.
 #![no_main]
 
-use leaktrace::symbolize::pclntab::{PclnTable, find_header};
+use leaktrace::runtime::go::pclntab::{PclnTable, find_header};
 use libfuzzer_sys::fuzz_target;
 
 /// Addresses that are looked up.

@@ -97,8 +97,12 @@ fn growth_is_told_by_stack_without_a_probe() -> Result<()> {
     );
 
     // Address space: the chunks, the heap that malloc grows by brk, and all of the scratch.
-    let asked = |function: &str| bytes_of(&daemon, pid, "alloc_space", function);
-    let (chunks, heap, scratch) = (asked("open_chunk")?, asked("keep_session")?, asked("use_scratch")?);
+    let reserved = |function: &str| bytes_of(&daemon, pid, "alloc_space", function);
+    let (chunks, heap, scratch) = (
+        reserved("open_chunk")?,
+        reserved("keep_session")?,
+        reserved("use_scratch")?,
+    );
     ensure!((chunks / heap - 1.0).abs() < 0.5, "{chunks} in chunks, {heap} from brk");
     ensure!(scratch > 4.0 * chunks, "{scratch} in scratch, {chunks} in chunks");
 

@@ -58,7 +58,7 @@ const MODULES: &[Module] = &[
         only: Some(&["report", "model"]),
     },
     // A managed runtime is read from outside: it must work without any BPF.
-    module("runtime", 3, &["symbolize", "report"]),
+    module("runtime", 3, &["symbolize", "report", "unwind"]),
     module("bpf", 3, &["event", "probe", "unwind"]),
     module("session", 4, &[]),
     module("daemon", 5, &[]),
@@ -89,6 +89,38 @@ const RESERVED: &[Reserved] = &[
         word: "unsafe",
         places: &["bpf/", "proc/memory.rs"],
     },
+];
+
+/// Modules whose code is the same for all managed runtimes: no identifier in them names Go. The daemon and the command line
+/// have words of the API and of screens that do.
+const RUNTIME_NEUTRAL: &[&str] = &[
+    "model",
+    "proc",
+    "object",
+    "allocator",
+    "event",
+    "probe",
+    "unwind",
+    "symbolize",
+    "verdict",
+    "ledger",
+    "report",
+    "export",
+    "bpf",
+    "session",
+];
+
+/// Files of those that name Go all the same: kinds of heap have their words in one place, and the walk in userspace follows
+/// the rules that the kernel side has for Go's stacks.
+const NAMING_GO: &[&str] = &["model/heap.rs", "unwind/replay.rs", "unwind/tests/"];
+
+/// Who may reach behind the seam of all runtimes: Go itself, and the commands that are about Go.
+const BEHIND_THE_SEAM: &[&str] = &[
+    "runtime/",
+    "cli/go.rs",
+    "cli/go/",
+    "cli/debug/go_read.rs",
+    "cli/exit.rs",
 ];
 
 /// A reference that must not be.
@@ -133,7 +165,7 @@ fn check_file(path: &Path, text: &str) -> Result<Vec<Violation>> {
     let tokens =
         TokenStream::from_str(text).map_err(|error| anyhow!("failed to read `{}` as Rust: {error}", path.display()))?;
     let mut words = Vec::new();
-    collect(tokens, &mut words);
+    collect(tokens.clone(), &mut words);
 
     let first = path.iter().next().unwrap_or_default().to_string_lossy();
     let name = first.strip_suffix(".rs").unwrap_or(&first);
@@ -157,6 +189,25 @@ fn check_file(path: &Path, text: &str) -> Result<Vec<Violation>> {
                 }
             }
             None => report(1, format!("`{name}` has no place in the layering: add it to MODULES")),
+        }
+    }
+    let is_in = |places: &[&str]| places.iter().any(|place| shown.starts_with(place));
+    let mut go = Go::default();
+    go.find(tokens);
+    if !is_in(BEHIND_THE_SEAM) {
+        for line in go.paths {
+            report(
+                line,
+                "`runtime::go` is reached through the traits of `runtime`".to_owned(),
+            );
+        }
+    }
+    if RUNTIME_NEUTRAL.contains(&name) && !is_in(NAMING_GO) {
+        for (line, word) in go.names {
+            report(
+                line,
+                format!("`{word}` names Go: `{name}` is the same for all runtimes"),
+            );
         }
     }
     for reserved in RESERVED
@@ -192,6 +243,71 @@ struct Word {
     line: usize,
     /// It is what follows `crate::`.
     of_crate: bool,
+}
+
+/// Where Go is named.
+#[derive(Default)]
+struct Go {
+    /// Identifiers that name it.
+    names: Vec<(usize, String)>,
+    /// Paths through `runtime::go`.
+    paths: Vec<usize>,
+}
+
+impl Go {
+    fn find(&mut self, tokens: TokenStream) {
+        let trees: Vec<TokenTree> = tokens.into_iter().collect();
+        let is_colon =
+            |tree: Option<&TokenTree>| matches!(tree, Some(TokenTree::Punct(punct)) if punct.as_char() == ':');
+        for (index, tree) in trees.iter().enumerate() {
+            let behind_runtime = index >= 3
+                && is_colon(trees.get(index - 1))
+                && is_colon(trees.get(index - 2))
+                && matches!(&trees[index - 3], TokenTree::Ident(ident) if ident == "runtime");
+            match tree {
+                TokenTree::Ident(ident) => {
+                    let line = ident.span().start().line;
+                    if behind_runtime && ident == "go" {
+                        self.paths.push(line);
+                    }
+                    if names_go(&ident.to_string()) {
+                        self.names.push((line, ident.to_string()));
+                    }
+                }
+                TokenTree::Group(group) => {
+                    if behind_runtime {
+                        let mut words = Vec::new();
+                        first_segments(group.stream(), &mut words);
+                        let through = words.iter().filter(|word| word.text == "go");
+                        self.paths.extend(through.map(|word| word.line));
+                    }
+                    self.find(group.stream());
+                }
+                TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            }
+        }
+    }
+}
+
+/// Whether an identifier names Go: `GoHeap`, `is_go`, `goroutines`. The verb in a longer name (`they_go_first`) does not.
+fn names_go(identifier: &str) -> bool {
+    let mut parts: Vec<String> = vec![String::new()];
+    let mut before_is_lower = false;
+    for c in identifier.chars() {
+        if c == '_' || c.is_uppercase() && before_is_lower {
+            parts.push(String::new());
+        }
+        if c != '_'
+            && let Some(part) = parts.last_mut()
+        {
+            part.extend(c.to_lowercase());
+        }
+        before_is_lower = c.is_lowercase();
+    }
+    let first = parts.first().is_some_and(|part| part == "go");
+    let short = parts.len() <= 2 && parts.iter().any(|part| part == "go");
+    let own = ["goroutine", "goroutines", "pclntab", "gopclntab", "golang", "cgo"];
+    first || short || parts.iter().any(|part| own.contains(&part.as_str()))
 }
 
 /// All identifiers of a token tree, those directly behind `crate::` marked.
@@ -347,6 +463,46 @@ mod tests {
         );
         assert_eq!(violations("proc/memory.rs", text), [""; 0]);
         assert_eq!(violations("bpf/maps.rs", text), [""; 0]);
+    }
+
+    #[test]
+    fn go_stands_behind_the_seam_of_all_runtimes() {
+        let reached = "`runtime::go` is reached through the traits of `runtime`";
+        for text in [
+            "use crate::runtime::go::GoProcess;",
+            "use crate::{model, runtime::{RuntimeError, go::GoError}};",
+            "fn f() { crate::runtime::go::buildinfo::parse(x) }",
+        ] {
+            assert_eq!(
+                violations("daemon/answers.rs", text),
+                [format!("1: {reached}")],
+                "{text}"
+            );
+            assert_eq!(violations("cli/go/heap.rs", text), [""; 0]);
+            assert_eq!(violations("runtime/mod.rs", text), [""; 0]);
+        }
+        assert_eq!(
+            violations("cli/top/local.rs", "use crate::runtime::{self, Attached};\nfn go() {}"),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn what_serves_all_runtimes_names_none() {
+        let named = |word| format!("1: `{word}` names Go: `session` is the same for all runtimes");
+        for (text, word) in [
+            ("fn is_go() {}", "is_go"),
+            ("struct GoHeap;", "GoHeap"),
+            ("fn f(x: HeapKind) { x == HeapKind::Go }", "Go"),
+            ("const GO_STACK_HI: u64 = 8;", "GO_STACK_HI"),
+            ("fn f() { g(&self.goroutines) }", "goroutines"),
+        ] {
+            assert_eq!(violations("session/live.rs", text), [named(word)]);
+            assert_eq!(violations("daemon/api.rs", text), [""; 0]);
+        }
+        let verbs = "fn they_go_first() {}\nstruct Going;\nlet ago = cargo(\"go\"); // Go";
+        assert_eq!(violations("session/live.rs", verbs), [""; 0]);
+        assert_eq!(violations("model/heap.rs", "enum HeapKind { Go }"), [""; 0]);
     }
 
     #[test]

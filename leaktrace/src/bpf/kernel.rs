@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, MapError},
+    maps::{Map, MapError},
     programs::{Program, ProgramError, TracePoint},
 };
 use leaktrace_common::config::{
@@ -29,10 +29,10 @@ use super::{
     requirements::{self, last_lines, with_causes},
     ring::Ring,
     sampled::SampledBlocks,
-    syscall::AttachType,
+    syscall::{self, AttachType},
     tables::{MappedArray, UnwindArrays},
 };
-use crate::proc::{memory::page_size, release::Release};
+use crate::{model::page_size, proc::release::Release};
 
 /// The compiled kernel side.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.bpf.o"));
@@ -61,6 +61,16 @@ pub enum LoadError {
     /// A map could not be mapped into memory.
     #[error("failed to map BPF array `{name}` into memory: {cause}")]
     Mmap {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The elements of an array could not be read or written all at once.
+    #[error("{preface}failed to {verb} BPF array `{name}`: {cause}", preface = requirements::preface())]
+    Elements {
+        /// What was to be done: `read` or `fill`.
+        verb: &'static str,
         /// Which.
         name: &'static str,
         /// Why.
@@ -262,7 +272,7 @@ impl Kernel {
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let mechanism = UprobeMechanism::of_this_kernel();
         let shared = ProgramSet::new(mechanism);
-        fill_exponentials(&mut ebpf)?;
+        fill_exponentials(&ebpf)?;
         let grace = Arc::new(GracePeriod::new());
         Ok(Parts {
             ring: {
@@ -274,7 +284,17 @@ impl Kernel {
                 let fd = duplicate(&ebpf, "LOST_RELEASES")?;
                 LostReleases::new(MappedArray::new("LOST_RELEASES", &fd, LOST_RELEASES)?)
             },
-            counters: Counters::new(take(&mut ebpf, "COUNTERS")?),
+            counters: {
+                let counters = Counters::new(duplicate(&ebpf, "COUNTERS")?).and_then(|counters| {
+                    counters.read()?;
+                    Ok(counters)
+                });
+                counters.map_err(|cause| LoadError::Elements {
+                    verb: "read",
+                    name: "COUNTERS",
+                    cause,
+                })?
+            },
             arrays: UnwindArrays {
                 mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
                 blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
@@ -372,17 +392,14 @@ fn load_tracepoint(tracepoint: &mut TracePoint, name: &'static str) -> Result<()
 
 /// Writes the table that distances between samples are drawn from. The map stays where programs that are loaded later
 /// find it.
-fn fill_exponentials(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+fn fill_exponentials(ebpf: &Ebpf) -> Result<(), LoadError> {
     const NAME: &str = "EXPONENTIALS";
-    let map = ebpf
-        .map_mut(NAME)
-        .ok_or_else(|| LoadError::Object(format!("map `{NAME}` is not in the object")))?;
-    let failed = |cause| LoadError::Map { name: NAME, cause };
-    let mut table: Array<&mut MapData, u64> = Array::try_from(map).map_err(failed)?;
-    for (index, value) in exponential_table().into_iter().enumerate() {
-        table.set(index as u32, value, 0).map_err(failed)?;
-    }
-    Ok(())
+    let map = duplicate(ebpf, NAME)?;
+    syscall::set_elements(map.as_fd(), &exponential_table()).map_err(|cause| LoadError::Elements {
+        verb: "fill",
+        name: NAME,
+        cause,
+    })
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {

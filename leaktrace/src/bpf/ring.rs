@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::proc::memory::page_size;
+use crate::model::page_size;
 
 /// Bytes in front of each record on the ring, and the alignment of the next one.
 const RECORD_HEADER: u64 = 8;

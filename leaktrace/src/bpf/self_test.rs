@@ -19,7 +19,7 @@ use super::{
     links::{Probe, Role},
     own_code::{OwnCode, OwnCodeError},
 };
-use crate::proc::memory::page_size;
+use crate::model::page_size;
 
 /// Takes a size and the address that it returns.
 type Allocate = extern "C" fn(u64, u64) -> u64;

@@ -1,6 +1,6 @@
 //! Thin wrappers over `bpf(2)` for what aya 0.14 does not wrap: programs with the attach types `uprobe_multi` and
 //! `uprobe_session`, several instances of a program, the links that attach them, what the kernel counts of those
-//! programs, walking through a hash map and emptying it, and running a program once.
+//! programs, walking through a hash map and emptying it, reading and filling an array at once, and running a program once.
 //!
 //! Layouts are those of `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel accepts a prefix of the union if
 //! what follows is zero.
@@ -22,6 +22,7 @@ const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// How a link says that its target is a perf event.
@@ -310,6 +311,54 @@ fn walk<K: aya::Pod + Default, V: aya::Pod + Default>(
         }
         from = (&raw mut place) as u64;
     }
+}
+
+/// The first `count` elements of a per-CPU array of words, at once (kernel 5.13): the values of all possible CPUs of the
+/// first element, then those of the second.
+pub fn per_cpu_elements(map: BorrowedFd<'_>, count: usize, cpus: usize) -> io::Result<Vec<u64>> {
+    let mut keys = vec![0u32; count];
+    let mut values = vec![0u64; count * cpus];
+    let mut place = 0u32;
+    let mut batch = MapBatch {
+        from: 0,
+        to: (&raw mut place) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: count as u32,
+        map: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
+        Ok(_) => {}
+        // The array has no more elements.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    if batch.count as usize == count {
+        Ok(values)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// Sets the first elements of an array of words, at once (kernel 5.6).
+pub fn set_elements(map: BorrowedFd<'_>, values: &[u64]) -> io::Result<()> {
+    let keys: Vec<u32> = (0..).take(values.len()).collect();
+    bpf(
+        BPF_MAP_UPDATE_BATCH,
+        &mut MapBatch {
+            from: 0,
+            to: 0,
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: values.len() as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        },
+    )?;
+    Ok(())
 }
 
 /// Runs a raw tracepoint program once, on this CPU, with the given arguments.

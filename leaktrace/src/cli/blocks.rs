@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::export::file::{self, WriteError};
 use crate::ledger::Outstanding;
+use crate::model::HeapKind;
 use crate::session::recording::Finished;
 
 /// Writes it; of a recording by samples, what was taken as a sample.
@@ -16,17 +17,17 @@ pub fn write(path: &Path, finished: &Finished) -> Result<(), WriteError> {
                 continue;
             };
             for block in ledger.blocks() {
-                line(output, pid, "native", &block, finished.outcome.now)?;
+                line(output, pid, HeapKind::Native, &block, finished.outcome.now)?;
             }
             for mapping in ledger.mappings() {
-                line(output, pid, "mmap", &mapping, finished.outcome.now)?;
+                line(output, pid, HeapKind::Mmap, &mapping, finished.outcome.now)?;
             }
         }
         Ok(())
     })
 }
 
-fn line(output: &mut dyn Write, pid: u32, heap: &str, memory: &Outstanding, now: u32) -> io::Result<()> {
+fn line(output: &mut dyn Write, pid: u32, heap: HeapKind, memory: &Outstanding, now: u32) -> io::Result<()> {
     let age = f64::from(now.saturating_sub(memory.born)) / 100.0;
     write!(
         output,
@@ -54,7 +55,7 @@ mod tests {
             born: 50,
         };
         let mut output = Vec::new();
-        line(&mut output, 7, "native", &block, 200).expect("a Vec takes all");
+        line(&mut output, 7, HeapKind::Native, &block, 200).expect("a Vec takes all");
         let value: serde_json::Value = serde_json::from_slice(&output).expect("JSON");
         let expected = serde_json::json!({
             "pid": 7, "heap": "native", "address": "0x55550010", "bytes": 100, "age_seconds": 1.5,

@@ -8,7 +8,7 @@ use crate::{
     daemon::{config::ConfigError, http::HttpError, run::DaemonError, store::StoreError},
     export::file::WriteError,
     proc::ProcError,
-    runtime::go::GoError,
+    runtime::{RuntimeError, go::GoError},
     session::{launch::LaunchError, recording::RecordError, tracer::TraceError},
 };
 
@@ -205,7 +205,7 @@ fn of_source(error: &SourceError) -> Exit {
         SourceError::Process(error) => of_process(error),
         SourceError::Feature(error) => of_feature(error),
         SourceError::Record(error) => of_record(error),
-        SourceError::Go(error) => of_go(error),
+        SourceError::Runtime(error) => of_runtime(error),
     }
 }
 
@@ -225,6 +225,15 @@ fn of_go(error: &GoError) -> Exit {
         GoError::NotGo { .. } => Exit::NotGo,
         GoError::Unsupported { .. } => Exit::UnsupportedRuntime,
         GoError::Memory { .. } | GoError::Corrupt { .. } => Exit::Failure,
+    }
+}
+
+fn of_runtime(error: &RuntimeError) -> Exit {
+    match error {
+        RuntimeError::Process(error) => of_process(error),
+        RuntimeError::Foreign(_) => Exit::NotGo,
+        RuntimeError::Unsupported(_) => Exit::UnsupportedRuntime,
+        RuntimeError::Unreadable(_) => Exit::Failure,
     }
 }
 

@@ -22,8 +22,10 @@ use super::{
 use crate::{
     bpf::features,
     export::{self, file::Format},
+    model::page_size,
     probe::plan::Plan,
     report::{graph::GraphOptions, loss::Losses, profile::Profile, table::TableOptions},
+    runtime::Runtime,
     session::{
         recording::{Finished, Recording, Target},
         tracer::{MAX_INTERVAL, Settings},
@@ -106,7 +108,7 @@ impl RecordArgs {
     }
 
     fn ring_bytes(&self) -> u32 {
-        (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two()
+        (self.ring_size.clamp(page_size(), 1 << 30) as u32).next_power_of_two()
     }
 }
 
@@ -150,7 +152,7 @@ async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> 
             "tracing pid {} ({}): {}; {}",
             process.key.pid,
             process.comm.escape_debug(),
-            describe(&process.plan, recording.is_go(process.key.pid)),
+            describe(&process.plan, recording.runtime(process.key.pid)),
             match arguments.duration {
                 Some(duration) => format!("for {}", humantime::format_duration(duration)),
                 None => "Ctrl-C ends it".to_owned(),
@@ -175,7 +177,7 @@ async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> 
                     break;
                 }
                 recording.catch_up();
-                recording.look_at_go();
+                recording.look_at_managed();
             }
             _ = show.tick() => {
                 frame.update();
@@ -188,7 +190,7 @@ async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> 
     Ok((recording.finish(), frame))
 }
 
-fn describe(plan: &Plan, is_go: bool) -> String {
+fn describe(plan: &Plan, runtime: Option<&'static dyn Runtime>) -> String {
     let probes = match plan.probes().count() {
         0 => "no probes (no native allocator)".to_owned(),
         1 => "1 probe in place".to_owned(),
@@ -200,10 +202,9 @@ fn describe(plan: &Plan, is_go: bool) -> String {
         }
         _ => probes,
     };
-    if is_go {
-        probes + ", Go heap read at start and end"
-    } else {
-        probes
+    match runtime {
+        Some(runtime) => format!("{probes}, {} heap read at start and end", runtime.title()),
+        None => probes,
     }
 }
 

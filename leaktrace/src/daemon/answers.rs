@@ -10,11 +10,7 @@ use super::{
     store::{Filter, StoreError},
     trace::cost::{Cost, Price},
 };
-use crate::{
-    model::ProcessKey,
-    report::profile::Profile,
-    runtime::go::{GoError, GoProcess, heap::View, profile},
-};
+use crate::{model::ProcessKey, report::profile::Profile, runtime};
 
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 500;
@@ -24,20 +20,15 @@ impl Service {
         self.identity(pid).ok_or(Failure::UnknownProcess(pid))
     }
 
-    /// The heap profile of a Go process, read from its runtime.
-    pub(super) fn go_profile(process: &GoProcess) -> Result<Profile, GoError> {
-        let heap = process.heap()?;
-        Ok(profile::heap_profile(process, &heap, View::Now, moment::wall() as i64))
-    }
-
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
         let (key, identity) = self.known(pid)?;
-        if identity.runtime != api::Runtime::Go || lock(&self.policy).is_traced(key) {
+        if !identity.runtime.is_managed() || lock(&self.policy).is_traced(key) {
             if let Some(moment) = self.moment(key) {
                 return Ok(profile_of(moment, None).0);
             }
         } else {
-            let profile = GoProcess::attach(pid).and_then(|process| Self::go_profile(&process));
+            let heap = runtime::attach(pid).and_then(|process| process.heap());
+            let profile = heap.map(|heap| heap.profile(moment::wall() as i64));
             return profile.map_err(|error| Failure::Failed(error.to_string()));
         }
         let tracing = lock(&self.policy).tracing(key, identity.started);

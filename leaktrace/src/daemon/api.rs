@@ -69,6 +69,29 @@ pub enum Runtime {
     Go,
 }
 
+impl Runtime {
+    const ALL: [Self; 2] = [Self::Native, Self::Go];
+
+    /// That of a process which has this one.
+    pub fn of(runtime: &dyn crate::runtime::Runtime) -> Self {
+        let known = Self::ALL.into_iter().find(|known| known.name() == runtime.name());
+        known.unwrap_or_default()
+    }
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Go => "go",
+        }
+    }
+
+    /// Whether it is a managed runtime whose heap, tasks and collector can be read.
+    pub const fn is_managed(self) -> bool {
+        !matches!(self, Self::Native)
+    }
+}
+
 /// What the watch tier saw of a process last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Memory {

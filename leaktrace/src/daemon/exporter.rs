@@ -17,8 +17,8 @@ use crate::{
     model::ProcessKey,
     proc::{identity, living, memory},
     report::profile::Profile,
-    runtime::go::GoProcess,
-    session::{go::GoHeap, live::Moment},
+    runtime,
+    session::{live::Moment, managed::ManagedHeap},
 };
 
 /// Between two looks at what is due.
@@ -63,9 +63,9 @@ struct Last {
     /// It was not traced at the last turn.
     untraced: bool,
     identity: Arc<api::Identity>,
-    /// The Go heap of its last profile, and how many programs it had run before that one: what its very last profile has
+    /// The managed heap of its last profile, and how many programs it had run before that one: what its very last profile has
     /// if it ends before the next.
-    go: Option<(u64, GoHeap)>,
+    managed: Option<(u64, ManagedHeap)>,
 }
 
 impl Last {
@@ -86,7 +86,7 @@ impl Last {
             since: Since::default(),
             untraced: false,
             identity,
-            go: None,
+            managed: None,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Exporter {
         let snapshot = self.service.snapshot();
         for process in &snapshot.processes {
             let traced = process.tracing.state == api::TraceState::Traced;
-            let is_go = process.identity.runtime == api::Runtime::Go;
+            let is_managed = process.identity.runtime.is_managed();
             let followed = traced || process.tracing.suspect.is_some();
             let key = ProcessKey {
                 pid: process.identity.pid,
@@ -141,7 +141,7 @@ impl Exporter {
             if let Some(last) = self.last.get_mut(&key) {
                 last.note(followed);
             }
-            let interval = match (followed, is_go) {
+            let interval = match (followed, is_managed) {
                 (true, _) => config.export.interval,
                 (false, true) => config.export.go_interval,
                 (false, false) => continue,
@@ -164,7 +164,7 @@ impl Exporter {
                     self.export_moment(key, moment);
                 }
             } else {
-                self.export_go(key);
+                self.export_managed(key);
             }
         }
         if std::mem::take(&mut self.worked) {
@@ -178,8 +178,8 @@ impl Exporter {
     }
 
     fn export_moment(&mut self, key: ProcessKey, moment: Moment) {
-        let is_go = moment.is_go();
-        let heap = match (moment.is_growth(), is_go) {
+        let is_managed = moment.is_managed();
+        let heap = match (moment.is_growth(), is_managed) {
             (true, _) => Heap::Growth,
             (false, true) => Heap::Both,
             (false, false) => Heap::Native,
@@ -190,44 +190,44 @@ impl Exporter {
                 run: [moment::since_1970(attached), programs],
                 age: moment.age(),
             }),
-            go: is_go.then(|| origin_of_go(key)).flatten(),
+            managed: is_managed.then(|| origin_of_managed(key)).flatten(),
         };
         // That of another program would be told as this one's.
-        let earlier = self.last.get_mut(&key).and_then(|last| last.go.take());
-        let earlier = earlier.filter(|(of, _)| *of == programs).map(|(_, go)| go);
-        let (profile, go) = profile_of(moment, earlier);
-        self.keep(key, go.map(|go| (programs, go)));
+        let earlier = self.last.get_mut(&key).and_then(|last| last.managed.take());
+        let earlier = earlier.filter(|(of, _)| *of == programs).map(|(_, heap)| heap);
+        let (profile, managed) = profile_of(moment, earlier);
+        self.keep(key, managed.map(|heap| (programs, heap)));
         self.export(key, heap, profile, origins);
     }
 
-    fn keep(&mut self, key: ProcessKey, go: Option<(u64, GoHeap)>) {
-        let kept = self.last.values().filter_map(|last| last.go.as_ref());
-        let room = KEPT_HEAPS.saturating_sub(kept.map(|(_, go)| go.memory()).sum());
+    fn keep(&mut self, key: ProcessKey, heap: Option<(u64, ManagedHeap)>) {
+        let kept = self.last.values().filter_map(|last| last.managed.as_ref());
+        let room = KEPT_HEAPS.saturating_sub(kept.map(|(_, heap)| heap.memory()).sum());
         if let Some(last) = self.last.get_mut(&key) {
-            last.go = go.filter(|(_, go)| go.memory() <= room);
+            last.managed = heap.filter(|(_, heap)| heap.memory() <= room);
         }
     }
 
-    fn export_go(&mut self, key: ProcessKey) {
+    fn export_managed(&mut self, key: ProcessKey) {
         // Attaching reads the program's function table: once for both.
-        let process = match GoProcess::attach(key.pid) {
+        let process = match runtime::attach(key.pid) {
             Ok(process) => process,
             Err(error) => {
-                tracing::debug!("no Go profile of pid {}: {error}", key.pid);
+                tracing::debug!("failed to read the runtime of pid {}: {error}", key.pid);
                 return;
             }
         };
         let origins = Origins {
             native: None,
-            go: origin_of_go(key),
+            managed: origin_of_managed(key),
         };
-        match Service::go_profile(&process) {
-            Ok(profile) => self.export(key, Heap::Go, profile, origins),
-            Err(error) => tracing::debug!("no Go profile of pid {}: {error}", key.pid),
+        match process.heap() {
+            Ok(heap) => self.export(key, Heap::Go, heap.profile(moment::wall() as i64), origins),
+            Err(error) => tracing::debug!("failed to read the heap of pid {}: {error}", key.pid),
         }
-        if let Ok(snapshot) = process.goroutines() {
+        if let Ok(tasks) = process.tasks() {
             let now = self.service.clock.now();
-            let count = u32::try_from(snapshot.goroutines.len()).ok();
+            let count = u32::try_from(tasks.count()).ok();
             lock(&self.service.table).note(key, now.seconds, |inside| inside.goroutines = count);
         }
     }
@@ -324,8 +324,8 @@ impl Exporter {
     }
 }
 
-/// Where the counts of a Go heap began: with the program that the process runs now. `None` if it ended.
-fn origin_of_go(key: ProcessKey) -> Option<Origin> {
+/// Where the counts of a managed heap began: with the program that the process runs now. `None` if it ended.
+fn origin_of_managed(key: ProcessKey) -> Option<Origin> {
     identity::read_stat(key.pid).ok().filter(|stat| stat.key == key)?;
     let program = identity::read_stat(living::thread(key.pid)).ok()?;
     Some(Origin {

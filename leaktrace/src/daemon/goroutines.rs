@@ -1,17 +1,11 @@
-//! Goroutines of a process as the daemon tells them: groups, the runtime's own text, and a profile.
+//! Tasks of a process as the daemon tells them: groups, the runtime's own text, and a profile.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use super::{api, backend::Failure, moment};
 use crate::{
     report::profile::Profile,
-    runtime::go::{
-        GoError, GoProcess, clock, dump,
-        goroutines::{Goroutine, GoroutineSnapshot},
-        groups::{Group, group},
-        profile,
-        stacks::Symbolizer,
-    },
+    runtime::{self, Place, RuntimeError, TaskGroup, TaskQuery, TaskSnapshot},
 };
 
 /// Groups that are told.
@@ -21,131 +15,70 @@ const MAX_IDS: usize = 20;
 /// Longest dump, in bytes.
 const MAX_DUMP: usize = 64 << 20;
 
-/// One look at the goroutines of a process.
-pub struct Look {
-    process: GoProcess,
-    snapshot: GoroutineSnapshot,
-    /// The monotonic clock.
-    now: u64,
-}
+/// One look at the tasks of a process.
+pub struct Look(Box<dyn TaskSnapshot>);
 
-fn failure(error: &GoError) -> Failure {
+fn failure(error: &RuntimeError) -> Failure {
     match error {
-        GoError::NotGo { .. } => Failure::Nothing(error.to_string()),
+        RuntimeError::Foreign(_) => Failure::Nothing(error.to_string()),
         error => Failure::Failed(error.to_string()),
     }
 }
 
 impl Look {
-    /// Reads the goroutines of a running process.
+    /// Reads the tasks of a running process.
     ///
     /// # Errors
-    /// [`Failure::Nothing`] for a program that is not Go.
+    /// [`Failure::Nothing`] for a program without a managed runtime.
     pub fn at(pid: u32) -> Result<Self, Failure> {
-        let process = GoProcess::attach(pid).map_err(|error| failure(&error))?;
-        let snapshot = process.goroutines().map_err(|error| failure(&error))?;
-        Ok(Self {
-            process,
-            snapshot,
-            now: clock::monotonic(),
-        })
-    }
-
-    /// Goroutines whose code is not the runtime's own.
-    fn is_program(&self, symbolizer: &Symbolizer<'_>) -> HashMap<u64, bool> {
-        let mut known = HashMap::new();
-        for goroutine in &self.snapshot.goroutines {
-            known
-                .entry(goroutine.start_pc)
-                .or_insert_with(|| !dump::is_system(symbolizer, goroutine));
-        }
-        known
+        let tasks = runtime::attach(pid).and_then(|process| process.tasks());
+        tasks.map(Self).map_err(|error| failure(&error))
     }
 
     /// In groups.
     pub fn groups(&self, min_wait: Duration) -> api::Goroutines {
-        let mut symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
-        let waits = |goroutine: &Goroutine| {
-            min_wait.is_zero()
-                || goroutine.wait_since != 0
-                    && u128::from(self.now.saturating_sub(goroutine.wait_since)) >= min_wait.as_nanos()
-        };
-        let groups = group(&self.snapshot, |goroutine| {
-            waits(goroutine) && program[&goroutine.start_pc]
+        let tasks = self.0.groups(&TaskQuery {
+            min_wait,
+            with_system: false,
+            max_groups: MAX_GROUPS,
+            max_frames: usize::MAX,
+            max_ids: MAX_IDS,
         });
         api::Goroutines {
-            total: groups.iter().map(|group| group.goroutines.len() as u64).sum(),
-            groups: groups
-                .iter()
-                .take(MAX_GROUPS)
-                .filter_map(|group| self.told(group, &mut symbolizer))
-                .collect(),
+            total: tasks.total,
+            groups: tasks.groups.into_iter().map(told).collect(),
         }
-    }
-
-    fn told(&self, group: &Group<'_>, symbolizer: &mut Symbolizer<'_>) -> Option<api::GoroutineGroup> {
-        let first = group.goroutines.first()?;
-        let frames = |symbolizer: &mut Symbolizer<'_>, stack: &[u64]| -> Vec<api::Frame> {
-            symbolizer
-                .goroutine_stack(stack)
-                .iter()
-                .flat_map(|place| place.frames.iter())
-                .filter(|frame| frame.function != "runtime.goexit")
-                .map(|frame| api::Frame {
-                    function: frame.display().to_string(),
-                    file: Some(frame.file.to_string()).filter(|file| !file.is_empty()),
-                    line: Some(frame.line.into()).filter(|line| *line != 0),
-                })
-                .collect()
-        };
-        let text = self.process.wait_text(first);
-        let waits = group.key.wait_reason != 0;
-        Some(api::GoroutineGroup {
-            count: group.goroutines.len() as u64,
-            state: group.key.status.name().to_owned(),
-            wait_reason: waits.then(|| text.to_owned()),
-            longest_wait: group.waits(self.now).map(|(longest, _)| longest),
-            stack_bytes: group.stack_bytes(),
-            channel: group.channels().first().map(|(channel, _)| *channel),
-            stack: frames(symbolizer, &group.key.stack),
-            created_by: match group.key.creator_pc {
-                0 => None,
-                creator => frames(symbolizer, &[creator]).into_iter().next(),
-            },
-            ids: group
-                .goroutines
-                .iter()
-                .take(MAX_IDS)
-                .map(|goroutine| goroutine.id)
-                .collect(),
-        })
     }
 
     /// As the runtime would print them; cut at a length that no one reads to its end.
     pub fn dump(&self) -> String {
-        let mut symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
-        let mut text = String::new();
-        for goroutine in &self.snapshot.goroutines {
-            if !program[&goroutine.start_pc] {
-                continue;
-            }
-            if text.len() > MAX_DUMP {
-                text.push_str("...further goroutines left out...\n");
-                break;
-            }
-            dump::write(&mut text, &self.process, &mut symbolizer, goroutine, self.now);
-        }
-        text
+        self.0.dump(MAX_DUMP)
     }
 
-    /// As a profile in Go's own form.
+    /// As a profile in the runtime's own form.
     pub fn profile(&self) -> Profile {
-        let symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
-        profile::goroutine_profile(&self.process, &self.snapshot, moment::wall() as i64, |goroutine| {
-            program[&goroutine.start_pc]
-        })
+        self.0.profile(moment::wall() as i64)
+    }
+}
+
+fn told(group: TaskGroup) -> api::GoroutineGroup {
+    api::GoroutineGroup {
+        count: group.count,
+        state: group.state,
+        wait_reason: group.is_waiting.then_some(group.doing),
+        longest_wait: group.longest_wait,
+        stack_bytes: group.stack_bytes,
+        channel: group.channels.first().copied(),
+        stack: group.stack.into_iter().map(frame).collect(),
+        created_by: group.created_by.map(frame),
+        ids: group.ids,
+    }
+}
+
+fn frame(place: Place) -> api::Frame {
+    api::Frame {
+        function: place.function,
+        file: place.file,
+        line: place.line,
     }
 }

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     model::ProcessKey,
     report::profile::Profile,
-    session::{go::GoHeap, live::Moment},
+    session::{live::Moment, managed::ManagedHeap},
     symbolize::Symbolizer,
 };
 
@@ -214,7 +214,7 @@ impl Service {
             .map(|watched| suspects::Candidate {
                 key: watched.key,
                 growth: watched.growth_over(window),
-                better: watched.identity.runtime == api::Runtime::Go || policy.is_traced(watched.key),
+                better: watched.identity.runtime.is_managed() || policy.is_traced(watched.key),
             })
             .collect()
     }
@@ -226,8 +226,8 @@ impl Service {
 }
 
 /// Makes a profile of a traced process; may take a second. Symbols are not kept between two: a daemon's memory is worth
-/// more than a second every minute. `earlier` is the Go heap that the profile before left; this one leaves another.
-pub(super) fn profile_of(moment: Moment, earlier: Option<GoHeap>) -> (Profile, Option<GoHeap>) {
+/// more than a second every minute. `earlier` is the managed heap that the profile before left; this one leaves another.
+pub(super) fn profile_of(moment: Moment, earlier: Option<ManagedHeap>) -> (Profile, Option<ManagedHeap>) {
     moment.profile(&Symbolizer::new(), earlier)
 }
 

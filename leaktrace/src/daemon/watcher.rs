@@ -113,7 +113,7 @@ impl Watcher {
             .get(key.pid)
             .filter(|watched| watched.key == key)
             .map(|watched| Arc::clone(&watched.identity));
-        if identity.is_some_and(|identity| identity.runtime == api::Runtime::Go) {
+        if identity.is_some_and(|identity| identity.runtime.is_managed()) {
             lock(&self.service.collectors).begin(key);
         } else {
             lock(&self.service.collectors).end(key);

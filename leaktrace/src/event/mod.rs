@@ -113,8 +113,8 @@ pub enum Event<'a> {
         /// The beginning could not be told; it comes as a deferred release of the old addresses.
         begin_deferred: bool,
     },
-    /// A process that is followed without probes asked for address space, at no address.
-    Asked(NewBlock),
+    /// A process whose growth is sampled reserved address space, at no address.
+    Reserved(NewBlock),
     /// Memory of such a process became resident: the page at the address, and what came with it.
     Resident(NewBlock),
     /// Code came to be at some place.
@@ -213,7 +213,7 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
             }
         }
         KIND_GROWTH if flags & FLAG_RESIDENT != 0 => Event::Resident(new_block(record)?),
-        KIND_GROWTH => Event::Asked(new_block(record)?),
+        KIND_GROWTH => Event::Reserved(new_block(record)?),
         KIND_CODE_MAPPED => {
             let start = u64_at(record, 8)?;
             Event::CodeMapped(NewCode {
@@ -269,7 +269,7 @@ mod tests {
             tid: 0,
             interval: 0,
         };
-        assert_eq!(decode(&bytes), Some((7, Event::Asked(block))));
+        assert_eq!(decode(&bytes), Some((7, Event::Reserved(block))));
         bytes[1] = FLAG_RESIDENT;
         assert_eq!(decode(&bytes), Some((7, Event::Resident(block))));
     }

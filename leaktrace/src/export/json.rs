@@ -192,6 +192,7 @@ fn frames<'p>(profile: &'p Profile, location: &'p Location) -> Vec<Frame<'p>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::HeapKind;
     use crate::report::{FrameLine, Mapping, NumericLabel, ProfileBuilder, TextLabel, Trend, Trends};
 
     #[test]
@@ -209,10 +210,7 @@ mod tests {
         };
         let leak = builder.location(Some(mapping), 0x1010, &[frame("leak", 3), frame("main", 9)]);
         let hidden = builder.location(Some(mapping), 0x1020, &[]);
-        let labels = vec![TextLabel {
-            key: "heap".into(),
-            value: "native".into(),
-        }];
+        let labels = vec![TextLabel::heap(HeapKind::Native)];
         let numbers = vec![NumericLabel {
             key: "bytes".into(),
             value: 64,

@@ -14,6 +14,7 @@ use flate2::write::GzEncoder;
 use hashbrown::{HashMap, HashSet};
 use prost::Message;
 
+use crate::model::HeapKind;
 use crate::report::text::Text;
 use crate::report::{
     Function, FunctionId, Line, Location, LocationId, Losses, Mapping, MappingId, Metadata, NumericLabel, Profile,
@@ -593,7 +594,11 @@ fn decode_sample(
     for label in &sample.label {
         let (key, value, unit) = (text(label.key)?, text(label.str)?, text(label.num_unit)?);
         if !value.is_empty() {
-            decoded.labels.push(TextLabel { key, value });
+            // Profiles of earlier releases compare with those of this one.
+            let renamed = (key == HeapKind::LABEL).then(|| HeapKind::parse(&value)).flatten();
+            decoded
+                .labels
+                .push(renamed.map_or(TextLabel { key, value }, TextLabel::heap));
         } else if label.num != 0 || !unit.is_empty() {
             decoded.numbers.push(NumericLabel {
                 key,

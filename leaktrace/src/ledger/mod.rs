@@ -20,12 +20,12 @@ use std::{collections::HashMap, sync::Arc};
 pub use blocks::{Block, BlockTable};
 pub use code::{CodeChange, CodeHistory, Interval};
 pub use regions::{Region, Regions};
-pub use snapshot::{AGE_BOUNDS, Ages, Kind, Row, Snapshot, Window};
+pub use snapshot::{AGE_BOUNDS, Ages, Row, Snapshot, Window};
 pub use stacks::{Amount, Stack, StackTable, Threads, Totals};
 
 use crate::{
     event::{Event, NewBlock, NewCode},
-    model::ProcessAddress,
+    model::{ProcessAddress, page_size},
 };
 
 /// What the ledger noticed about its own input.
@@ -181,7 +181,7 @@ impl Ledger {
             }
             Event::Stack { id, end, frames } => self.stacks.define(id, end, frames.iter(), &self.code),
             Event::Mmap(new) => self.map(new, now),
-            Event::Asked(new) => self.ask(new),
+            Event::Reserved(new) => self.add_reserved(new),
             Event::Resident(new) => self.settle(new),
             Event::Munmap { address, length } => {
                 let end = address.0.saturating_add(page_aligned(length));
@@ -294,11 +294,11 @@ impl Ledger {
         self.regions.map(new.address.0, Region { end, stack, born: now });
     }
 
-    fn ask(&mut self, new: NewBlock) {
+    fn add_reserved(&mut self, new: NewBlock) {
         let interval = self.intervals.index(new.interval);
         let amount = self.intervals.amount(new.size, interval);
         let index = self.stack_of(&new);
-        self.stacks.get_mut(index).asked.add(amount, 1.0);
+        self.stacks.get_mut(index).reserved.add(amount, 1.0);
     }
 
     fn settle(&mut self, new: NewBlock) {
@@ -446,7 +446,7 @@ impl Ledger {
 }
 
 fn page_aligned(bytes: u64) -> u64 {
-    bytes.checked_next_multiple_of(4096).unwrap_or(u64::MAX)
+    bytes.checked_next_multiple_of(page_size()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

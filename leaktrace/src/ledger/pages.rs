@@ -6,12 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Amount;
-use crate::model::ProcessAddress;
+use crate::model::{ProcessAddress, page_size};
 
 /// Most samples of one process; with a mean of 256 KiB that is 16 GiB.
 const MAX_PAGES: usize = 1 << 16;
-/// What resident memory is counted in, as objects; on machines with larger pages as well.
-const UNIT: u64 = 4096;
 
 /// One page, and what came with it.
 #[derive(Clone, Copy)]
@@ -30,7 +28,7 @@ pub(super) struct Pages {
 impl Pages {
     /// One more sample: a page that became resident again belongs to who touched it last. Returns whether there was room.
     pub fn settle(&mut self, address: ProcessAddress, stack: u32, bytes: f64) -> bool {
-        let page = address.0 / UNIT * UNIT;
+        let page = address.0 / page_size() * page_size();
         if self.samples.len() >= MAX_PAGES && !self.samples.contains_key(&page) {
             return false;
         }
@@ -71,7 +69,7 @@ impl Pages {
     pub fn by_stack(&self) -> HashMap<u32, Amount> {
         let mut sums: HashMap<u32, Amount> = HashMap::new();
         for Sample { stack, bytes } in self.samples.values().copied() {
-            let objects = bytes / UNIT as f64;
+            let objects = bytes / page_size() as f64;
             sums.entry(stack).or_default().add(Amount { objects, bytes }, 1.0);
         }
         sums
@@ -111,11 +109,11 @@ mod tests {
     fn there_is_no_more_room_than_the_limit() {
         let mut pages = Pages::default();
         for page in 0..MAX_PAGES as u64 {
-            assert!(pages.settle(ProcessAddress((page + 1) * UNIT), 1, 4096.0));
+            assert!(pages.settle(ProcessAddress((page + 1) * page_size()), 1, 4096.0));
         }
         assert!(!pages.settle(ProcessAddress(1 << 40), 1, 4096.0));
-        assert!(pages.settle(ProcessAddress(UNIT), 2, 4096.0));
-        pages.leave(ProcessAddress(UNIT));
+        assert!(pages.settle(ProcessAddress(page_size()), 2, 4096.0));
+        pages.leave(ProcessAddress(page_size()));
         assert!(pages.settle(ProcessAddress(1 << 40), 1, 4096.0));
     }
 }

@@ -8,20 +8,7 @@ use std::{
 use leaktrace_common::reason::WalkEnd;
 
 use super::{Amount, CodeHistory, Ledger, Threads};
-use crate::model::ProcessAddress;
-
-/// Where memory comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// A native allocator.
-    Native,
-    /// An anonymous mapping outside an allocator.
-    Mapping,
-    /// What became resident in a process that is followed without probes: live only.
-    Resident,
-    /// Address space that such a process asked for: allocated only.
-    Asked,
-}
+use crate::model::{HeapKind, ProcessAddress};
 
 /// Upper bounds of the age classes in seconds; a last class takes what is older.
 pub const AGE_BOUNDS: [u32; 6] = [1, 10, 60, 600, 3600, 86400];
@@ -33,7 +20,7 @@ pub type Ages = [f64; AGE_BOUNDS.len() + 1];
 #[derive(Clone, Debug)]
 pub struct Row {
     /// Kind of memory.
-    pub kind: Kind,
+    pub kind: HeapKind,
     /// Program counters, innermost first; empty for what could not be told apart.
     pub frames: Arc<[ProcessAddress]>,
     /// Where the walk ended.
@@ -142,10 +129,11 @@ impl Ledger {
 
     /// What the ledger says now.
     pub fn snapshot(&self, now: u32) -> Snapshot {
-        let mut ages: HashMap<(u32, Kind), Ages> = HashMap::new();
+        let mut ages: HashMap<(u32, HeapKind), Ages> = HashMap::new();
         for (_, block) in self.blocks.iter() {
             let bytes = self.intervals.amount(block.size, block.interval).bytes;
-            ages.entry((block.stack, Kind::Native)).or_default()[age_class(now.saturating_sub(block.born))] += bytes;
+            ages.entry((block.stack, HeapKind::Native)).or_default()[age_class(now.saturating_sub(block.born))] +=
+                bytes;
         }
         let mut mapped: HashMap<u32, Amount> = HashMap::new();
         for (start, region) in self.regions.iter() {
@@ -154,25 +142,26 @@ impl Ledger {
                 .entry(region.stack)
                 .or_default()
                 .add(Amount { objects: 1.0, bytes }, 1.0);
-            ages.entry((region.stack, Kind::Mapping)).or_default()[age_class(now.saturating_sub(region.born))] += bytes;
+            ages.entry((region.stack, HeapKind::Mmap)).or_default()[age_class(now.saturating_sub(region.born))] +=
+                bytes;
         }
         let resident = self.pages.by_stack();
         let mut rows = Vec::new();
         for (index, stack) in self.stacks.iter() {
-            let native = (Kind::Native, stack.native.allocated, stack.native.live);
+            let native = (HeapKind::Native, stack.native.allocated, stack.native.live);
             let mapping = (
-                Kind::Mapping,
+                HeapKind::Mmap,
                 stack.mapped,
                 mapped.get(&index).copied().unwrap_or_default(),
             );
             let resident = (
-                Kind::Resident,
+                HeapKind::Resident,
                 Amount::default(),
                 resident.get(&index).copied().unwrap_or_default(),
             );
-            let asked = (Kind::Asked, stack.asked, Amount::default());
-            for (kind, allocated, live) in [native, mapping, resident, asked] {
-                let growth = if kind == Kind::Native {
+            let reserved = (HeapKind::Reserved, stack.reserved, Amount::default());
+            for (kind, allocated, live) in [native, mapping, resident, reserved] {
+                let growth = if kind == HeapKind::Native {
                     live.bytes - stack.marks[0]
                 } else {
                     0.0

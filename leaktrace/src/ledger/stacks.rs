@@ -102,8 +102,8 @@ pub struct Stack {
     pub marks: [f64; 2],
     /// Anonymous mappings: allocated only; what is live stands in the regions.
     pub mapped: Amount,
-    /// Address space that a process which is followed without probes asked for.
-    pub asked: Amount,
+    /// Address space that a process whose growth is sampled reserved.
+    pub reserved: Amount,
 }
 
 impl Stack {
@@ -118,7 +118,7 @@ impl Stack {
             native: Totals::default(),
             marks: [0.0; 2],
             mapped: Amount::default(),
-            asked: Amount::default(),
+            reserved: Amount::default(),
         }
     }
 }

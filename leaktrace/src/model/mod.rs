@@ -2,9 +2,14 @@
 //!
 //! No I/O here.
 
+pub mod heap;
+pub mod page;
 pub mod quantity;
 
 use std::fmt;
+
+pub use heap::HeapKind;
+pub use page::page_size;
 
 /// A process for its whole life: pids are reused, start times tell their users apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -6,10 +6,7 @@
 use std::{fs::File, os::unix::fs::FileExt, path::PathBuf};
 
 use super::{ProcError, identity, living, read_bounded};
-use crate::model::ProcessKey;
-
-/// Size of a page here.
-const PAGE: u64 = 4096;
+use crate::model::{ProcessKey, page_size};
 
 /// What is resident of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,9 +126,9 @@ fn parse_statm(text: &[u8]) -> Option<Resident> {
     let mut next = || -> Option<u64> { numbers.next()?.ok() };
     let (_, resident, shared) = (next()?, next()?, next()?);
     Some(Resident {
-        rss: resident.saturating_mul(PAGE),
+        rss: resident.saturating_mul(page_size()),
         // The counters are not read at one moment.
-        anonymous: resident.saturating_sub(shared).saturating_mul(PAGE),
+        anonymous: resident.saturating_sub(shared).saturating_mul(page_size()),
     })
 }
 
@@ -171,8 +168,8 @@ mod tests {
         assert_eq!(
             resident,
             Some(Resident {
-                rss: 300 * 4096,
-                anonymous: 200 * 4096
+                rss: 300 * page_size(),
+                anonymous: 200 * page_size()
             })
         );
         assert_eq!(parse_statm(b"1000 300"), None);

@@ -4,8 +4,6 @@
 
 use std::io;
 
-use nix::unistd::{SysconfVar, sysconf};
-
 use crate::model::ProcessAddress;
 use crate::proc::{ProcError, living, process_exists, read_bounded};
 
@@ -28,12 +26,6 @@ pub enum MemoryError {
     /// The process is gone or cannot be read.
     #[error(transparent)]
     Process(#[from] ProcError),
-}
-
-/// Bytes of a page on this machine.
-pub fn page_size() -> u64 {
-    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
-    u64::try_from(bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(4096)
 }
 
 /// One piece of memory to read.

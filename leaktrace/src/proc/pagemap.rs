@@ -2,8 +2,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::{living, memory::page_size};
-use crate::model::ProcessAddress;
+use super::living;
+use crate::model::{ProcessAddress, page_size};
 
 /// Bytes of an entry of `/proc/PID/pagemap`.
 const ENTRY: u64 = 8;

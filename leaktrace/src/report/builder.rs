@@ -252,6 +252,7 @@ fn intern<T: Clone + Eq + Hash, I: Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::HeapKind;
 
     #[test]
     fn equal_stacks_merge_and_flags_tell_the_truth() {
@@ -279,12 +280,7 @@ mod tests {
             ..FrameLine::default()
         };
         let root = builder.location(Some(library), 0x1010, &[hidden]);
-        let native = || {
-            vec![TextLabel {
-                key: "heap".into(),
-                value: "native".into(),
-            }]
-        };
+        let native = || vec![TextLabel::heap(HeapKind::Native)];
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[1, 2, 3, 4], native(), Vec::new());
         builder.sample(vec![leaf, root], &[5, 5, 5, 5], Vec::new(), Vec::new());

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use super::loss::Losses;
 use super::name::base;
 use super::text::Text;
+use crate::model::HeapKind;
 
 macro_rules! index {
     ($($(#[$doc:meta])* $name:ident),*) => {$(
@@ -131,6 +132,16 @@ pub struct TextLabel {
     pub value: Text,
 }
 
+impl TextLabel {
+    /// The label that says of which heap a sample is.
+    pub fn heap(kind: HeapKind) -> Self {
+        Self {
+            key: HeapKind::LABEL.into(),
+            value: kind.name().into(),
+        }
+    }
+}
+
 /// A label with a number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NumericLabel {
@@ -173,6 +184,14 @@ pub struct Sample {
     pub numbers: Vec<NumericLabel>,
     /// Growth and ages, where the recording knows them.
     pub trend: Option<Trend>,
+}
+
+impl Sample {
+    /// Of which heap it is; `None` where it does not say so, or says a word that is not known.
+    pub fn heap(&self) -> Option<HeapKind> {
+        let label = self.labels.iter().find(|label| label.key == HeapKind::LABEL)?;
+        HeapKind::parse(&label.value)
+    }
 }
 
 /// What is known about the recording. Carried in pprof files as comments.

@@ -7,12 +7,12 @@ use super::{
     survey::Surveyor,
     tracer::{self, TraceError},
 };
-use crate::bpf::kernel::Kernel;
+use crate::{bpf::kernel::Kernel, model::page_size};
 
 /// Attaches to a process and waits, or until standard input ends.
 pub fn hold(pid: u32, entry_only: bool, duration: Duration) -> Result<(), RecordError> {
     let survey = Surveyor::new().survey(pid)?;
-    let parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), 4096))?;
+    let parts = Kernel::load(tracer::sizes(std::slice::from_ref(&survey), page_size() as u32))?;
     let wanted = tracer::wanted(&survey, &Default::default());
     let probes: Vec<_> = wanted.iter().map(|wanted| wanted.probe(0)).collect();
     let links = parts

@@ -14,7 +14,7 @@ use leaktrace_common::{reason::Counter, signature::Op};
 use tokio::sync::Notify;
 
 use super::{
-    go::GoHeap,
+    managed::ManagedHeap,
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Held, NoticeReceiver, Pump},
@@ -34,6 +34,7 @@ use crate::{
     model::ProcessKey,
     proc::{identity, pagemap, release::Release},
     report::profile::Profile,
+    runtime::Runtime,
     symbolize::Symbolizer,
 };
 
@@ -55,7 +56,7 @@ type Losses = ([u64; Counter::COUNT], u64);
 struct Attached {
     key: ProcessKey,
     mode: Mode,
-    is_go: bool,
+    runtime: Option<&'static dyn Runtime>,
     settings: Settings,
     started: Instant,
     attached: SystemTime,
@@ -89,7 +90,7 @@ pub struct Moment {
     program: Program,
     captured: Captured,
     context: Context,
-    is_go: bool,
+    runtime: Option<&'static dyn Runtime>,
 }
 
 impl Live {
@@ -128,10 +129,10 @@ impl Live {
         }
         let survey = self.survey(key)?;
         check_probes(&survey)?;
-        let is_go = survey.is_go();
+        let runtime = survey.runtime();
         let settings = Settings::sampled(interval, 0);
         self.attach(survey, settings)?;
-        self.begin(key, Mode::Sampled, is_go, settings);
+        self.begin(key, Mode::Sampled, runtime, settings);
         Ok(())
     }
 
@@ -146,8 +147,8 @@ impl Live {
         }
         let survey = self.survey(key)?;
         self.tracer.add_growth(survey, interval)?;
-        // What Go's runtime tells of its heap would be the same memory once more.
-        self.begin(key, Mode::Growth, false, Settings::growth(interval));
+        // What a managed runtime tells of its heap would be the same memory once more.
+        self.begin(key, Mode::Growth, None, Settings::growth(interval));
         Ok(())
     }
 
@@ -167,11 +168,11 @@ impl Live {
         }
     }
 
-    fn begin(&mut self, key: ProcessKey, mode: Mode, is_go: bool, settings: Settings) {
+    fn begin(&mut self, key: ProcessKey, mode: Mode, runtime: Option<&'static dyn Runtime>, settings: Settings) {
         let attached = Attached {
             key,
             mode,
-            is_go,
+            runtime,
             settings,
             started: Instant::now(),
             attached: SystemTime::now(),
@@ -344,7 +345,7 @@ impl Live {
                 undecodable: now.1.wrapping_sub(attached.before.1),
                 remarks: attached.remarks.clone(),
             },
-            is_go: attached.is_go,
+            runtime: attached.runtime,
         })
     }
 }
@@ -366,32 +367,29 @@ impl Moment {
         self.context.duration
     }
 
-    /// Whether the profile has samples of a Go heap.
-    pub fn is_go(&self) -> bool {
-        self.is_go
+    /// Whether the profile has samples of a managed runtime's heap.
+    pub fn is_managed(&self) -> bool {
+        self.runtime.is_some()
     }
 
-    /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now. Of
-    /// one that ended, the heap that an earlier profile left stands in; the one that this profile leaves comes with it.
-    pub fn profile(mut self, symbolizer: &Symbolizer, earlier: Option<GoHeap>) -> (Profile, Option<GoHeap>) {
-        let go = self.is_go.then(|| {
-            let mut heap = earlier.unwrap_or_else(GoHeap::of_new_program);
+    /// Makes the profile: names every address, which may take a second, and reads the heap of a managed runtime as of now.
+    /// Of a process that ended, the heap that an earlier profile left stands in; the one that this profile leaves comes with
+    /// it.
+    pub fn profile(mut self, symbolizer: &Symbolizer, earlier: Option<ManagedHeap>) -> (Profile, Option<ManagedHeap>) {
+        let managed = self.runtime.map(|runtime| {
+            let mut heap = earlier.unwrap_or_else(|| ManagedHeap::of_new_program(runtime));
             heap.finish(self.program.key.pid);
+            self.context.remarks.push(heap.since_begin());
             heap
         });
-        if go.is_some() {
-            self.context
-                .remarks
-                .push("Go allocations are since the begin of the program".to_owned());
-        }
         let subject = Subject {
             program: &self.program,
             snapshot: &self.captured.snapshot,
             notes: self.captured.notes,
-            go: go.as_ref(),
+            managed: managed.as_ref(),
         };
         let profile = super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer);
-        (profile, go.and_then(GoHeap::kept))
+        (profile, managed.and_then(ManagedHeap::kept))
     }
 }
 

@@ -2,18 +2,18 @@
 //!
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
 //! process up to date, with its `code` in the kernel's arrays. `stream` puts records and releases that did not fit
-//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it, `go` reads the Go
-//! heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
+//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it, `managed`
+//! reads the heap of a managed runtime beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
 //! runs them all; `self_test` runs them on this program itself.
 
 pub mod address_space;
 pub mod bare;
 pub mod code;
 pub mod feed;
-pub mod go;
 pub mod jit_names;
 pub mod launch;
 pub mod live;
+pub mod managed;
 pub mod profile;
 pub mod program;
 pub mod pump;

@@ -12,15 +12,16 @@ use leaktrace_common::reason::{Counter, WalkEnd};
 
 pub use account::{all_lost, kernel_losses};
 
-use super::{go::GoHeap, program::Program};
+use super::{managed::ManagedHeap, program::Program};
 use crate::{
-    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Kind, Notes, Row, Snapshot},
-    model::ProcessAddress,
+    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Notes, Row, Snapshot},
+    model::{HeapKind, ProcessAddress},
     report::{
         builder::{FrameLine, ProfileBuilder},
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
     },
-    symbolize::{Addresses, Frame, SymbolSource, Symbolizer, pclntab},
+    runtime::Runtime,
+    symbolize::{Addresses, Frame, SymbolSource, Symbolizer},
 };
 
 /// Allocation functions: who calls them is who allocates. Readers leave them out, JSON keeps them. Readers match names
@@ -79,8 +80,8 @@ pub struct Subject<'a> {
     pub snapshot: &'a Snapshot,
     /// What its ledger noticed.
     pub notes: Notes,
-    /// Its Go heap, if it has one.
-    pub go: Option<&'a GoHeap>,
+    /// The heap of its managed runtime, if it has one.
+    pub managed: Option<&'a ManagedHeap>,
 }
 
 /// Makes one profile of one or more processes; with more than one, samples carry the label `pid`.
@@ -89,15 +90,23 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     let mut notes = Notes::default();
     let mut truncated = BTreeMap::new();
     let mut outline = Outline::default();
-    let mut runtime_mapped = 0.0;
+    let mut mapped = BTreeMap::new();
     for subject in subjects {
         let label = (subjects.len() > 1).then_some(subject.program.key.pid);
-        runtime_mapped += add_process(&mut builder, subject, label, symbolizer, &mut truncated, &mut outline);
+        add_process(
+            &mut builder,
+            subject,
+            label,
+            symbolizer,
+            &mut truncated,
+            &mut outline,
+            &mut mapped,
+        );
         add_notes(&mut notes, subject.notes);
     }
     let mut losses = account::losses(context, &notes, &truncated);
     account::add_gaps(&mut losses, subjects);
-    for heap in subjects.iter().filter_map(|subject| subject.go) {
+    for heap in subjects.iter().filter_map(|subject| subject.managed) {
         heap.add_losses(&mut losses);
     }
     let profile = builder.profile_mut();
@@ -117,11 +126,10 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
         age_bounds: AGE_BOUNDS.to_vec(),
         growth_nanos: nanos(Duration::from_secs_f64(outline.seconds)),
     });
-    if runtime_mapped > 0.0 {
-        profile.comments.push(format!(
-            "mapped by the Go runtime for its heap and not shown again: {runtime_mapped:.0} bytes"
-        ));
-    }
+    let mapped = mapped.into_iter().map(|(runtime, bytes)| {
+        format!("mapped by the {runtime} runtime for its heap and not shown again: {bytes:.0} bytes")
+    });
+    profile.comments.extend(mapped);
     profile.metadata = Metadata {
         comm: subjects
             .first()
@@ -202,8 +210,11 @@ fn call_address(address: ProcessAddress) -> ProcessAddress {
 /// Names of addresses, by file and address in it.
 type Names = HashMap<(usize, u64), Vec<Frame>>;
 
-/// Adds the samples of a process. Returns how many bytes its Go runtime mapped: that is what Go's heap is made of, as
-/// the mappings of `malloc` are, and no heap of its own kind.
+/// Bytes that managed runtimes mapped for their heaps, by the runtime's title.
+type Mapped = BTreeMap<&'static str, f64>;
+
+/// Adds the samples of a process. What its managed runtime mapped is added to `mapped`: that is what the runtime's heap is
+/// made of, as the mappings of `malloc` are, and no heap of its own kind.
 fn add_process(
     builder: &mut ProfileBuilder,
     subject: &Subject<'_>,
@@ -211,16 +222,18 @@ fn add_process(
     symbolizer: &Symbolizer,
     truncated: &mut BTreeMap<WalkEnd, f64>,
     outline: &mut Outline,
-) -> f64 {
+    mapped: &mut Mapped,
+) {
     let snapshot = subject.snapshot;
     let code = Code::new(subject.program, snapshot);
     let names = symbolize(&code, &snapshot.rows, symbolizer);
     let mappings = intern_mappings(builder, subject.program);
     let mut locations: HashMap<(u64, Option<Place>), Option<LocationId>> = HashMap::new();
-    let mut runtime_mapped = 0.0;
     for row in &snapshot.rows {
-        if row.kind == Kind::Mapping && is_of_go_runtime(&code, &names, row) {
-            runtime_mapped += row.allocated.bytes;
+        if row.kind == HeapKind::Mmap
+            && let Some(runtime) = mapped_by(&code, &names, row)
+        {
+            *mapped.entry(runtime.title()).or_default() += row.allocated.bytes;
             continue;
         }
         outline.add(row, snapshot.growth_since, snapshot.at);
@@ -248,34 +261,23 @@ fn add_process(
         }
         add_row(builder, row, stack, pid, &subject.program.threads);
     }
-    if let Some(heap) = subject.go {
+    if let Some(heap) = subject.managed {
         let mapping = |address| {
             let (span, _) = subject.program.space.find(ProcessAddress(address), Interval::ALWAYS)?;
             mappings.get(&(span.start, span.file)).copied()
         };
-        heap.add_samples(builder, mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
+        heap.add_samples(builder, &mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
     }
-    runtime_mapped
 }
 
-/// Whether Go's runtime mapped this for itself.
-fn is_of_go_runtime(code: &Code<'_>, names: &Names, row: &Row) -> bool {
-    row.frames.iter().any(|address| {
-        let Some(place) = code.find(call_address(*address), row) else {
-            return false;
-        };
-        let is_go = code.program.files[place.file]
-            .go
-            .as_ref()
-            .is_some_and(|go| go.covers(place.address));
-        let frames = names.get(&(place.file, place.address)).map_or(&[][..], Vec::as_slice);
-        is_go
-            && frames.iter().any(|frame| {
-                matches!(
-                    &*frame.function,
-                    "runtime.mmap" | "runtime.sysMmap" | "runtime.mmap.func1"
-                )
-            })
+/// The managed runtime that mapped this for its own heap.
+fn mapped_by(code: &Code<'_>, names: &Names, row: &Row) -> Option<&'static dyn Runtime> {
+    row.frames.iter().find_map(|address| {
+        let place = code.find(call_address(*address), row)?;
+        let managed = code.program.files[place.file].managed_at(place.address)?;
+        let frames = names.get(&(place.file, place.address))?;
+        let maps = frames.iter().any(|frame| managed.maps_heap(&frame.function));
+        maps.then(|| managed.runtime())
     })
 }
 
@@ -301,19 +303,12 @@ fn add_row(
         whole(row.live.objects),
         whole(row.live.bytes),
     ];
-    let heap = match row.kind {
-        Kind::Native => "native",
-        Kind::Mapping => "mmap",
-        Kind::Resident => "resident",
-        Kind::Asked => "asked",
-    };
-    let text = |key: &str, value: &str| TextLabel {
-        key: key.into(),
-        value: value.into(),
-    };
-    let mut labels = vec![text("heap", heap)];
+    let mut labels = vec![TextLabel::heap(row.kind)];
     if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
-        labels.push(text("thread", name));
+        labels.push(TextLabel {
+            key: "thread".into(),
+            value: name.as_str().into(),
+        });
     }
     let mean_size = if row.allocated.objects > 0.0 {
         row.allocated.bytes / row.allocated.objects
@@ -328,7 +323,7 @@ fn add_row(
     numbers.extend(pid.map(pid_label));
     let trend = Trend {
         // Mappings are cut and joined: what a stack had of them earlier is not kept.
-        growth: (row.kind == Kind::Native).then(|| whole(row.growth)),
+        growth: (row.kind == HeapKind::Native).then(|| whole(row.growth)),
         ages: row.ages.map(whole).to_vec(),
     };
     builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));
@@ -395,37 +390,23 @@ fn symbolize(code: &Code<'_>, rows: &[Row], symbolizer: &Symbolizer) -> Names {
     let mut names = Names::new();
     for (index, addresses) in wanted {
         let file = &code.program.files[index];
-        // Go's own table has exact inlining and the names that Go's profiles have, stripped or not.
-        let (go, addresses): (Vec<u64>, Vec<u64>) = addresses
-            .into_iter()
-            .partition(|address| file.go.as_ref().is_some_and(|go| go.covers(*address)));
-        if let Some(code) = &file.go {
-            let frames = go
-                .iter()
-                .map(|address| code.frames(*address).iter().map(go_frame).collect());
-            names.extend(go.iter().map(|address| (index, *address)).zip(frames));
+        // A managed runtime's own tables have exact inlining and the names that its profiles have, stripped or not.
+        let mut native = Vec::new();
+        for address in addresses {
+            match file.managed_at(address) {
+                Some(code) => drop(names.insert((index, address), code.frames(address))),
+                None => native.push(address),
+            }
         }
         let path = file.path.to_string_lossy();
         let source = SymbolSource::File {
             file: &file.file,
             path: &path,
         };
-        let frames = symbolizer.symbolize(&source, Addresses::Elf(&addresses));
-        names.extend(addresses.into_iter().map(|address| (index, address)).zip(frames));
+        let frames = symbolizer.symbolize(&source, Addresses::Elf(&native));
+        names.extend(native.into_iter().map(|address| (index, address)).zip(frames));
     }
     names
-}
-
-fn go_frame(frame: &pclntab::Frame<'_>) -> Frame {
-    Frame {
-        function: (*frame.function).into(),
-        system_name: (*frame.function).into(),
-        file: (*frame.file).into(),
-        line: frame.line,
-        start_line: frame.start_line,
-        inlined: frame.inlined,
-        ..Frame::default()
-    }
 }
 
 /// Ids of mappings by first address and file.
@@ -452,7 +433,7 @@ fn intern_mappings(builder: &mut ProfileBuilder, program: &Program) -> Mappings 
         .collect()
 }
 
-/// `None` for code that has no place in a stack, such as wrappers that Go's compiler made.
+/// `None` for code that has no place in a stack, such as wrappers that a runtime's compiler made.
 fn location(
     builder: &mut ProfileBuilder,
     program: &Program,
@@ -479,13 +460,7 @@ fn location(
     };
     let mapping = mappings.get(&(place.start, place.file)).copied();
     let frames = names.get(&(place.file, place.address)).map_or(&[][..], Vec::as_slice);
-    let is_go = || {
-        program.files[place.file]
-            .go
-            .as_ref()
-            .is_some_and(|go| go.covers(place.address))
-    };
-    if frames.is_empty() && is_go() {
+    if frames.is_empty() && program.files[place.file].managed_at(place.address).is_some() {
         return None;
     }
     let lines: Vec<FrameLine<'_>> = frames

@@ -7,9 +7,9 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     address_space::{AddressSpace, CodeSpan},
     jit_names::JitNames,
-    survey::CodeFile,
+    survey::{CodeFile, runtime_of},
 };
-use crate::{model::ProcessKey, probe::plan::Plan, proc::identity};
+use crate::{model::ProcessKey, probe::plan::Plan, proc::identity, runtime::Runtime};
 
 /// A process and the program that it runs.
 #[derive(Clone)]
@@ -59,9 +59,9 @@ impl Program {
         }
     }
 
-    /// Whether some of its code is Go.
-    pub fn is_go(&self) -> bool {
-        self.files.iter().any(|file| file.go.is_some())
+    /// The managed runtime that some of its code is of.
+    pub fn runtime(&self) -> Option<&'static dyn Runtime> {
+        runtime_of(&self.files)
     }
 
     /// The same pieces of code with the numbers that their files have here.

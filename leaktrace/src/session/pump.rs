@@ -461,7 +461,7 @@ impl State {
                     let _ = reply.send(());
                 }
                 Request::Counters(reply) => {
-                    let _ = reply.send((self.stream.source().counters(), self.books.undecodable));
+                    let _ = reply.send((self.stream.source_mut().counters(), self.books.undecodable));
                 }
                 Request::Held(reply) => {
                     let held = self.books.ledgers.iter().map(|(pid, ledger)| {
@@ -486,7 +486,7 @@ impl State {
         }
         self.figures.events.store(self.events, Ordering::Relaxed);
         self.figures.live_bytes.store(live as u64, Ordering::Relaxed);
-        let lost = self.stream.source().counters()[Counter::AllocLost as usize];
+        let lost = self.stream.source_mut().counters()[Counter::AllocLost as usize];
         self.figures.lost.store(lost, Ordering::Relaxed);
     }
 
@@ -498,7 +498,7 @@ impl State {
         self.publish();
         Outcome {
             now: self.books.now(),
-            counters: self.stream.source().counters(),
+            counters: self.stream.source_mut().counters(),
             ledgers: self.books.ledgers,
             undecodable: self.books.undecodable,
             cpu: own_cpu_time(),

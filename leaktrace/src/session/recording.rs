@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    go::GoHeap,
     launch::{Held, LaunchError},
+    managed::ManagedHeap,
     profile::{Context, Mode, Subject},
     program::Program,
     pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
@@ -28,6 +28,7 @@ use crate::{
     probe::plan::Refused,
     proc::{ProcError, living},
     report::{loss::Losses, profile::Profile},
+    runtime::Runtime,
     symbolize::Symbolizer,
 };
 
@@ -120,7 +121,7 @@ pub struct Recording {
     logger: KernelLog,
     settings: Settings,
     pids: Vec<ProcessKey>,
-    go: HashMap<u32, GoHeap>,
+    managed: HashMap<u32, ManagedHeap>,
     child: Option<Child>,
     names_held: Instant,
     started: Instant,
@@ -135,8 +136,8 @@ pub struct Finished {
     pub processes: Vec<Program>,
     /// What the reader thread left.
     pub outcome: Outcome,
-    /// Go heaps, by process.
-    pub go: HashMap<u32, GoHeap>,
+    /// Heaps of managed runtimes, by process.
+    pub managed: HashMap<u32, ManagedHeap>,
     /// What the profile has to tell besides.
     pub context: Context,
     /// The command, if one was started and still runs.
@@ -158,8 +159,8 @@ impl Recording {
         let mut surveys = Vec::new();
         for &pid in pids {
             let survey = surveyor.survey(pid)?;
-            // Go's own heap needs no probes.
-            if !survey.is_go() {
+            // The heap of a managed runtime needs no probes.
+            if survey.runtime().is_none() {
                 check_probes(&survey)?;
             }
             surveys.push(survey);
@@ -167,11 +168,11 @@ impl Recording {
         let mut recording = Self::load(surveyor, &surveys, settings, ring_bytes)?;
         for survey in surveys {
             let key = survey.key();
-            let is_go = survey.is_go();
+            let runtime = survey.runtime();
             recording.add(survey)?;
             recording.pids.push(key);
-            if is_go {
-                recording.go.insert(key.pid, GoHeap::begin(key.pid));
+            if let Some(runtime) = runtime {
+                recording.managed.insert(key.pid, ManagedHeap::begin(runtime, key.pid));
             }
         }
         for key in &recording.pids {
@@ -202,7 +203,7 @@ impl Recording {
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
-        let is_go = survey.is_go();
+        let runtime = survey.runtime();
         // Its allocator may come with its libraries, but they are of its own kind.
         let is_foreign = survey.files.iter().all(|file| file.inspected.is_none());
         let survey = match survey {
@@ -213,8 +214,8 @@ impl Recording {
         };
         let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, ring_bytes)?;
         recording.add(survey)?;
-        if is_go {
-            recording.go.insert(pid, GoHeap::of_new_program());
+        if let Some(runtime) = runtime {
+            recording.managed.insert(pid, ManagedHeap::of_new_program(runtime));
         }
         recording.pids.push(key);
         recording.tracer.set_active(pid, true);
@@ -242,7 +243,7 @@ impl Recording {
             logger: parts.log,
             settings,
             pids: Vec::new(),
-            go: HashMap::new(),
+            managed: HashMap::new(),
             child: None,
             names_held: Instant::now(),
             started: Instant::now(),
@@ -256,9 +257,9 @@ impl Recording {
         self.pids.iter().filter_map(|key| self.tracer.program(key.pid))
     }
 
-    /// Whether the Go heap of a process is recorded too.
-    pub fn is_go(&self, pid: u32) -> bool {
-        self.go.contains_key(&pid)
+    /// The managed runtime of a process whose heap is recorded too.
+    pub fn runtime(&self, pid: u32) -> Option<&'static dyn Runtime> {
+        self.managed.get(&pid).map(ManagedHeap::runtime)
     }
 
     /// Figures for the progress line.
@@ -282,7 +283,7 @@ impl Recording {
         self.logger.flush();
         for notice in self.notices.take() {
             if let Notice::Exec(pid) = notice
-                && let Some(heap) = self.go.get_mut(&pid)
+                && let Some(heap) = self.managed.get_mut(&pid)
             {
                 heap.note_exec();
             }
@@ -295,26 +296,26 @@ impl Recording {
                 Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
             }
             if let Notice::Exec(pid) = notice {
-                self.find_go(pid);
+                self.find_managed(pid);
             }
         }
     }
 
-    /// Begins to record the Go heap of a process that has become a Go program.
-    fn find_go(&mut self, pid: u32) {
-        if self.tracer.program(pid).is_some_and(Program::is_go) {
-            self.go.entry(pid).or_insert_with(|| {
-                let mut heap = GoHeap::of_new_program();
+    /// Begins to record the heap of a process whose new program has a managed runtime.
+    fn find_managed(&mut self, pid: u32) {
+        if let Some(runtime) = self.tracer.program(pid).and_then(Program::runtime) {
+            self.managed.entry(pid).or_insert_with(|| {
+                let mut heap = ManagedHeap::of_new_program(runtime);
                 heap.note_exec();
                 heap
             });
         }
     }
 
-    /// Looks at Go heaps, so that something is known of those whose process ends by itself. To be called several times a
-    /// second.
-    pub fn look_at_go(&mut self) {
-        for (pid, heap) in &mut self.go {
+    /// Looks at the heaps of managed runtimes, so that something is known of those whose process ends by itself. To be called
+    /// several times a second.
+    pub fn look_at_managed(&mut self) {
+        for (pid, heap) in &mut self.managed {
             heap.look(*pid);
         }
     }
@@ -347,7 +348,7 @@ impl Recording {
             self.tracer.set_active(key.pid, false);
             self.tracer.read_names(key.pid, NAMES);
         }
-        for (pid, heap) in &mut self.go {
+        for (pid, heap) in &mut self.managed {
             heap.finish(*pid);
         }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
@@ -369,7 +370,7 @@ impl Recording {
         Finished {
             processes,
             outcome,
-            go: self.go,
+            managed: self.managed,
             context,
             child: self.child,
         }
@@ -393,7 +394,10 @@ impl Finished {
             .iter()
             .map(|program| {
                 let pid = program.key.pid;
-                let cause = program.untraceable.as_ref().filter(|_| !self.go.contains_key(&pid))?;
+                let cause = program
+                    .untraceable
+                    .as_ref()
+                    .filter(|_| !self.managed.contains_key(&pid))?;
                 let is_empty = self.outcome.capture(pid).snapshot.rows.is_empty();
                 is_empty.then(|| format!("failed to trace pid {pid}: {cause}"))
             })
@@ -416,7 +420,7 @@ impl Finished {
                 program,
                 snapshot: &captured.snapshot,
                 notes: captured.notes,
-                go: self.go.get(&program.key.pid),
+                managed: self.managed.get(&program.key.pid),
             })
             .collect();
         super::profile::build(&subjects, &self.context, symbolizer)

@@ -28,7 +28,7 @@ use crate::{
         self_test::{Mapped, Return, Subject, WaitingChild},
         tracefs::Tracefs,
     },
-    ledger::Kind,
+    model::HeapKind,
     proc::{ProcError, identity, release::Release},
     report::loss::Losses,
 };
@@ -159,9 +159,9 @@ struct Tally {
 impl Tally {
     fn found(captured: &Captured, notices: &NoticeReceiver) -> Self {
         let rows = |kind| captured.snapshot.rows.iter().filter(move |row| row.kind == kind);
-        let allocated: f64 = rows(Kind::Native).map(|row| row.allocated.bytes).sum();
-        let outstanding: f64 = rows(Kind::Native).map(|row| row.live.bytes).sum();
-        let mapped: f64 = rows(Kind::Mapping).map(|row| row.allocated.bytes).sum();
+        let allocated: f64 = rows(HeapKind::Native).map(|row| row.allocated.bytes).sum();
+        let outstanding: f64 = rows(HeapKind::Native).map(|row| row.live.bytes).sum();
+        let mapped: f64 = rows(HeapKind::Mmap).map(|row| row.allocated.bytes).sum();
         let notices = notices.take();
         Self {
             by_probe: allocated as u64 / BY_PROBE,
@@ -248,7 +248,7 @@ pub fn run() -> Result<Passed, SelfTestError> {
             losses: profile::kernel_losses(&counters, undecodable),
         });
     }
-    let grew = captured.snapshot.rows.iter().any(|row| row.kind == Kind::Resident);
+    let grew = captured.snapshot.rows.iter().any(|row| row.kind == HeapKind::Resident);
     Ok(Passed {
         mechanism: parts.kernel.mechanism(),
         calls: made.by_probe + made.by_site,

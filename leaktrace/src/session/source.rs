@@ -23,6 +23,8 @@ pub struct KernelSource {
     deferred: DeferredReleases,
     lost: LostReleases,
     counters: Counters,
+    /// What the counters were when they were read last; `None` where that failed, and anything may have been counted.
+    counted: Option<[u64; Counter::COUNT]>,
     /// What was counted when the maps were read last.
     deferred_seen: u64,
     lost_seen: u64,
@@ -37,15 +39,18 @@ impl KernelSource {
             deferred,
             lost,
             counters,
+            counted: None,
             deferred_seen: 0,
             lost_seen: 0,
             notices_lost_seen: 0,
         }
     }
 
-    /// The kernel side's counters.
-    pub fn counters(&self) -> [u64; Counter::COUNT] {
-        self.counters.read()
+    /// The kernel side's counters now; where they cannot be read, as they were last.
+    pub fn counters(&mut self) -> [u64; Counter::COUNT] {
+        let before = self.counted;
+        self.read_counters();
+        self.counted.or(before).unwrap_or([0; Counter::COUNT])
     }
 
     /// Waits until the kernel side asks for attention or the time is over.
@@ -53,11 +58,10 @@ impl KernelSource {
         self.ring.wait(timeout);
     }
 
-    fn count(&self, counters: &[Counter]) -> u64 {
-        let counts = self.counters.read();
-        counters
-            .iter()
-            .fold(0, |sum, counter| sum.wrapping_add(counts[*counter as usize]))
+    fn count(&self, counters: &[Counter]) -> Option<u64> {
+        let counts = self.counted.as_ref()?;
+        let counts = counters.iter().map(|counter| counts[*counter as usize]);
+        Some(counts.fold(0, u64::wrapping_add))
     }
 }
 
@@ -74,14 +78,22 @@ impl Source for KernelSource {
         self.ring.produced()
     }
 
+    fn read_counters(&mut self) {
+        self.counted = self
+            .counters
+            .read()
+            .inspect_err(|error| tracing::debug!("failed to read the loss counters: {error}"))
+            .ok();
+    }
+
     fn take_deferred(&mut self, take: impl FnMut(ReleaseKey, u64)) {
         // An entry is counted behind its insertion, while its call is still being entered.
         let count = self.count(&DEFERRED);
-        if count == self.deferred_seen {
+        if count == Some(self.deferred_seen) {
             return;
         }
         match self.deferred.take(take) {
-            Ok(()) => self.deferred_seen = count,
+            Ok(()) => self.deferred_seen = count.unwrap_or(self.deferred_seen),
             // The rest is taken next time.
             Err(error) => tracing::debug!("failed to read deferred releases: {error}"),
         }
@@ -89,15 +101,17 @@ impl Source for KernelSource {
 
     fn take_lost(&mut self) -> Vec<u32> {
         let count = self.count(&LOST);
-        if count == self.lost_seen {
+        if count == Some(self.lost_seen) {
             return Vec::new();
         }
-        self.lost_seen = count;
+        self.lost_seen = count.unwrap_or(self.lost_seen);
         self.lost.take()
     }
 
     fn take_lost_notices(&mut self) -> bool {
-        let count = self.count(&[Counter::NoticeLost]);
+        let Some(count) = self.count(&[Counter::NoticeLost]) else {
+            return true;
+        };
         std::mem::replace(&mut self.notices_lost_seen, count) != count
     }
 }

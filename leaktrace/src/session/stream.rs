@@ -38,6 +38,10 @@ pub trait Source {
     /// Position behind the last record that was made so far, handed out or not.
     fn produced(&self) -> u64;
 
+    /// Reads what tells whether there is anything to take, for what follows. To be called behind [`drain`](Self::drain): what
+    /// happened before the last record that it handed out counts then.
+    fn read_counters(&mut self) {}
+
     /// Takes out the releases whose record did not fit, with their positions: at least all that happened before this began.
     fn take_deferred(&mut self, take: impl FnMut(ReleaseKey, u64));
 
@@ -155,6 +159,11 @@ impl<S: Source> Stream<S> {
         &self.source
     }
 
+    /// The source, for what does not read from it.
+    pub fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// Position behind the last record that was handed on.
     pub fn position(&self) -> u64 {
         self.source.position()
@@ -197,6 +206,7 @@ impl<S: Source> Stream<S> {
     }
 
     fn read_beside(&mut self) {
+        self.source.read_counters();
         let waiting = &mut self.waiting;
         self.source.take_deferred(|key, position| {
             waiting.push(Reverse((position, key.pid, key.kind(), key.address, key.length)));

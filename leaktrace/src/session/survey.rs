@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs::File, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
-use super::{address_space::Look, go, pump::monotonic};
+use super::{address_space::Look, pump::monotonic};
 use crate::{
     allocator::{
         detect::{self, DetectError, Detection},
@@ -24,7 +24,7 @@ use crate::{
         pagemap,
         release::Release,
     },
-    runtime::go::code::GoCode,
+    runtime::{self, Code, Runtime},
     unwind::{CompileJob, TableCache, TableResult},
 };
 
@@ -42,8 +42,8 @@ pub struct CodeFile {
     pub copied: Option<Arc<Charge>>,
     /// What was found in it; `None` if it is no usable ELF file.
     pub inspected: Option<Arc<InspectedFile>>,
-    /// What it has of Go; `None` if it is no Go binary.
-    pub go: Option<Arc<GoCode>>,
+    /// What is known of its code if that is of a managed runtime.
+    pub managed: Option<Arc<dyn Code>>,
     /// Its unwind table, or why there is none; `None` if it is no usable ELF file.
     pub table: Option<TableResult>,
 }
@@ -61,6 +61,11 @@ impl CodeFile {
             && anonymous
                 .iter()
                 .any(|name| self.path.as_os_str().as_bytes().starts_with(name.as_bytes()))
+    }
+
+    /// What is known of the code at an address, if that is of a managed runtime.
+    pub fn managed_at(&self, address: u64) -> Option<&dyn Code> {
+        self.managed.as_deref().filter(|code| code.covers(address))
     }
 
     /// Address of the first byte of an executable mapping, as the file's headers state it.
@@ -104,9 +109,9 @@ impl Survey {
             .collect()
     }
 
-    /// Whether some of its code is Go.
-    pub fn is_go(&self) -> bool {
-        self.files.iter().any(|file| file.go.is_some())
+    /// The managed runtime that some of its code is of.
+    pub fn runtime(&self) -> Option<&'static dyn Runtime> {
+        runtime_of(&self.files)
     }
 
     /// Looks once more whether the code to be probed is what was decoded, and takes out of the plan what is not.
@@ -250,7 +255,7 @@ impl Surveyor {
                 id,
                 version: opened.version,
                 path: mapping.path.clone(),
-                go: image.and_then(|_| go::read_code(&opened.file)),
+                managed: image.and_then(|_| runtime::code(&opened.file)),
                 file: opened.file,
                 copied: opened.copied,
                 inspected: image.map(|image| Arc::clone(&image.inspected)),
@@ -290,9 +295,18 @@ fn job(file: &CodeFile) -> CompileJob<'_> {
     CompileJob {
         key: file.version,
         open: Box::new(|| file.file.try_clone()),
-        forced: file.go.as_deref().map(go::forced_rules).unwrap_or_default(),
+        forced: file
+            .managed
+            .as_ref()
+            .map(|code| code.unwind_rules())
+            .unwrap_or_default(),
         size_hint: file.version.size,
     }
+}
+
+/// The managed runtime of the first file that has code of one.
+pub(super) fn runtime_of(files: &[Arc<CodeFile>]) -> Option<&'static dyn Runtime> {
+    files.iter().find_map(|file| Some(file.managed.as_ref()?.runtime()))
 }
 
 /// Whether a return probe gets a process killed: kernels 6.11 to 6.13 end it by a system call that seccomp does not let

@@ -418,7 +418,7 @@ impl Tracer {
         program.has_made_code |= makes_code(&survey.mappings, &survey.files);
         program.hold_names();
         program.untraceable = match &survey.detection {
-            Err(cause) if !survey.is_go() => Some(cause.to_string()),
+            Err(cause) if survey.runtime().is_none() => Some(cause.to_string()),
             _ => None,
         };
         let spans = program.numbered(&traced.spans);

@@ -29,7 +29,6 @@ use std::sync::Arc;
 pub mod debug_file;
 pub mod demangle;
 pub mod native;
-pub mod pclntab;
 pub mod perf_map;
 pub mod snapshot;
 

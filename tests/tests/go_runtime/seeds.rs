@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
+use leaktrace::runtime::go::pclntab::PclnTable;
 use leaktrace::runtime::go::recording::Recording;
-use leaktrace::symbolize::pclntab::PclnTable;
 
 const HEADER_LEN: usize = 72;
 /// Bytes of a function's record before its lists (Go 1.20 and later).

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::model::HeapKind;
 use crate::report::{FrameLine, Mapping, NumericLabel, ProfileBuilder, TextLabel};
 
 const PROGRAM: &str = r#"
@@ -211,12 +212,7 @@ fn own_profile() -> Profile {
     let handle = builder.location(Some(program), 0x40_2000, &[frame("handle", 40)]);
     let main = builder.location(Some(program), 0x40_3000, &[frame("main", 50)]);
     let unnamed = builder.location(Some(hidden), 0x7f00_1000_0123, &[]);
-    let heap = |value: &str| {
-        vec![TextLabel {
-            key: "heap".into(),
-            value: value.into(),
-        }]
-    };
+    let heap = |kind| vec![TextLabel::heap(kind)];
     let bytes = |value| {
         vec![NumericLabel {
             key: "bytes".into(),
@@ -227,22 +223,22 @@ fn own_profile() -> Profile {
     builder.sample(
         vec![malloc, put, handle, main],
         &[5000, 320_000, 4000, 256_000],
-        heap("native"),
+        heap(HeapKind::Native),
         bytes(64),
     );
     builder.sample(
         vec![malloc, handle, handle, main],
         &[70, 9000, 7, 901],
-        heap("native"),
+        heap(HeapKind::Native),
         bytes(128),
     );
     builder.sample(
         vec![malloc, unnamed, main],
         &[3, 5_000_000, 2, 3_333_333],
-        heap("native"),
+        heap(HeapKind::Native),
         bytes(1_666_666),
     );
-    builder.sample(vec![main], &[1, 4096, 1, 4096], heap("mmap"), bytes(4096));
+    builder.sample(vec![main], &[1, 4096, 1, 4096], heap(HeapKind::Mmap), bytes(4096));
     let profile = builder.profile_mut();
     profile.period = 1;
     profile.time_nanos = 1_700_000_000_000_000_000;

@@ -8,7 +8,7 @@ use super::{
     cursor::Cursor,
     state::{Effect, State, View},
 };
-use crate::daemon::api::{Runtime, TraceState};
+use crate::daemon::api::TraceState;
 
 /// Longest filter.
 const MAX_FILTER: usize = 200;
@@ -311,7 +311,7 @@ impl State {
                 return Vec::new();
             };
             let who = &process.identity;
-            if who.runtime != Runtime::Go {
+            if !who.runtime.is_managed() {
                 self.message = Some(format!("pid {} is no Go process that can be read", who.pid));
                 return Vec::new();
             }

@@ -25,7 +25,7 @@ use crate::{
     model::ProcessKey,
     proc::{ProcError, identity},
     report::profile::Profile,
-    runtime::go::{GoProcess, heap::View, profile},
+    runtime::{self, Attached, Collector},
     session::recording::RecordError,
 };
 
@@ -54,10 +54,25 @@ struct Watched {
     memory: api::Memory,
     tracing: api::Tracing,
     history: History,
-    go: Option<GoProcess>,
+    managed: Option<Managed>,
     /// Probe hits when they were counted last, and when that was.
     hits: Option<(u64, Instant)>,
     decisions: Vec<api::Decision>,
+}
+
+/// The managed runtime of a process.
+struct Managed {
+    process: Box<dyn Attached>,
+    /// `None` where it cannot be read.
+    collector: Option<Box<dyn Collector>>,
+}
+
+impl Managed {
+    fn of(key: ProcessKey) -> Option<Self> {
+        let process = runtime::attach(key.pid).ok()?;
+        let collector = process.collector().ok();
+        (process.run().key == key).then_some(Self { process, collector })
+    }
 }
 
 /// Processes that are looked at from here.
@@ -137,9 +152,13 @@ impl Local {
                 watched.tracing.sample_interval = Some(interval);
                 Ok(watched.tracing.clone())
             }
-            // Go's own heap needs no probes.
-            Err(SourceError::Record(error @ RecordError::NoAllocator { .. })) if watched.go.is_some() => {
-                let reason = "the Go heap is read without probes; there is no native allocator to trace".to_owned();
+            // The heap of a managed runtime needs no probes.
+            Err(SourceError::Record(error @ RecordError::NoAllocator { .. })) if watched.managed.is_some() => {
+                let title = watched
+                    .managed
+                    .as_ref()
+                    .map_or("", |managed| managed.process.runtime().title());
+                let reason = format!("the {title} heap is read without probes; there is no native allocator to trace");
                 watched.stands(api::TraceState::Watched, "refuse", reason);
                 Err(error.into())
             }
@@ -184,7 +203,7 @@ impl Local {
                 }
                 None => {
                     self.probes.remove(watched.key.pid);
-                    watched.go = None;
+                    watched.managed = None;
                     watched.stands(api::TraceState::Gone, "release", "the process ended".to_owned());
                 }
             }
@@ -197,11 +216,10 @@ impl Local {
             return Ok(profile);
         }
         let watched = &self.watched[place];
-        match &watched.go {
-            Some(go) if heap != Heap::Native => {
-                let snapshot = go.heap()?;
-                let time = i64::try_from(now()).unwrap_or(i64::MAX);
-                Ok(profile::heap_profile(go, &snapshot, View::Now, time))
+        match &watched.managed {
+            Some(managed) if heap != Heap::Native => {
+                let heap = managed.process.heap()?;
+                Ok(heap.profile(i64::try_from(now()).unwrap_or(i64::MAX)))
             }
             _ => {
                 let why = match watched.tracing.state {
@@ -250,7 +268,7 @@ impl Watched {
             memory: api::Memory::default(),
             tracing,
             history: History::default(),
-            go: GoProcess::attach(key.pid).ok().filter(|go| go.key == key),
+            managed: Managed::of(key),
             hits: None,
             decisions: Vec::new(),
         };
@@ -259,12 +277,9 @@ impl Watched {
     }
 
     fn name_runtime(&mut self) {
-        self.identity.runtime = if self.go.is_some() {
-            api::Runtime::Go
-        } else {
-            api::Runtime::Native
-        };
-        self.identity.runtime_version = self.go.as_ref().map(|go| go.version.to_string());
+        let process = self.managed.as_ref().map(|managed| &managed.process);
+        self.identity.runtime = process.map_or_else(Default::default, |process| api::Runtime::of(process.runtime()));
+        self.identity.runtime_version = process.map(|process| process.version());
     }
 
     /// Notes how it stands from now on.
@@ -303,18 +318,16 @@ impl Watched {
             self.identity = identity_of(self.key, identities);
             // Even if that names it otherwise: look again only at the next change.
             self.identity.comm.clone_from(&look.comm);
-            self.go = GoProcess::attach(self.key.pid).ok().filter(|go| go.key == self.key);
+            self.managed = Managed::of(self.key);
             self.name_runtime();
         }
         self.memory.rss = look.rss;
         self.memory.anonymous = look.anonymous;
         self.memory.swap = look.swap;
         self.memory.major_faults = look.major_faults;
-        self.memory.go_heap = self
-            .go
-            .as_ref()
-            .and_then(|go| go.collector().ok())
-            .map(|state| state.live);
+        let collector = self.managed.as_mut().and_then(|managed| managed.collector.as_mut());
+        let state = collector.and_then(|collector| collector.follow().ok());
+        self.memory.go_heap = state.map(|(state, _)| state.live);
         let counted = hits.map(|hits| (hits, Instant::now()));
         self.tracing.hits = counted.zip(self.hits).and_then(|((hits, at), (before, since))| {
             let seconds = at.saturating_duration_since(since).as_secs_f64();
@@ -397,13 +410,10 @@ impl Source for Local {
 
     fn goroutines(&mut self, pid: u32) -> Result<api::Goroutines, SourceError> {
         let place = self.find(pid)?;
-        match &self.watched[place].go {
-            Some(go) => goroutines::read(go),
-            None => {
-                // Says why: no Go program, a release that is not known, a privilege missing.
-                let go = GoProcess::attach(pid)?;
-                goroutines::read(&go)
-            }
+        match &self.watched[place].managed {
+            Some(managed) => goroutines::read(managed.process.as_ref()),
+            // Says why: no such program, a release that is not known, a privilege missing.
+            None => goroutines::read(runtime::attach(pid)?.as_ref()),
         }
     }
 
@@ -435,7 +445,7 @@ mod tests {
         assert_eq!(own.tracing.state, api::TraceState::Watched);
         assert!(own.identity.started > 0 && own.identity.started <= now());
         assert_eq!(local.timeline(pid).unwrap().time.len(), 1);
-        assert!(matches!(local.goroutines(pid), Err(SourceError::Go(_))));
+        assert!(matches!(local.goroutines(pid), Err(SourceError::Runtime(_))));
         let error = local.top(pid, &Query::default()).unwrap_err();
         assert_eq!(error.to_string(), "the process is not traced; `t` begins");
         assert!(matches!(local.trace(pid, false), Err(SourceError::Nothing(_))));

@@ -6,7 +6,7 @@
 use std::{io, path::PathBuf};
 
 use crate::{
-    bpf::features::FeatureError, daemon::api, proc::ProcError, runtime::go::GoError, session::recording::RecordError,
+    bpf::features::FeatureError, daemon::api, proc::ProcError, runtime::RuntimeError, session::recording::RecordError,
 };
 
 /// Most processes that are asked for.
@@ -138,9 +138,9 @@ pub enum SourceError {
     /// Stand-alone: it could not be traced.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Stand-alone: its Go runtime could not be read.
+    /// Stand-alone: its runtime could not be read.
     #[error(transparent)]
-    Go(#[from] GoError),
+    Runtime(#[from] RuntimeError),
     /// A thread or its runtime could not be made.
     #[error("failed to start a thread: {0}")]
     Thread(io::Error),

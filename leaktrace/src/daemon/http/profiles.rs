@@ -10,15 +10,18 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::answer::{self, Path, Problem, Query, flag, one_line, typed};
 use super::limits::Bounded;
-use super::views::{self, HeapFilter, TopOptions};
+use super::views::{self, TopOptions};
 use super::{App, text};
 use crate::daemon::api;
 use crate::daemon::backend::{Backend, Failure, ProfileKind};
 use crate::export;
+use crate::model::HeapKind;
 use crate::report::diff::diff;
 use crate::report::prune::prune;
 use crate::report::{Profile, ValueType};
@@ -32,37 +35,45 @@ const MAX_NODES: usize = 200_000;
 
 type Answer = Result<Response, Problem>;
 
-/// Which memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Heap {
-    /// All of it.
-    #[default]
-    All,
-    /// That of native allocators.
-    Native,
-    /// That of the Go runtime.
-    Go,
-    /// Mappings outside of allocators.
-    Mmap,
-    /// Growth that was followed without probes: memory that became resident.
-    Resident,
-    /// The same: address space that was asked for.
-    Asked,
-}
+/// Which memory: `all`, or the name of a kind of heap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Heap(Option<HeapKind>);
 
 impl Heap {
-    fn filter(self) -> HeapFilter {
-        HeapFilter(match self {
-            Self::All => None,
-            Self::Native => Some("native"),
-            Self::Go => Some("go"),
-            Self::Mmap => Some("mmap"),
-            Self::Resident => Some("resident"),
-            Self::Asked => Some("asked"),
-        })
+    const ALL: &str = "all";
+
+    fn words() -> impl Iterator<Item = &'static str> {
+        [Self::ALL].into_iter().chain(HeapKind::ALL.map(HeapKind::name))
     }
 }
+
+impl TryFrom<String> for Heap {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match HeapKind::parse(&word) {
+            Some(kind) => Ok(Self(Some(kind))),
+            None if word == Self::ALL => Ok(Self(None)),
+            None => Err(format!(
+                "unknown heap `{}`; known are {}",
+                one_line(&word),
+                Self::words().collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
+}
+
+impl PartialSchema for Heap {
+    fn schema() -> RefOr<Schema> {
+        let words = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(Self::words()));
+        words.into()
+    }
+}
+
+impl ToSchema for Heap {}
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -90,7 +101,7 @@ impl Default for TopQuery {
     fn default() -> Self {
         Self {
             sample_type: None,
-            heap: Heap::All,
+            heap: Heap::default(),
             from: None,
             to: None,
             cum: false,
@@ -106,7 +117,7 @@ impl Default for TopQuery {
 pub(super) async fn top(State(app): State<Arc<App>>, Path(pid): Path<u32>, Query(query): Query<TopQuery>) -> Answer {
     answer::json(&app, &app.slow, move |backend| {
         let mut profile = chosen(backend, pid, query.from.as_deref(), query.to.as_deref())?;
-        query.heap.filter().apply(&mut profile);
+        views::keep_heap(&mut profile, query.heap.0);
         let options = TopOptions {
             sample_type: sample_type(&profile, query.sample_type.as_deref())?,
             cumulative: query.cum,
@@ -139,7 +150,7 @@ impl Default for StacksQuery {
     fn default() -> Self {
         Self {
             sample_type: None,
-            heap: Heap::All,
+            heap: Heap::default(),
             from: None,
             to: None,
             limit: 20_000,
@@ -158,7 +169,7 @@ pub(super) async fn stacks(
 ) -> Answer {
     answer::json(&app, &app.slow, move |backend| {
         let mut profile = chosen(backend, pid, query.from.as_deref(), query.to.as_deref())?;
-        query.heap.filter().apply(&mut profile);
+        views::keep_heap(&mut profile, query.heap.0);
         let sample_type = sample_type(&profile, query.sample_type.as_deref())?;
         Ok(views::stacks(&profile, sample_type, query.limit.min(MAX_NODES)))
     })

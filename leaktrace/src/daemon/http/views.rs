@@ -6,22 +6,16 @@
 use hashbrown::HashMap;
 
 use crate::daemon::api;
+use crate::model::HeapKind;
 use crate::report::{Location, Profile};
 
 /// Most nodes of a tree before it is cut: what lies deeper counts at the last node that there was room for.
 const MAX_NODES: usize = 2_000_000;
 
-/// Which samples count: those whose label `heap` has this value; `None`: all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HeapFilter(pub Option<&'static str>);
-
-impl HeapFilter {
-    /// Leaves out the samples that do not count.
-    pub fn apply(self, profile: &mut Profile) {
-        if let Some(heap) = self.0 {
-            let is_wanted = |label: &crate::report::TextLabel| label.key == "heap" && label.value == heap;
-            profile.samples.retain(|sample| sample.labels.iter().any(is_wanted));
-        }
+/// Leaves out the samples of other heaps; `None`: of none.
+pub(super) fn keep_heap(profile: &mut Profile, heap: Option<HeapKind>) {
+    if heap.is_some() {
+        profile.samples.retain(|sample| sample.heap() == heap);
     }
 }
 

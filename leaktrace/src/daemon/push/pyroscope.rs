@@ -20,10 +20,7 @@ use super::{
     http::Poster,
     resource::{pod_uid, service},
 };
-use crate::{
-    daemon::api::{Identity, Runtime},
-    report::profile::ValueType,
-};
+use crate::{daemon::api::Identity, report::profile::ValueType};
 
 /// Longest value of a label, in characters.
 const MOST_VALUE: usize = 200;
@@ -64,13 +61,7 @@ fn name(identity: &Identity, host: &str) -> String {
         identity.container.as_ref().map(|container| container.id.as_str()),
     );
     add("pod_uid", identity.cgroup.as_deref().and_then(pod_uid).as_deref());
-    add(
-        "runtime",
-        Some(match identity.runtime {
-            Runtime::Native => "native",
-            Runtime::Go => "go",
-        }),
-    );
+    add("runtime", Some(identity.runtime.name()));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
     let mut name: String = service(identity)
         .chars()

@@ -10,10 +10,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 
-use crate::{
-    daemon::api::{Identity, Runtime},
-    report::name::base,
-};
+use crate::{daemon::api::Identity, report::name::base};
 
 /// What the kernel appends to the path of a file that is gone.
 const DELETED: &str = " (deleted)";
@@ -55,8 +52,8 @@ pub(super) fn resource(identity: &Identity, host: &str) -> Resource {
             text(&humantime::format_rfc3339_millis(started).to_string()),
         );
     }
-    if identity.runtime == Runtime::Go {
-        add("process.runtime.name", text("go"));
+    if identity.runtime.is_managed() {
+        add("process.runtime.name", text(identity.runtime.name()));
         add(
             "process.runtime.version",
             identity.runtime_version.as_deref().and_then(text),
@@ -137,7 +134,7 @@ fn arch() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::Container;
+    use crate::daemon::api::{Container, Runtime};
 
     fn identity() -> Identity {
         Identity {

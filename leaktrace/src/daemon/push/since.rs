@@ -17,8 +17,8 @@ use std::{
 use hashbrown::HashMap;
 
 use crate::{
+    model::HeapKind,
     report::profile::{Profile, Sample},
-    runtime::go::profile::HEAP_LABEL,
 };
 
 /// Stacks of one heap that are told apart; later ones share one count, and which of them got what is not exact then.
@@ -48,15 +48,15 @@ pub struct Origin {
 pub struct Origins {
     /// Of traced allocations and mappings.
     pub native: Option<Origin>,
-    /// Of Go's heap, which the runtime counts by itself, traced or not.
-    pub go: Option<Origin>,
+    /// Of a managed runtime's heap, which it counts by itself, traced or not.
+    pub managed: Option<Origin>,
 }
 
 /// What the profiles of one process told so far.
 #[derive(Debug, Default)]
 pub struct Since {
     native: Counts,
-    go: Counts,
+    managed: Counts,
     hasher: RandomState,
 }
 
@@ -66,18 +66,18 @@ impl Since {
     pub fn tell(&mut self, profile: &mut Profile, origins: Origins, now: Instant) -> Duration {
         let columns = COUNTED.map(|kind| profile.sample_types.iter().position(|known| known.kind == kind));
         let native = origins.native.map(|origin| self.native.begin(origin, now));
-        let go = origins.go.map(|origin| self.go.begin(origin, now));
+        let managed = origins.managed.map(|origin| self.managed.begin(origin, now));
         let keys: Vec<(bool, u64)> = profile
             .samples
             .iter()
             .map(|sample| key(profile, sample, &self.hasher))
             .collect();
         self.native.subtract(profile, &keys, false, columns);
-        self.go.subtract(profile, &keys, true, columns);
+        self.managed.subtract(profile, &keys, true, columns);
         profile
             .samples
             .retain(|sample| sample.values.iter().any(|value| *value != 0));
-        native.into_iter().chain(go).max().unwrap_or_default()
+        native.into_iter().chain(managed).max().unwrap_or_default()
     }
 
     /// Gives up what was remembered of native allocations: the process is not traced any more.
@@ -107,11 +107,11 @@ impl Counts {
         })
     }
 
-    fn subtract(&mut self, profile: &mut Profile, keys: &[(bool, u64)], is_go: bool, columns: [Option<usize>; 2]) {
+    fn subtract(&mut self, profile: &mut Profile, keys: &[(bool, u64)], is_managed: bool, columns: [Option<usize>; 2]) {
         let own = keys
             .iter()
             .zip(&mut profile.samples)
-            .filter(|((go, _), _)| *go == is_go);
+            .filter(|((managed, _), _)| *managed == is_managed);
         // One stack may be several samples, with labels that the key leaves out: what was told goes from the first on.
         let mut seen: HashMap<u64, (Amounts, Amounts)> = HashMap::new();
         for ((_, key), sample) in own {
@@ -135,14 +135,14 @@ impl Counts {
     }
 }
 
-/// Whether a sample is of Go's heap, and what stands for its stack.
+/// Whether a sample is of a managed runtime's heap, and what stands for its stack.
 fn key(profile: &Profile, sample: &Sample, hasher: &RandomState) -> (bool, u64) {
     let heap = sample
         .labels
         .iter()
-        .find(|label| label.key == "heap")
+        .find(|label| label.key == HeapKind::LABEL)
         .map_or("", |label| label.value.as_str());
-    let is_go = heap == HEAP_LABEL;
+    let is_managed = HeapKind::parse(heap).is_some_and(HeapKind::is_managed);
     let mut hash = hasher.build_hasher();
     heap.hash(&mut hash);
     for location in profile.stack(sample) {
@@ -151,11 +151,11 @@ fn key(profile: &Profile, sample: &Sample, hasher: &RandomState) -> (bool, u64) 
         let mapping = location.mapping.and_then(|id| profile.mappings.get(id.index()));
         mapping.map(|mapping| &mapping.build_id).hash(&mut hash);
     }
-    if is_go {
-        // Go counts each size of block by itself.
+    if is_managed {
+        // The runtime counts each size of block by itself.
         sample.numbers.hash(&mut hash);
     }
-    (is_go, hash.finish().max(OTHERS + 1))
+    (is_managed, hash.finish().max(OTHERS + 1))
 }
 
 #[cfg(test)]
@@ -170,13 +170,13 @@ mod tests {
 
     /// A profile of stacks with one object of 8 bytes in use each; `name` is what their functions are called, and what
     /// their thread and mean size are told as depends on it as well.
-    fn profile(heap: &str, name: &str, rows: &[Row]) -> Profile {
+    fn profile(heap: HeapKind, name: &str, rows: &[Row]) -> Profile {
         let mut builder = ProfileBuilder::heap();
         add(&mut builder, heap, name, rows);
         builder.finish()
     }
 
-    fn add(builder: &mut ProfileBuilder, heap: &str, name: &str, rows: &[Row]) {
+    fn add(builder: &mut ProfileBuilder, heap: HeapKind, name: &str, rows: &[Row]) {
         for (stack, objects) in rows {
             let line = FrameLine {
                 function: name,
@@ -192,10 +192,10 @@ mod tests {
             };
             let bytes = NumericLabel {
                 key: "bytes".into(),
-                value: if heap == HEAP_LABEL { 10 } else { name.len() as i64 },
+                value: if heap.is_managed() { 10 } else { name.len() as i64 },
                 unit: "bytes".into(),
             };
-            let labels = vec![label("heap", heap), label("thread", name)];
+            let labels = vec![TextLabel::heap(heap), label("thread", name)];
             builder.sample(locations, &[*objects, objects * 10, 1, 8], labels, vec![bytes]);
         }
     }
@@ -211,14 +211,14 @@ mod tests {
                 run: [run, 0],
                 age: Duration::from_secs(seconds),
             }),
-            go: None,
+            managed: None,
         }
     }
 
-    const fn go(run: u64, seconds: u64) -> Origins {
+    const fn managed(run: u64, seconds: u64) -> Origins {
         Origins {
             native: None,
-            go: native(run, seconds).native,
+            managed: native(run, seconds).native,
         }
     }
 
@@ -234,7 +234,7 @@ mod tests {
             ("another", vec![(1, 10), (2, 7), (3, 1)]),
             ("one", vec![(1, 25), (2, 7), (3, 2)]),
         ] {
-            let mut told = profile("native", name, &rows);
+            let mut told = profile(HeapKind::Native, name, &rows);
             last = totals(&told);
             since.tell(&mut told, native(1, 60), now);
             let part = totals(&told);
@@ -255,7 +255,7 @@ mod tests {
         let mut since = Since::default();
         let now = Instant::now();
         let mut tell = |run, objects| {
-            let mut told = profile("native", "f", &[(1, objects)]);
+            let mut told = profile(HeapKind::Native, "f", &[(1, objects)]);
             since.tell(&mut told, native(run, 60), now);
             totals(&told)[0]
         };
@@ -269,17 +269,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_released_is_forgotten_and_go_goes_on() {
+    fn what_is_released_is_forgotten_and_the_runtimes_goes_on() {
         let mut since = Since::default();
         let now = Instant::now();
-        let both = |objects: i64, of_go: i64| {
+        let both = |objects: i64, of_runtime: i64| {
             let mut builder = ProfileBuilder::heap();
-            add(&mut builder, "native", "f", &[(1, objects)]);
-            add(&mut builder, HEAP_LABEL, "f", &[(1, of_go)]);
+            add(&mut builder, HeapKind::Native, "f", &[(1, objects)]);
+            add(&mut builder, HeapKind::Go, "f", &[(1, of_runtime)]);
             builder.finish()
         };
         let origins = Origins {
-            go: go(7, 600).go,
+            managed: managed(7, 600).managed,
             ..native(1, 60)
         };
         let mut told = both(10, 1000);
@@ -287,14 +287,14 @@ mod tests {
         assert_eq!(totals(&told)[0], 1010);
         since.forget_native();
         assert_eq!(since.native.told.len(), 0);
-        let mut told = profile(HEAP_LABEL, "f", &[(1, 1001)]);
-        since.tell(&mut told, go(7, 700), now);
+        let mut told = profile(HeapKind::Go, "f", &[(1, 1001)]);
+        since.tell(&mut told, managed(7, 700), now);
         assert_eq!(totals(&told)[0], 1, "not traced");
         let mut told = both(3, 1005);
         since.tell(
             &mut told,
             Origins {
-                go: go(7, 800).go,
+                managed: managed(7, 800).managed,
                 ..native(2, 5)
             },
             now,
@@ -307,8 +307,8 @@ mod tests {
         let mut since = Since::default();
         let now = Instant::now();
         let mut tell = |rows: &[Row]| {
-            let mut told = profile(HEAP_LABEL, "f", rows);
-            since.tell(&mut told, go(1, 60), now);
+            let mut told = profile(HeapKind::Go, "f", rows);
+            since.tell(&mut told, managed(1, 60), now);
             totals(&told)[0]
         };
         assert_eq!([tell(&[(1, 50), (2, 5)]), tell(&[(2, 6)])], [55, 1]);
@@ -320,7 +320,7 @@ mod tests {
         let mut since = Since::default();
         let begin = Instant::now();
         let mut window = |origins: Origins, at: u64| {
-            let mut told = profile("native", "f", &[(1, 1)]);
+            let mut told = profile(HeapKind::Native, "f", &[(1, 1)]);
             since
                 .tell(&mut told, origins, begin + Duration::from_secs(at))
                 .as_secs()
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(window(native(2, 10), 120), 10, "attached again meanwhile");
         assert_eq!(window(native(3, 70), 180), 60, "another program since some moment");
         let both = Origins {
-            go: go(1, 1000).go,
+            managed: managed(1, 1000).managed,
             ..native(3, 130)
         };
         assert_eq!(window(both, 240), 1000, "Go's heap for the first time");
@@ -343,7 +343,7 @@ mod tests {
         let mut rows: Vec<Row> = (0..MOST_STACKS as u64 + 2000).map(|stack| (stack, 2)).collect();
         let mut sum = 0;
         for _ in 0..3 {
-            let mut told = profile("native", "f", &rows);
+            let mut told = profile(HeapKind::Native, "f", &rows);
             since.tell(&mut told, native(1, 60), now);
             sum += totals(&told)[0];
             rows.iter_mut().for_each(|(_, objects)| *objects += 3);
@@ -362,7 +362,7 @@ mod tests {
                     counts[*stack as usize] += more;
                 }
                 let rows: Vec<Row> = (0..6).map(|stack| (stack, counts[stack as usize])).collect();
-                let mut told = profile("native", "f", &rows);
+                let mut told = profile(HeapKind::Native, "f", &rows);
                 since.tell(&mut told, native(1, 60), Instant::now());
                 told_sum += totals(&told)[1];
                 prop_assert_eq!(told_sum, counts.iter().sum::<i64>() * 10);

@@ -1,44 +1,38 @@
-//! The collectors of all Go processes, looked at from time to time: live heap, and the collections in between.
+//! The collectors of all processes with a managed runtime, looked at from time to time: live heap, and the collections in between.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::{
     daemon::api,
     model::ProcessKey,
-    runtime::go::{
-        collector::Collector,
-        gc::{Collection, CollectorState, Follower},
-    },
+    runtime::{self, Collection, Collector, CollectorState},
 };
 
 /// Collections that are remembered of a process.
 const MAX_COLLECTIONS: usize = 256;
 
 struct Followed {
-    collector: Collector,
-    follower: Follower,
+    collector: Box<dyn Collector>,
     last: CollectorState,
     collections: VecDeque<api::Collection>,
 }
 
-/// Go processes whose collector is followed.
+/// Processes whose collector is followed.
 #[derive(Default)]
 pub struct Collectors(HashMap<ProcessKey, Followed>);
 
 impl Collectors {
     /// Begins to follow a process, or begins anew with one that runs another program. Returns whether it can be read.
     pub fn begin(&mut self, key: ProcessKey) -> bool {
-        let attached = Collector::attach(key.pid).and_then(|collector| {
-            let state = collector.state()?;
+        let attached = runtime::attach(key.pid).and_then(|process| {
+            let mut collector = process.collector()?;
+            let (state, _) = collector.follow()?;
             Ok((collector, state))
         });
         match attached {
-            Ok((collector, state)) if collector.key == key => {
-                let mut follower = Follower::default();
-                follower.follow(&state).for_each(drop);
+            Ok((collector, state)) if collector.key() == key => {
                 let followed = Followed {
                     collector,
-                    follower,
                     last: state,
                     collections: VecDeque::new(),
                 };
@@ -67,8 +61,8 @@ impl Collectors {
     /// Looks at a process: its live heap, if it is followed and could be read.
     pub fn look(&mut self, key: ProcessKey) -> Option<u64> {
         let followed = self.0.get_mut(&key)?;
-        let state = followed.collector.state().ok()?;
-        for collection in followed.follower.follow(&state) {
+        let (state, ended) = followed.collector.follow().ok()?;
+        for collection in ended {
             if followed.collections.len() >= MAX_COLLECTIONS {
                 followed.collections.pop_front();
             }
@@ -93,28 +87,26 @@ impl Collectors {
         let followed = self.0.get(&key)?;
         let state = &followed.last;
         Some(api::Gc {
-            collections_total: state.finished,
+            collections_total: state.collections,
             live: state.live,
             goal: state.goal,
             in_use: state.in_use,
             cpu_fraction: state.cpu_fraction,
-            gogc: state.percent,
-            memory_limit: Some(state.memory_limit).filter(|limit| *limit < i64::MAX as u64),
+            gogc: state.growth_percent,
+            memory_limit: state.memory_limit,
             collections: followed.collections.iter().copied().collect(),
         })
     }
 }
 
 fn told(collection: &Collection) -> api::Collection {
-    let state = collection.state.as_ref();
-    let heap = state.map(|state| state.phases.heap);
     api::Collection {
         number: collection.number,
         end: collection.end,
         pause: collection.pause,
-        before: heap.map(|heap| heap[0]),
-        after: heap.map(|heap| heap[1]),
-        live: heap.map(|heap| heap[2]),
-        goal: state.map(|state| state.last_goal),
+        before: collection.before,
+        after: collection.after,
+        live: collection.live,
+        goal: collection.goal,
     }
 }

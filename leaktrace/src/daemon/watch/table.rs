@@ -12,15 +12,13 @@ use super::{
 };
 use crate::{
     daemon::api,
-    model::ProcessKey,
+    model::{ProcessKey, page_size},
     proc::{
         footprint::{self, Footprint},
         identity, living,
     },
 };
 
-/// Page size of the figures.
-const PAGE: u64 = 4096;
 /// Looks between two that also ask for swap, faults and name, for a process whose memory changed.
 const REST_EVERY: u32 = 8;
 /// The same for one at rest.
@@ -42,7 +40,7 @@ pub struct Sample {
 
 impl Sample {
     fn bytes(pages: u32) -> u64 {
-        u64::from(pages) * PAGE
+        u64::from(pages) * page_size()
     }
 
     /// What a leak makes grow: anonymous memory wherever it is.
@@ -222,7 +220,7 @@ impl Watched {
             return Look::Gone;
         };
         self.seen = looks;
-        let pages = |bytes: u64| u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
+        let pages = |bytes: u64| u32::try_from(bytes / page_size()).unwrap_or(u32::MAX);
         let last = self.samples.last();
         let mut sample = Sample {
             rss: pages(resident.rss),

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::HeapKind;
 use crate::report::{FrameLine, ProfileBuilder};
 
 pub(crate) fn heap_profile() -> Profile {
@@ -24,10 +25,7 @@ pub(crate) fn heap_profile() -> Profile {
     };
     let leaf = builder.location(Some(mapping), 0x40_1010, &[frame("leak", 12), frame("handle", 40)]);
     let root = builder.location(Some(mapping), 0x40_1100, &[frame("main", 50)]);
-    let labels = vec![TextLabel {
-        key: "heap".into(),
-        value: "native".into(),
-    }];
+    let labels = vec![TextLabel::heap(HeapKind::Native)];
     let numbers = vec![NumericLabel {
         key: "bytes".into(),
         value: 64,
@@ -202,7 +200,7 @@ prop_compose! {
             .collect();
         for (stack, values, heap, bytes) in stacks {
             let stack = stack.iter().map(|position| locations[position % locations.len()]).collect();
-            let labels = (!heap.is_empty()).then(|| TextLabel { key: "heap".into(), value: heap.into() });
+            let labels = (!heap.is_empty()).then(|| TextLabel { key: HeapKind::LABEL.into(), value: heap.into() });
             let numbers = (bytes != 0).then(|| NumericLabel { key: "bytes".into(), value: bytes, unit: "".into() });
             builder.sample(stack, &values, labels.into_iter().collect(), numbers.into_iter().collect());
         }

@@ -19,8 +19,8 @@ use super::executable::{Executable, FileInlineData};
 use super::memory::word;
 use super::module;
 use super::offsets::{self, Layout, wrapper_function_id};
+use super::pclntab::{Frame, Function, PclnTable};
 use super::version::GoVersion;
-use crate::symbolize::pclntab::{Frame, Function, PclnTable};
 
 /// Longest special function; `cgocall` is under 300 bytes.
 const MAX_CODE: u64 = 4096;

@@ -1,38 +1,28 @@
 //! The collector of a Go process, looked at again and again for a long time: what that needs and no more.
 //!
-//! A [`GoProcess`](super::process::GoProcess) holds the program's function table, which may be tens of megabytes; this
-//! holds a few addresses.
+//! A [`GoProcess`] holds the program's function table, which may be tens of megabytes; this holds a few addresses.
 
 use super::error::{Area, GoError};
-use super::gc::{self, CollectorState};
+use super::gc::{self, CollectorState, Follower};
 use super::locate::Globals;
 use super::offsets::Layout;
 use super::process::GoProcess;
 use crate::model::ProcessKey;
 use crate::proc::memory::ProcessMemory;
+use crate::runtime::{self, Collection, Collector, RuntimeError};
 
 /// A Go process whose collector is looked at.
 #[derive(Debug)]
-pub struct Collector {
-    /// Which process.
-    pub key: ProcessKey,
-    /// Toolchain, such as `go1.23.4`.
-    pub version: String,
+pub struct GoCollector {
+    key: ProcessKey,
     memory: ProcessMemory,
     globals: Globals,
     layout: Layout,
+    follower: Follower,
 }
 
-impl Collector {
-    /// Attaches to a process.
-    ///
-    /// # Errors
-    /// It is gone, it is no Go program, or its runtime is not known.
-    pub fn attach(pid: u32) -> Result<Self, GoError> {
-        Self::of(&GoProcess::attach(pid)?)
-    }
-
-    /// Of a process that is attached to already.
+impl GoCollector {
+    /// Of a process that is attached to.
     ///
     /// # Errors
     /// Its collector cannot be read.
@@ -40,18 +30,48 @@ impl Collector {
         let (layout, _) = process.layout(Area::Collector)?;
         Ok(Self {
             key: process.key,
-            version: process.version.to_string(),
             memory: ProcessMemory::new(process.key.pid),
             globals: process.globals,
             layout: layout.clone(),
+            follower: Follower::default(),
         })
     }
+}
 
-    /// Its state now.
-    ///
-    /// # Errors
-    /// The process is gone, or runs another program.
-    pub fn state(&self) -> Result<CollectorState, GoError> {
-        gc::read(&self.memory, &self.globals, &self.layout).map_err(|error| GoError::collector(self.key.pid, error))
+impl Collector for GoCollector {
+    fn key(&self) -> ProcessKey {
+        self.key
+    }
+
+    fn follow(&mut self) -> Result<(runtime::CollectorState, Vec<Collection>), RuntimeError> {
+        let state = gc::read(&self.memory, &self.globals, &self.layout)
+            .map_err(|error| GoError::collector(self.key.pid, error))?;
+        let ended = self.follower.follow(&state).map(|ended| collection(&ended)).collect();
+        Ok((figures(&state), ended))
+    }
+}
+
+fn figures(state: &CollectorState) -> runtime::CollectorState {
+    runtime::CollectorState {
+        collections: state.finished,
+        live: state.live,
+        goal: state.goal,
+        in_use: state.in_use,
+        cpu_fraction: state.cpu_fraction,
+        growth_percent: state.percent,
+        memory_limit: Some(state.memory_limit).filter(|limit| *limit < i64::MAX as u64),
+    }
+}
+
+fn collection(ended: &gc::Collection<'_>) -> Collection {
+    let heap = ended.state.map(|state| state.phases.heap);
+    Collection {
+        number: ended.number,
+        end: ended.end,
+        pause: ended.pause,
+        before: heap.map(|heap| heap[0]),
+        after: heap.map(|heap| heap[1]),
+        live: heap.map(|heap| heap[2]),
+        goal: ended.state.map(|state| state.last_goal),
     }
 }

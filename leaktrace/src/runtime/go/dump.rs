@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 
 use super::goroutines::{Goroutine, StackState, Status};
+use super::pclntab::{PclnTable, without_type_arguments};
 use super::process::GoProcess;
 use super::stacks::Symbolizer;
 use crate::proc::memory::MemoryReader;
-use crate::symbolize::pclntab::{PclnTable, without_type_arguments};
 
 /// Frames that are shown of one goroutine; half of them from each end.
 const MAX_SHOWN: usize = 100;

@@ -4,6 +4,7 @@ use super::executable::ElfError;
 use super::gc::CollectorError;
 use crate::proc::ProcError;
 use crate::proc::memory::MemoryError;
+use crate::runtime::RuntimeError;
 
 /// What one part of the runtime's state is read with, and fails apart from the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,6 +125,17 @@ impl GoError {
                 exe,
                 found: format!("cannot be read: {found}"),
             },
+        }
+    }
+}
+
+impl From<GoError> for RuntimeError {
+    fn from(error: GoError) -> Self {
+        match error {
+            GoError::Process(error) => Self::Process(error),
+            error @ GoError::NotGo { .. } => Self::Foreign(error.into()),
+            error @ GoError::Unsupported { .. } => Self::Unsupported(error.into()),
+            error @ (GoError::Memory { .. } | GoError::Corrupt { .. }) => Self::Unreadable(error.into()),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::memory::word;
-use crate::symbolize::pclntab::InlineData;
+use super::pclntab::InlineData;
 
 const MAX_SECTIONS: usize = 4096;
 const MAX_NAMES: u64 = 1 << 20;

@@ -11,8 +11,8 @@ use super::check::MAX_GOROUTINES;
 use super::locate::Globals;
 use super::memory::{BATCH, Range, Target, word};
 use super::offsets::Layout;
+use super::pclntab::PclnTable;
 use crate::proc::memory::{MemoryError, MemoryReader};
-use crate::symbolize::pclntab::PclnTable;
 
 /// Goroutines read together: each takes three vectors.
 const GROUP: usize = BATCH / 3;

@@ -6,7 +6,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use crate::symbolize::pclntab::PclnTable;
+use super::pclntab::PclnTable;
 
 /// Longest function that is decoded; `gcMarkTermination` is under 6 KB.
 const MAX_CODE: u64 = 64 << 10;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::buildinfo::{self, BuildInfo};
 use super::executable::{Executable, FileInlineData};
 use super::memory::{Target, word};
+use super::pclntab::{self, PclnTable};
 use crate::proc::memory::{MemoryError, MemoryReader};
-use crate::symbolize::pclntab::{self, PclnTable};
 
 /// Largest table that is read. Kubernetes' are about 40 MB.
 const MAX_TABLE: u64 = 512 << 20;

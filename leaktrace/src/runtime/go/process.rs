@@ -17,13 +17,13 @@ use super::locate::{self, Globals};
 use super::memory::{Target, word};
 use super::module::{self, Module};
 use super::offsets::{self, Layout};
+use super::pclntab::PclnTable;
 use super::spans::{self, ObjectSnapshot, SpanError, SpanSnapshot};
 use super::version::GoVersion;
 use crate::model::ProcessKey;
 use crate::proc::files::open_executable;
 use crate::proc::memory::{AT_ENTRY, AuxVector, MemoryReader, ProcessMemory};
 use crate::proc::{ProcError, identity, living, maps, mounts};
-use crate::symbolize::pclntab::PclnTable;
 
 /// Where a layout came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,13 +6,11 @@ use super::goroutines::{Goroutine, GoroutineSnapshot};
 use super::heap::{Bucket, Counts, HeapSnapshot, Scaled, View};
 use super::process::GoProcess;
 use super::stacks::{Place, Symbolizer, is_runtime};
+use crate::model::HeapKind;
 use crate::proc::maps::read_maps;
 use crate::proc::memory::MemoryReader;
 use crate::report::{FrameLine, Mapping, MappingId, NumericLabel, Profile, ProfileBuilder, TextLabel, ValueType};
 use hashbrown::HashMap;
-
-/// Value of the label `heap` on Go's samples.
-pub const HEAP_LABEL: &str = "go";
 
 /// The mapping of the program's text.
 pub fn text_mapping<M: MemoryReader>(process: &GoProcess<M>) -> Mapping {
@@ -96,33 +94,31 @@ pub fn add_heap<M: MemoryReader>(
     view: View,
 ) {
     let mapping = builder.mapping(text_mapping(process));
-    add_heap_labelled(builder, mapping, process, start, end, view, &[]);
+    let before = start.map(|start| {
+        start
+            .view(view)
+            .map(|(bucket, counts)| (bucket.address, counts.allocs))
+            .collect()
+    });
+    add_heap_labelled(builder, mapping, process, before.as_ref(), end, view, &[]);
 }
 
-/// As [`add_heap`], with a mapping that is interned already, and with further labels.
+/// As [`add_heap`], with a mapping that is interned already, and with further labels. `before` are the objects that had been
+/// allocated by address of their bucket.
 pub fn add_heap_labelled<M: MemoryReader>(
     builder: &mut ProfileBuilder,
     mapping: MappingId,
     process: &GoProcess<M>,
-    start: Option<&HeapSnapshot>,
+    before: Option<&HashMap<u64, u64>>,
     end: &HeapSnapshot,
     view: View,
     labels: &[NumericLabel],
 ) {
     let mut symbolizer = Symbolizer::new(process.table(), &process.version);
-    let before: HashMap<u64, Counts> = start
-        .map(|start| {
-            start
-                .view(view)
-                .map(|(bucket, counts)| (bucket.address, counts))
-                .collect()
-        })
-        .unwrap_or_default();
+    let before = |bucket: &Bucket| before.and_then(|before| before.get(&bucket.address)).copied();
     for (bucket, counts) in end.view(view) {
         let since = Counts {
-            allocs: counts
-                .allocs
-                .saturating_sub(before.get(&bucket.address).map_or(0, |before| before.allocs)),
+            allocs: counts.allocs.saturating_sub(before(bucket).unwrap_or(0)),
             frees: 0,
         };
         let Scaled {
@@ -140,7 +136,7 @@ pub fn add_heap_labelled<M: MemoryReader>(
             let locations = stack(builder, mapping, &mut symbolizer, bucket);
             let mut numbers = labels.to_vec();
             numbers.push(size_label(bucket.size));
-            builder.sample(locations, &values, vec![heap_label()], numbers);
+            builder.sample(locations, &values, vec![TextLabel::heap(HeapKind::Go)], numbers);
         }
     }
 }
@@ -166,13 +162,6 @@ fn stack(
     let mut places = symbolizer.heap_stack(visible);
     end_at_entry(&mut places);
     places.iter().map(|place| add_place(builder, mapping, place)).collect()
-}
-
-fn heap_label() -> TextLabel {
-    TextLabel {
-        key: "heap".into(),
-        value: HEAP_LABEL.into(),
-    }
 }
 
 fn size_label(size: u64) -> NumericLabel {

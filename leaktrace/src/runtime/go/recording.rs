@@ -16,10 +16,10 @@ use super::heap::{self, HeapSnapshot};
 use super::locate::Globals;
 use super::memory::{MemoryImage, Recorder, word};
 use super::offsets::{Layout, candidates};
+use super::pclntab::PclnTable;
 use super::process::GoProcess;
 use super::spans::{self, ObjectSnapshot, SpanSnapshot};
 use super::version::GoVersion;
-use crate::symbolize::pclntab::PclnTable;
 
 /// Largest recording that is read, decompressed.
 const MAX_BYTES: u64 = 256 << 20;

@@ -6,12 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::census::ResidentMapping;
+use crate::model::page_size;
 use crate::proc::{ProcError, living};
 
 /// Most of `smaps` that is read: about 200,000 mappings.
 const MAX_SMAPS: u64 = 256 << 20;
-/// Size of a page of the kernel on x86-64.
-const PAGE: u64 = 4096;
 /// Entries of `pagemap` in one read.
 const ENTRIES: usize = 1 << 16;
 /// Bits of an entry: in memory.
@@ -76,7 +75,7 @@ impl PageMap {
 
     /// Resident bytes of a range; 0 for what cannot be read.
     pub fn resident(&self, start: u64, end: u64) -> u64 {
-        let (mut page, last) = (start / PAGE, end.div_ceil(PAGE));
+        let (mut page, last) = (start / page_size(), end.div_ceil(page_size()));
         let mut buffer = vec![0u8; ENTRIES.min(last.saturating_sub(page) as usize) * 8];
         let mut resident = 0;
         while page < last {
@@ -95,7 +94,7 @@ impl PageMap {
                 .chunks_exact(8)
                 .filter(|entry| super::memory::word(entry, 0) & PRESENT != 0)
                 .count() as u64
-                * PAGE;
+                * page_size();
             page += entries as u64;
         }
         resident
@@ -133,11 +132,11 @@ mod tests {
 
     #[test]
     fn pages_that_were_touched_are_resident() {
-        let memory = vec![1u8; 64 * PAGE as usize];
+        let memory = vec![1u8; 64 * page_size() as usize];
         let start = memory.as_ptr() as u64;
         let map = PageMap::open(std::process::id()).unwrap();
         let resident = map.resident(start, start + memory.len() as u64);
-        assert!(resident >= 64 * PAGE, "{resident}");
+        assert!(resident >= 64 * page_size(), "{resident}");
         assert_eq!(map.resident(0x1000, 0x2000), 0);
     }
 }

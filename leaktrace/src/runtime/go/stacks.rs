@@ -8,8 +8,8 @@ use hashbrown::HashMap;
 use std::sync::Arc;
 
 use super::offsets::wrapper_function_id;
+use super::pclntab::{Frame, PclnTable};
 use super::version::GoVersion;
-use crate::symbolize::pclntab::{Frame, PclnTable};
 
 /// An instruction with the source-level frames there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use leaktrace_common::reason::{Counter, WalkEnd};
 
 use super::{Context, Mode, Subject};
-use crate::{ledger::Notes, report::loss::Losses};
+use crate::{ledger::Notes, model::HeapKind, report::loss::Losses};
 
 /// What the kernel side lost, by its counters.
 pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Losses {
@@ -192,10 +192,12 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
             context.sample_interval
         )),
         Mode::Growth => comments.push(format!(
-            "mode: growth without probes, one sample per {} bytes on average. In use (`heap` = `resident`): anonymous memory \
-             that became resident and still is, in pages, by the stack that touched it first. Allocated (`heap` = `asked`): \
-             address space asked for by brk, mmap and mremap",
-            context.sample_interval
+            "mode: growth without probes, one sample per {} bytes on average. In use (`heap` = `{}`): anonymous memory \
+             that became resident and still is, in pages, by the stack that touched it first. Allocated (`heap` = `{}`): \
+             address space reserved by brk, mmap and mremap",
+            context.sample_interval,
+            HeapKind::Resident,
+            HeapKind::Reserved
         )),
     }
     if context.min_size > 0 {
@@ -240,7 +242,12 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
                 subject.program.key.pid
             ));
         }
-        comments.extend(subject.go.into_iter().flat_map(|heap| heap.comments().iter().cloned()));
+        comments.extend(
+            subject
+                .managed
+                .into_iter()
+                .flat_map(|heap| heap.comments().iter().cloned()),
+        );
         comments.extend(
             subject
                 .program

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::super::source::{Heap, MAX_ROWS, Query, SourceError};
 use crate::{
     daemon::api,
+    model::HeapKind,
     report::{
         graph::{Graph, GraphOptions},
         profile::{Profile, Sample},
@@ -18,12 +19,7 @@ const MAX_NODES: usize = 50_000;
 /// Leaves out what the query does not ask for. Returns the sample type.
 fn reduce(profile: &mut Profile, query: &Query) -> Result<usize, SourceError> {
     let failed = |error: &dyn std::fmt::Display| SourceError::Nothing(error.to_string());
-    let of_go = |sample: &Sample| {
-        sample
-            .labels
-            .iter()
-            .any(|label| label.key == "heap" && label.value == "go")
-    };
+    let of_go = |sample: &Sample| sample.heap().is_some_and(HeapKind::is_managed);
     match query.heap {
         Heap::Both => {}
         Heap::Native => profile.samples.retain(|sample| !of_go(sample)),
@@ -164,14 +160,9 @@ mod tests {
             builder.location(None, address, &[frame])
         };
         let (main, leak, put) = (location(1, "main"), location(2, "leak"), location(3, "put"));
-        let label = |value: &str| {
-            vec![TextLabel {
-                key: "heap".into(),
-                value: value.into(),
-            }]
-        };
-        builder.sample(vec![leak, main], &[2, 200, 1, 100], label("native"), Vec::new());
-        builder.sample(vec![put, main], &[1, 60, 1, 50], label("go"), Vec::new());
+        let label = |kind| vec![TextLabel::heap(kind)];
+        builder.sample(vec![leak, main], &[2, 200, 1, 100], label(HeapKind::Native), Vec::new());
+        builder.sample(vec![put, main], &[1, 60, 1, 50], label(HeapKind::Go), Vec::new());
         builder.finish()
     }
 

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{api, backend, export, report};
+use super::{api, backend, export, model, report};
 use backend::{Backend, Failure, ProfileKind, Snapshot};
+use model::HeapKind;
 use report::{FrameLine, Mapping, Profile, ProfileBuilder, TextLabel, ValueType};
 
 /// Names that nothing may obey.
@@ -193,9 +194,9 @@ impl Fake {
         for stack in 0..self.stacks {
             let random = mix(u64::from(pid) << 32 | u64::from(stack));
             let heap = match stack % 10 {
-                0..5 => "native",
-                5 => "mmap",
-                _ => "go",
+                0..5 => HeapKind::Native,
+                5 => HeapKind::Mmap,
+                _ => HeapKind::Go,
             };
             let depth = 5 + random % 35;
             let mut locations = Vec::new();
@@ -221,10 +222,7 @@ impl Fake {
             builder.sample(
                 locations,
                 &[count(all), count(all * size), count(live), count(live * size)],
-                vec![TextLabel {
-                    key: "heap".into(),
-                    value: heap.into(),
-                }],
+                vec![TextLabel::heap(heap)],
                 Vec::new(),
             );
         }

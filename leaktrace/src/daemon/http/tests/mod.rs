@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::{HttpError, Server, Settings, TlsFiles, metrics, openapi, serve};
 use crate::daemon::{api, backend};
-use crate::{export, report};
+use crate::{export, model, report};
 use fake::{FIRST, Fake};
 
 /// The first Go process, and one that is none.

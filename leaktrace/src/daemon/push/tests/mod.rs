@@ -17,6 +17,7 @@ use super::{Export, Kind, Pusher, TargetSettings, backoff::Pace};
 use crate::{
     daemon::api::{Container, Identity, PushFigures},
     export::pprof,
+    model::HeapKind,
     report::profile::{Location, Mapping, NumericLabel, Profile, TextLabel},
     report::{FrameLine, ProfileBuilder},
 };
@@ -65,10 +66,6 @@ fn profile() -> Profile {
         is_folded: true,
         ..Location::default()
     });
-    let heap = |value: &str| TextLabel {
-        key: "heap".into(),
-        value: value.into(),
-    };
     let bytes = NumericLabel {
         key: "bytes".into(),
         value: 32,
@@ -77,11 +74,21 @@ fn profile() -> Profile {
     builder.sample(
         vec![malloc, insert, start],
         &[10, 320, 4, 128],
-        vec![heap("native")],
+        vec![TextLabel::heap(HeapKind::Native)],
         vec![bytes],
     );
-    builder.sample(vec![malloc, start], &[7, 70, 0, 0], vec![heap("native")], Vec::new());
-    builder.sample(vec![nameless], &[1, 4096, 1, 4096], vec![heap("mmap")], Vec::new());
+    builder.sample(
+        vec![malloc, start],
+        &[7, 70, 0, 0],
+        vec![TextLabel::heap(HeapKind::Native)],
+        Vec::new(),
+    );
+    builder.sample(
+        vec![nameless],
+        &[1, 4096, 1, 4096],
+        vec![TextLabel::heap(HeapKind::Mmap)],
+        Vec::new(),
+    );
     let profile = builder.profile_mut();
     profile.time_nanos = 1_700_000_060_000_000_000;
     profile.duration_nanos = 60_000_000_000;

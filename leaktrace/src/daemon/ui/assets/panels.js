@@ -10,7 +10,7 @@ export const HEAPS = [
   ["go", "Go"],
   ["mmap", "mmap"],
   ["resident", "Resident"],
-  ["asked", "Asked for"],
+  ["reserved", "Reserved"],
 ];
 
 /** The heaps that a process can have. */

@@ -1,4 +1,4 @@
-//! What an executable file says of itself: build ID and Go version, remembered per file.
+//! What an executable file says of itself: build ID and runtime, remembered per file.
 //!
 //! Many processes run few files, so a new process mostly costs one `stat`. Invariant: what is remembered belongs to
 //! exactly the device, inode, length and times of change that it was read from, and is bounded in number.
@@ -13,16 +13,12 @@ use nix::fcntl::OFlag;
 
 use super::open_below;
 use crate::daemon::api::Runtime;
-use crate::object::image::{ElfImage, ImageError, Machine};
+use crate::object::image::{ElfImage, ImageError};
 use crate::proc::mounts::{FileSystem, Pinned};
-use crate::runtime::go::{GoVersion, buildinfo, offsets};
+use crate::runtime;
 
 /// Most files that are remembered, at some 200 bytes each.
 const MAX_FILES: usize = 4096;
-/// Most bytes of `.go.buildinfo` that are read; the module list of a large program takes some 30 KiB.
-const MAX_BUILD_INFO: u64 = 1 << 20;
-/// Where in the first writable segment of a file without sections the same is looked for.
-const MAX_SEARCH: usize = 64 << 10;
 
 /// What a file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,41 +130,13 @@ fn read(file: File) -> Option<(Key, Facts)> {
 }
 
 fn inspect(image: &ElfImage) -> Facts {
-    let version = go_version(image);
-    let (first, _) = offsets::supported();
-    let readable = version
-        .as_deref()
-        .and_then(GoVersion::parse)
-        .is_some_and(|version| version.at_least(first));
+    let identified = runtime::identify(image);
+    let runtime = identified.as_ref().filter(|(_, identified)| identified.is_readable);
     Facts {
         build_id: image.build_id().map(ToString::to_string),
-        runtime: if readable && image.machine() == Machine::X86_64 {
-            Runtime::Go
-        } else {
-            Runtime::Native
-        },
-        version,
+        runtime: runtime.map_or(Runtime::Native, |(runtime, _)| Runtime::of(*runtime)),
+        version: identified.map(|(_, identified)| identified.version),
     }
-}
-
-/// The toolchain that a Go program names. Looks where the linker puts that, and nowhere else: this runs for every new
-/// file on the machine.
-fn go_version(image: &ElfImage) -> Option<String> {
-    let info = if let Some(section) = image.section(".go.buildinfo") {
-        let size = section.size.min(MAX_BUILD_INFO);
-        let bytes = image.read(section.offset, size, MAX_BUILD_INFO, "a section").ok()?;
-        buildinfo::parse(&bytes)?
-    } else if image.sections().is_empty() {
-        // Aligned to 16 bytes near the begin of the data segment.
-        let segment = image.segments().iter().find(|segment| segment.writable)?;
-        let bytes = image.bytes_at(segment.address, MAX_SEARCH);
-        let at = bytes.chunks(16).position(|chunk| chunk.starts_with(buildinfo::MAGIC))?;
-        buildinfo::parse(&bytes[at * 16..])?
-    } else {
-        return None;
-    };
-    // What the file says may be anything; the parser leaves out what a terminal must not see.
-    GoVersion::parse(&info.version).map(|version| version.to_string())
 }
 
 #[cfg(test)]
@@ -228,7 +196,7 @@ mod tests {
 
     fn go(version: &str) -> Vec<u8> {
         let mut data = vec![0; 48];
-        data.extend(buildinfo::MAGIC);
+        data.extend(b"\xff Go buildinf:");
         data.extend([8, 2]);
         data.resize(48 + 32, 0);
         data.push(version.len() as u8);
