@@ -3,15 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    api,
     backend::{Backend, Failure, ProfileKind, Snapshot},
-    goroutines, moment,
     service::{Service, lock, profile_of},
     store::{Filter, StoreError},
     trace::cost::{Cost, Price},
 };
 use crate::{
+    api,
     model::ProcessKey,
+    monitor::{clock::wall, goroutines::Goroutines},
     report::profile::Profile,
     runtime::go::{GoError, GoProcess, heap::View, profile},
 };
@@ -27,7 +27,14 @@ impl Service {
     /// The heap profile of a Go process, read from its runtime.
     pub(super) fn go_profile(process: &GoProcess) -> Result<Profile, GoError> {
         let heap = process.heap()?;
-        Ok(profile::heap_profile(process, &heap, View::Now, moment::wall() as i64))
+        Ok(profile::heap_profile(process, &heap, View::Now, wall() as i64))
+    }
+
+    fn goroutines_of<T>(&self, pid: u32, answer: impl FnOnce(&Goroutines<'_>) -> T) -> Result<T, Failure> {
+        self.known(pid)?;
+        let process = GoProcess::attach(pid).map_err(|error| of_go(&error))?;
+        let goroutines = Goroutines::read(&process).map_err(|error| of_go(&error))?;
+        Ok(answer(&goroutines))
     }
 
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
@@ -46,6 +53,13 @@ impl Service {
             identity.comm.escape_debug(),
             tracing.reason
         )))
+    }
+}
+
+fn of_go(error: &GoError) -> Failure {
+    match error {
+        GoError::NotGo { .. } => Failure::Nothing(error.to_string()),
+        error => Failure::Failed(error.to_string()),
     }
 }
 
@@ -77,43 +91,28 @@ impl Backend for Service {
     }
 
     fn timeline(&self, pid: u32, since: u64, until: u64) -> Result<api::Timeline, Failure> {
-        let now = self.clock.now();
-        let table = lock(&self.table);
-        let watched = table.get(pid).ok_or(Failure::UnknownProcess(pid))?;
-        let own = |wall: u64| {
-            let ago = now.wall.saturating_sub(wall) / 1_000_000_000;
-            now.seconds.saturating_sub(u32::try_from(ago).unwrap_or(u32::MAX))
-        };
-        let mut timeline = watched.timeline(own(since), own(until), |at| moment::Clock::wall_of(now, at));
-        let key = watched.key;
-        drop(table);
-        timeline.collections = lock(&self.collectors).between(key, since, until);
-        Ok(timeline)
+        let timeline = lock(&self.monitor).timeline(pid, since, until, self.clock.now());
+        timeline.ok_or(Failure::UnknownProcess(pid))
     }
 
     fn profile(&self, pid: u32, kind: ProfileKind) -> Result<Profile, Failure> {
         match kind {
             ProfileKind::Heap => self.heap(pid),
-            ProfileKind::Goroutines => {
-                self.known(pid)?;
-                Ok(goroutines::Look::at(pid)?.profile())
-            }
+            ProfileKind::Goroutines => self.goroutines_of(pid, |goroutines| goroutines.profile()),
         }
     }
 
     fn goroutines(&self, pid: u32, min_wait: Duration) -> Result<api::Goroutines, Failure> {
-        self.known(pid)?;
-        Ok(goroutines::Look::at(pid)?.groups(min_wait))
+        self.goroutines_of(pid, |goroutines| goroutines.groups(min_wait))
     }
 
     fn goroutine_dump(&self, pid: u32) -> Result<String, Failure> {
-        self.known(pid)?;
-        Ok(goroutines::Look::at(pid)?.dump())
+        self.goroutines_of(pid, |goroutines| goroutines.dump())
     }
 
     fn gc(&self, pid: u32) -> Result<api::Gc, Failure> {
         let (key, _) = self.known(pid)?;
-        lock(&self.collectors)
+        lock(&self.monitor)
             .gc(key)
             .ok_or_else(|| Failure::Nothing(format!("pid {pid} is no Go program whose collector can be read")))
     }

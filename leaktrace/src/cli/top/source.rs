@@ -5,9 +5,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{
-    bpf::features::FeatureError, daemon::api, proc::ProcError, runtime::go::GoError, session::recording::RecordError,
-};
+use crate::{api, bpf::features::FeatureError, proc::ProcError, runtime::go::GoError, session::recording::RecordError};
 
 /// Most processes that are asked for.
 pub const MAX_PROCESSES: usize = 5_000;

@@ -21,7 +21,7 @@ use super::{
     resource::{pod_uid, service},
 };
 use crate::{
-    daemon::api::{Identity, Runtime},
+    api::{Identity, Runtime},
     report::profile::ValueType,
 };
 
@@ -163,7 +163,7 @@ fn form(boundary: &str, pprof: &[u8], config: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::Container;
+    use crate::api::Container;
 
     #[test]
     fn names_with_labels() {

@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::{
 };
 
 use crate::{
-    daemon::api::{Identity, Runtime},
+    api::{Identity, Runtime},
     report::name::base,
 };
 
@@ -137,7 +137,7 @@ fn arch() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::Container;
+    use crate::api::Container;
 
     fn identity() -> Identity {
         Identity {

@@ -1,9 +1,10 @@
-//! Goroutines of a process as the daemon tells them: groups, the runtime's own text, and a profile.
+//! Goroutines of a process: groups, the runtime's own text, and a profile. The runtime's own goroutines are left out.
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{api, backend::Failure, moment};
+use super::clock::wall;
 use crate::{
+    api,
     report::profile::Profile,
     runtime::go::{
         GoError, GoProcess, clock, dump,
@@ -21,58 +22,58 @@ const MAX_IDS: usize = 20;
 /// Longest dump, in bytes.
 const MAX_DUMP: usize = 64 << 20;
 
-/// One look at the goroutines of a process.
-pub struct Look {
-    process: GoProcess,
+/// The goroutines of a process at one moment.
+pub struct Goroutines<'p> {
+    process: &'p GoProcess,
     snapshot: GoroutineSnapshot,
+    /// By the address that they began at: whether that is the program's code, rather than the runtime's own.
+    program: HashMap<u64, bool>,
     /// The monotonic clock.
     now: u64,
 }
 
-fn failure(error: &GoError) -> Failure {
-    match error {
-        GoError::NotGo { .. } => Failure::Nothing(error.to_string()),
-        error => Failure::Failed(error.to_string()),
-    }
-}
-
-impl Look {
+impl<'p> Goroutines<'p> {
     /// Reads the goroutines of a running process.
     ///
     /// # Errors
-    /// [`Failure::Nothing`] for a program that is not Go.
-    pub fn at(pid: u32) -> Result<Self, Failure> {
-        let process = GoProcess::attach(pid).map_err(|error| failure(&error))?;
-        let snapshot = process.goroutines().map_err(|error| failure(&error))?;
+    /// When they cannot be read.
+    pub fn read(process: &'p GoProcess) -> Result<Self, GoError> {
+        let snapshot = process.goroutines()?;
+        let symbolizer = Symbolizer::new(process.table(), &process.version);
+        let mut program = HashMap::new();
+        for goroutine in &snapshot.goroutines {
+            program
+                .entry(goroutine.start_pc)
+                .or_insert_with(|| !dump::is_system(&symbolizer, goroutine));
+        }
         Ok(Self {
             process,
             snapshot,
+            program,
             now: clock::monotonic(),
         })
     }
 
-    /// Goroutines whose code is not the runtime's own.
-    fn is_program(&self, symbolizer: &Symbolizer<'_>) -> HashMap<u64, bool> {
-        let mut known = HashMap::new();
-        for goroutine in &self.snapshot.goroutines {
-            known
-                .entry(goroutine.start_pc)
-                .or_insert_with(|| !dump::is_system(symbolizer, goroutine));
-        }
-        known
+    fn is_program(&self, goroutine: &Goroutine) -> bool {
+        self.program.get(&goroutine.start_pc).copied().unwrap_or(true)
     }
 
-    /// In groups.
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        let all = self.snapshot.goroutines.iter();
+        all.filter(|goroutine| self.is_program(goroutine)).count()
+    }
+
+    /// In groups, those that wait for at least `min_wait`.
     pub fn groups(&self, min_wait: Duration) -> api::Goroutines {
         let mut symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
         let waits = |goroutine: &Goroutine| {
             min_wait.is_zero()
                 || goroutine.wait_since != 0
                     && u128::from(self.now.saturating_sub(goroutine.wait_since)) >= min_wait.as_nanos()
         };
         let groups = group(&self.snapshot, |goroutine| {
-            waits(goroutine) && program[&goroutine.start_pc]
+            waits(goroutine) && self.is_program(goroutine)
         });
         api::Goroutines {
             total: groups.iter().map(|group| group.goroutines.len() as u64).sum(),
@@ -101,13 +102,18 @@ impl Look {
         };
         let text = self.process.wait_text(first);
         let waits = group.key.wait_reason != 0;
+        let channel = match group.channels()[..] {
+            [(channel, _)] => Some(channel),
+            // One of several is not what they wait for.
+            _ => None,
+        };
         Some(api::GoroutineGroup {
             count: group.goroutines.len() as u64,
             state: group.key.status.name().to_owned(),
             wait_reason: waits.then(|| text.to_owned()),
             longest_wait: group.waits(self.now).map(|(longest, _)| longest),
             stack_bytes: group.stack_bytes(),
-            channel: group.channels().first().map(|(channel, _)| *channel),
+            channel,
             stack: frames(symbolizer, &group.key.stack),
             created_by: match group.key.creator_pc {
                 0 => None,
@@ -125,27 +131,24 @@ impl Look {
     /// As the runtime would print them; cut at a length that no one reads to its end.
     pub fn dump(&self) -> String {
         let mut symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
         let mut text = String::new();
         for goroutine in &self.snapshot.goroutines {
-            if !program[&goroutine.start_pc] {
+            if !self.is_program(goroutine) {
                 continue;
             }
             if text.len() > MAX_DUMP {
                 text.push_str("...further goroutines left out...\n");
                 break;
             }
-            dump::write(&mut text, &self.process, &mut symbolizer, goroutine, self.now);
+            dump::write(&mut text, self.process, &mut symbolizer, goroutine, self.now);
         }
         text
     }
 
     /// As a profile in Go's own form.
     pub fn profile(&self) -> Profile {
-        let symbolizer = Symbolizer::new(self.process.table(), &self.process.version);
-        let program = self.is_program(&symbolizer);
-        profile::goroutine_profile(&self.process, &self.snapshot, moment::wall() as i64, |goroutine| {
-            program[&goroutine.start_pc]
+        profile::goroutine_profile(self.process, &self.snapshot, wall() as i64, |goroutine| {
+            self.is_program(goroutine)
         })
     }
 }
