@@ -1,7 +1,7 @@
 //! leaktrace: which code holds the memory of a running process, is it growing, is it leaked?
 //!
 //! Modules depend downwards only (`cargo xtask check` enforces it):
-//! `cli → daemon → session → {probe event ledger unwind symbolize runtime verdict report export bpf}
+//! `cli → daemon → {monitor api} → session → {probe event ledger unwind symbolize runtime verdict report export bpf}
 //! → {allocator → object, proc} → model → leaktrace_common`.
 
 /// As the standard one, but a reader that is gone (`2>&1 | head`) is no panic.
@@ -13,6 +13,7 @@ macro_rules! eprintln {
 }
 
 pub mod allocator;
+pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod daemon;
@@ -20,6 +21,7 @@ pub mod event;
 pub mod export;
 pub mod ledger;
 pub mod model;
+pub mod monitor;
 pub mod object;
 pub mod probe;
 pub mod proc;

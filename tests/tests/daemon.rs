@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "the page's own tests use all of it")]
 mod browser;
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use leaktrace_tests::daemon::{Daemon, Home};
+use leaktrace_tests::golang::{Form, MANDATORY, Toolchain};
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::{Answer, leaktrace, run};
 use leaktrace_tests::scenario::unharmed;
@@ -393,6 +395,98 @@ fn hostile_names_are_harmless_everywhere() -> Result<()> {
     }
     daemon.end()?;
     ensure!(named.alive() && target.alive(), "a target ended");
+    Ok(())
+}
+
+/// Cells of a process's row in a table of `leaktrace top --batch`, by heading; those of its last page.
+fn row(table: &str, pid: u32) -> Result<HashMap<String, String>> {
+    // The only heading with a blank in it.
+    let table = table.replace("GO HEAP", "GO_HEAP");
+    let heading = table
+        .lines()
+        .rfind(|line| line.contains("PID"))
+        .with_context(|| table.clone())?;
+    let number = pid.to_string();
+    let line = table
+        .lines()
+        .rfind(|line| line.split_whitespace().next() == Some(&number));
+    let cells = line
+        .with_context(|| format!("no pid {pid}:\n{table}"))?
+        .split_whitespace();
+    Ok(heading
+        .split_whitespace()
+        .map(str::to_owned)
+        .zip(cells.map(str::to_owned))
+        .collect())
+}
+
+/// `+1.25M` as a number.
+fn figure(cells: &HashMap<String, String>, heading: &str) -> Result<f64> {
+    let text = cells.get(heading).with_context(|| format!("no {heading}: {cells:?}"))?;
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_uppercase());
+    let unit = ["", "B", "K", "M", "G", "T"]
+        .iter()
+        .position(|unit| *unit == &text[digits.len()..]);
+    let power = unit.with_context(|| format!("{heading} is {text}"))?.saturating_sub(1);
+    let number: f64 = digits.parse().with_context(|| format!("{heading} is {text}"))?;
+    Ok(number * 1024f64.powi(i32::try_from(power)?))
+}
+
+#[test]
+fn the_daemon_and_top_say_the_same_of_a_process() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let toolchains = Toolchain::all()?;
+    let newest = toolchains
+        .iter()
+        .rfind(|toolchain| MANDATORY.contains(&toolchain.minor));
+    let program = newest.context("no Go")?.build("small", Form::Pure)?;
+    let gopher = Process::ready(&mut Command::new(program))?;
+    let leaky = leaky(4000)?;
+    let home = Home::new("growth_time = \"40s\"\n\n[trace]\nauto = false")?;
+    let mut daemon = home.start()?;
+    let pids = [leaky.pid(), gopher.pid()].map(|pid| pid.to_string());
+    daemon.until("both are known", PATIENCE, |daemon| {
+        Ok(daemon.state(leaky.pid())?.is_some() && daemon.state(gopher.pid())?.is_some())
+    })?;
+    let config = home.path("leaktrace.toml").display().to_string();
+    let socket = home.path("socket").display().to_string();
+    let of_top = leaktrace(
+        &[
+            "top",
+            "--batch",
+            "-n",
+            "16",
+            "-i",
+            "1s",
+            "--no-trace",
+            "--config",
+            &config,
+            "-p",
+            &pids[0],
+            "-p",
+            &pids[1],
+        ],
+        PATIENCE,
+    )?;
+    let of_daemon = leaktrace(&["top", "--batch", "--socket", &socket], PATIENCE)?;
+    for (pid, headings) in [
+        (leaky.pid(), &["RSS", "ANON", "GROWTH/h"][..]),
+        (gopher.pid(), &["RSS", "ANON", "GO_HEAP"][..]),
+    ] {
+        let (own, daemons) = (row(&of_top.stdout, pid)?, row(&of_daemon.stdout, pid)?);
+        ensure!(own["COMM"] == daemons["COMM"], "{own:?} and {daemons:?}");
+        for heading in headings {
+            let (own, daemons) = (figure(&own, heading)?, figure(&daemons, heading)?);
+            // Two looks at most lie between both, and a second between the beginnings.
+            ensure!(
+                daemons > 0.0 && (own / daemons - 1.0).abs() < 0.2,
+                "{heading} of pid {pid}: top says {own}, the daemon {daemons}"
+            );
+        }
+    }
+    daemon.end()?;
     Ok(())
 }
 

@@ -61,8 +61,10 @@ const MODULES: &[Module] = &[
     module("runtime", 3, &["symbolize", "report", "unwind"]),
     module("bpf", 3, &["event", "probe", "unwind"]),
     module("session", 4, &[]),
-    module("daemon", 5, &[]),
-    module("cli", 6, &[]),
+    module("api", 5, &[]),
+    module("monitor", 5, &["api"]),
+    module("daemon", 6, &[]),
+    module("cli", 7, &[]),
 ];
 
 /// A crate or keyword that only some places may use.

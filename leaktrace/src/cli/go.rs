@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 
-use crate::report::unit::{Scale, label};
+use super::quantity::bytes;
 use crate::runtime::go::{GoError, GoProcess};
 
 mod census;
@@ -77,11 +77,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn now_nanos() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// Bytes for people: `12.34MB`.
-fn bytes(bytes: u64) -> String {
-    label(i64::try_from(bytes).unwrap_or(i64::MAX), "bytes", &Scale::Auto)
 }
 
 /// Nanoseconds for people: `18µs`, `2.3ms`, `41s`, `2h 5m`.

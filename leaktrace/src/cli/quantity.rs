@@ -2,8 +2,7 @@
 
 pub use crate::model::quantity::{duration, size};
 
-/// Bytes for people: `1.25MB`, in pprof's units.
+/// Bytes for people: `1.25 MiB`.
 pub fn bytes(value: u64) -> String {
-    let value = i64::try_from(value).unwrap_or(i64::MAX);
-    crate::report::unit::label(value, "bytes", &crate::report::unit::Scale::Auto)
+    crate::model::quantity::bytes(value as f64)
 }

@@ -10,7 +10,7 @@ use regex::Regex;
 
 use super::report::{self, ReportError, ViewArgs};
 use super::terminal;
-use crate::daemon::api::{Identity, StoredProfile, StoredProfiles};
+use crate::api::{Identity, StoredProfile, StoredProfiles};
 use crate::daemon::store::{self, Filter, Listed, Reader};
 use crate::export::file;
 use crate::model::quantity;

@@ -47,7 +47,7 @@ use self::{
     worker::{Request, Worker},
 };
 use super::{quantity, terminal};
-use crate::model::ProcessKey;
+use crate::{daemon::config::Config, model::ProcessKey, monitor::Settings};
 
 /// Columns of a line where nothing says how many fit.
 const BATCH_WIDTH: usize = 132;
@@ -85,6 +85,10 @@ pub struct TopArgs {
     /// With -p: mean bytes between samples.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64KiB", requires = "pids")]
     sample_interval: u64,
+    /// With -p: the daemon's configuration, whose `watch.growth_time` growth is measured over
+    /// [default: /etc/leaktrace.toml, if it is there]
+    #[arg(long, value_name = "FILE", requires = "pids")]
+    config: Option<PathBuf>,
     /// With -p: look at memory only, until `t` is pressed.
     #[arg(long, requires = "pids")]
     no_trace: bool,
@@ -101,8 +105,9 @@ pub fn run(arguments: TopArgs) -> Result<ExitCode> {
         "--sample-interval must be 16B to 1GiB"
     );
     let keys = local::find(&arguments.pids)?;
+    let settings = settings(&arguments)?;
     if arguments.batch || !stdout().is_terminal() {
-        return print(&arguments, &keys);
+        return print(&arguments, &keys, settings);
     }
     // A daemon that is not there is told on the shell's screen.
     let title = if keys.is_empty() {
@@ -112,10 +117,30 @@ pub fn run(arguments: TopArgs) -> Result<ExitCode> {
     } else {
         "stand-alone".to_owned()
     };
-    show(arguments, keys, title)
+    show(arguments, keys, settings, title)
 }
 
-fn source(arguments: &TopArgs, keys: &[ProcessKey], trace: bool) -> Result<Box<dyn Source>, source::SourceError> {
+/// What the monitor goes by: the same as the daemon's.
+fn settings(arguments: &TopArgs) -> Result<Settings> {
+    let config = match &arguments.config {
+        Some(path) => Config::load(path)?,
+        // The daemon has read it.
+        None if arguments.pids.is_empty() => Config::default(),
+        // Who may not read it can look at processes of his own still.
+        None => Config::load_default().unwrap_or_else(|error| {
+            eprintln!("leaktrace: the configuration's defaults apply: {error}");
+            Config::default()
+        }),
+    };
+    Ok(config.watch.monitor())
+}
+
+fn source(
+    arguments: &TopArgs,
+    keys: &[ProcessKey],
+    settings: Settings,
+    trace: bool,
+) -> Result<Box<dyn Source>, source::SourceError> {
     if keys.is_empty() {
         Ok(Box::new(daemon::Daemon::new(&arguments.socket)?))
     } else {
@@ -123,15 +148,15 @@ fn source(arguments: &TopArgs, keys: &[ProcessKey], trace: bool) -> Result<Box<d
             at_once: trace,
             sample_interval: arguments.sample_interval,
         };
-        Ok(Box::new(local::Local::new(keys, tracing, arguments.interval)))
+        Ok(Box::new(local::Local::new(keys, tracing, arguments.interval, settings)))
     }
 }
 
 /// Prints tables.
-fn print(arguments: &TopArgs, keys: &[ProcessKey]) -> Result<ExitCode> {
+fn print(arguments: &TopArgs, keys: &[ProcessKey], settings: Settings) -> Result<ExitCode> {
     let iterations = arguments.iterations.unwrap_or(1);
     // One look sees nothing of what probes would tell.
-    let mut source = source(arguments, keys, iterations > 1 && !arguments.no_trace)?;
+    let mut source = source(arguments, keys, settings, iterations > 1 && !arguments.no_trace)?;
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let options = batch::Options {
         column: arguments.sort,
@@ -167,7 +192,7 @@ fn write(text: &str) -> Result<bool> {
 }
 
 /// Shows the live view until somebody ends it.
-fn show(arguments: TopArgs, keys: Vec<ProcessKey>, title: String) -> Result<ExitCode> {
+fn show(arguments: TopArgs, keys: Vec<ProcessKey>, settings: Settings, title: String) -> Result<ExitCode> {
     let mut state = State::new(title, arguments.interval, arguments.iterations);
     state.column = arguments.sort;
     state.filter.clone_from(&arguments.filter);
@@ -182,7 +207,7 @@ fn show(arguments: TopArgs, keys: Vec<ProcessKey>, title: String) -> Result<Exit
     let answers = sender.clone();
     // Made here for the daemon, where that can fail; on its thread for local ones, since probes stay on theirs.
     let worker = Worker::start(
-        move || source(&arguments, &keys, !arguments.no_trace),
+        move || source(&arguments, &keys, settings, !arguments.no_trace),
         move |answer| answers.send(Event::Answer(answer)).is_ok(),
     )?;
     let mut screen = Screen::open().context("failed to take over the terminal; --batch prints plain text")?;

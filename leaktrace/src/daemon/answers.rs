@@ -3,14 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    api,
     backend::{Backend, Failure, ProfileKind, Snapshot},
-    goroutines, moment,
     service::{Service, lock, profile_of},
     store::{Filter, StoreError},
     trace::cost::{Cost, Price},
 };
-use crate::{model::ProcessKey, report::profile::Profile, runtime};
+use crate::{
+    api,
+    model::ProcessKey,
+    monitor::{clock::wall, goroutines::Goroutines},
+    report::profile::Profile,
+    runtime::{self, RuntimeError},
+};
 
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 500;
@@ -18,6 +22,13 @@ const MAX_DECISIONS: usize = 500;
 impl Service {
     fn known(&self, pid: u32) -> Result<(ProcessKey, Arc<api::Identity>), Failure> {
         self.identity(pid).ok_or(Failure::UnknownProcess(pid))
+    }
+
+    fn goroutines_of<T>(&self, pid: u32, answer: impl FnOnce(&Goroutines) -> T) -> Result<T, Failure> {
+        self.known(pid)?;
+        let process = runtime::attach(pid).map_err(|error| of_runtime(&error))?;
+        let goroutines = Goroutines::read(process.as_ref()).map_err(|error| of_runtime(&error))?;
+        Ok(answer(&goroutines))
     }
 
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
@@ -28,7 +39,7 @@ impl Service {
             }
         } else {
             let heap = runtime::attach(pid).and_then(|process| process.heap());
-            let profile = heap.map(|heap| heap.profile(moment::wall() as i64));
+            let profile = heap.map(|heap| heap.profile(wall() as i64));
             return profile.map_err(|error| Failure::Failed(error.to_string()));
         }
         let tracing = lock(&self.policy).tracing(key, identity.started);
@@ -37,6 +48,13 @@ impl Service {
             identity.comm.escape_debug(),
             tracing.reason
         )))
+    }
+}
+
+fn of_runtime(error: &RuntimeError) -> Failure {
+    match error {
+        RuntimeError::Foreign(_) => Failure::Nothing(error.to_string()),
+        error => Failure::Failed(error.to_string()),
     }
 }
 
@@ -68,43 +86,28 @@ impl Backend for Service {
     }
 
     fn timeline(&self, pid: u32, since: u64, until: u64) -> Result<api::Timeline, Failure> {
-        let now = self.clock.now();
-        let table = lock(&self.table);
-        let watched = table.get(pid).ok_or(Failure::UnknownProcess(pid))?;
-        let own = |wall: u64| {
-            let ago = now.wall.saturating_sub(wall) / 1_000_000_000;
-            now.seconds.saturating_sub(u32::try_from(ago).unwrap_or(u32::MAX))
-        };
-        let mut timeline = watched.timeline(own(since), own(until), |at| moment::Clock::wall_of(now, at));
-        let key = watched.key;
-        drop(table);
-        timeline.collections = lock(&self.collectors).between(key, since, until);
-        Ok(timeline)
+        let timeline = lock(&self.monitor).timeline(pid, since, until, self.clock.now());
+        timeline.ok_or(Failure::UnknownProcess(pid))
     }
 
     fn profile(&self, pid: u32, kind: ProfileKind) -> Result<Profile, Failure> {
         match kind {
             ProfileKind::Heap => self.heap(pid),
-            ProfileKind::Goroutines => {
-                self.known(pid)?;
-                Ok(goroutines::Look::at(pid)?.profile())
-            }
+            ProfileKind::Goroutines => self.goroutines_of(pid, |goroutines| goroutines.profile()),
         }
     }
 
     fn goroutines(&self, pid: u32, min_wait: Duration) -> Result<api::Goroutines, Failure> {
-        self.known(pid)?;
-        Ok(goroutines::Look::at(pid)?.groups(min_wait))
+        self.goroutines_of(pid, |goroutines| goroutines.groups(min_wait))
     }
 
     fn goroutine_dump(&self, pid: u32) -> Result<String, Failure> {
-        self.known(pid)?;
-        Ok(goroutines::Look::at(pid)?.dump())
+        self.goroutines_of(pid, |goroutines| goroutines.dump())
     }
 
     fn gc(&self, pid: u32) -> Result<api::Gc, Failure> {
         let (key, _) = self.known(pid)?;
-        lock(&self.collectors)
+        lock(&self.monitor)
             .gc(key)
             .ok_or_else(|| Failure::Nothing(format!("pid {pid} is no Go program whose collector can be read")))
     }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::api;
+use crate::api;
 use crate::report::profile::Profile;
 
 /// Which profile.

@@ -7,14 +7,18 @@ use std::{
 };
 
 use super::{
-    api, moment,
     push::{Export, Origin, Origins, Since},
     service::{Service, lock, profile_of},
     store::{Heap, NewEntry, StoreError},
 };
 use crate::{
+    api,
     export::pprof,
     model::ProcessKey,
+    monitor::{
+        clock::{before, since_1970, wall},
+        goroutines::Goroutines,
+    },
     proc::{identity, living, memory},
     report::profile::Profile,
     runtime,
@@ -173,7 +177,7 @@ impl Exporter {
         }
         if self.tidied.elapsed() >= TIDY_EVERY {
             self.tidied = Instant::now();
-            lock(&self.service.store).tidy(moment::wall());
+            lock(&self.service.store).tidy(wall());
         }
     }
 
@@ -187,7 +191,7 @@ impl Exporter {
         let (attached, programs) = moment.origin();
         let origins = Origins {
             native: Some(Origin {
-                run: [moment::since_1970(attached), programs],
+                run: [since_1970(attached), programs],
                 age: moment.age(),
             }),
             managed: is_managed.then(|| origin_of_managed(key)).flatten(),
@@ -222,19 +226,18 @@ impl Exporter {
             managed: origin_of_managed(key),
         };
         match process.heap() {
-            Ok(heap) => self.export(key, Heap::Go, heap.profile(moment::wall() as i64), origins),
+            Ok(heap) => self.export(key, Heap::Go, heap.profile(wall() as i64), origins),
             Err(error) => tracing::debug!("failed to read the heap of pid {}: {error}", key.pid),
         }
-        if let Ok(tasks) = process.tasks() {
-            let now = self.service.clock.now();
-            let count = u32::try_from(tasks.count()).ok();
-            lock(&self.service.table).note(key, now.seconds, |inside| inside.goroutines = count);
+        if let Ok(goroutines) = Goroutines::read(process.as_ref()) {
+            let count = u32::try_from(goroutines.count()).ok();
+            lock(&self.service.monitor).note(key, self.service.clock.now(), |inside| inside.goroutines = count);
         }
     }
 
     fn export(&mut self, key: ProcessKey, heap: Heap, profile: Profile, origins: Origins) {
         self.worked = true;
-        let end = moment::wall();
+        let end = wall();
         let Some((identity, told)) = self.note_export(key) else {
             return;
         };
@@ -246,7 +249,7 @@ impl Exporter {
         let Some(bytes) = encode(&profile, key) else { return };
         self.store(&NewEntry {
             identity: &identity,
-            begin: moment::before(end, length),
+            begin: before(end, length),
             end,
             heap,
             in_use: in_use(&profile),
@@ -289,7 +292,7 @@ impl Exporter {
             return;
         }
         let length = since.tell(&mut profile, origins, Instant::now());
-        let begin = moment::before(end, length);
+        let begin = before(end, length);
         profile.time_nanos = i64::try_from(begin).unwrap_or(0);
         profile.duration_nanos = i64::try_from(length.as_nanos()).unwrap_or(i64::MAX);
         profile

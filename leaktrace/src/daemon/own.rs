@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::config::Budget;
-use crate::proc::footprint::Footprint;
+use crate::{model::quantity::bytes, proc::footprint::Footprint};
 
 /// Time that CPU use is told for.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -81,9 +81,9 @@ impl Keeper {
 fn told(excess: Excess, figures: Figures, budget: &Budget) -> String {
     match excess {
         Excess::Memory => format!(
-            "leaktrace takes {} MiB of memory, its budget is {} MiB",
-            figures.rss >> 20,
-            budget.own_memory >> 20
+            "leaktrace takes {} of memory, its budget is {}",
+            bytes(figures.rss as f64),
+            bytes(budget.own_memory as f64)
         ),
         Excess::Cpu => format!(
             "leaktrace takes {:.1} % of a CPU, its budget is {:.1} %",

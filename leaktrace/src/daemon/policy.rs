@@ -5,8 +5,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{api, watch::growth::Growth};
-use crate::{model::ProcessKey, report::unit};
+use crate::{
+    api,
+    model::{
+        ProcessKey,
+        quantity::{bytes, signed},
+    },
+    monitor::{clock::Now, growth::Growth},
+};
 
 /// Decisions that are remembered.
 const MAX_DECISIONS: usize = 2000;
@@ -87,15 +93,6 @@ pub enum Wish {
         /// Why.
         reason: String,
     },
-}
-
-/// The moment of a decision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// Seconds of the daemon's own time, which never goes back.
-    pub seconds: u32,
-    /// Nanoseconds since 1970.
-    pub wall: u64,
 }
 
 /// What was decided about each process.
@@ -184,14 +181,13 @@ impl Policy {
         if !growth.steady || growth.per_hour < self.settings.growth_slope {
             return None;
         }
-        let size = |bytes: f64| unit::label(bytes.max(0.0) as i64, "bytes", &unit::Scale::Auto);
         let reason = format!(
             "anonymous memory grew for {} by {} an hour, from {} to {}; the limit is {} an hour",
             humantime::format_duration(std::time::Duration::from_secs(self.settings.growth_time.into())),
-            size(growth.per_hour),
-            size(growth.quarters[0]),
-            size(growth.quarters[3]),
-            size(self.settings.growth_slope)
+            bytes(growth.per_hour),
+            bytes(growth.quarters[0]),
+            bytes(growth.quarters[3]),
+            bytes(self.settings.growth_slope)
         );
         Some((By::Growth, self.settings.sample_interval, reason))
     }
@@ -205,13 +201,14 @@ impl Policy {
                 None => Some(format!("rule `{name}` does not match any more")),
             },
             By::Growth => {
-                let long_enough = now.seconds >= standing.at.saturating_add(self.settings.release_time);
-                let lately = candidate.lately.filter(|_| long_enough)?;
+                let time = self.settings.release_time;
+                let long_enough = now.seconds >= standing.at.saturating_add(time);
+                let lately = candidate.lately.filter(|growth| long_enough && growth.over >= time)?;
                 (!lately.steady || lately.per_hour < self.settings.growth_slope / 2.0).then(|| {
                     format!(
-                        "growth has stopped: {:+.0} bytes an hour over the last {}",
-                        lately.per_hour,
-                        humantime::format_duration(std::time::Duration::from_secs(self.settings.release_time.into()))
+                        "growth has stopped: {} an hour over the last {}",
+                        signed(lately.per_hour),
+                        humantime::format_duration(std::time::Duration::from_secs(time.into()))
                     )
                 })
             }
@@ -391,6 +388,7 @@ mod tests {
             per_hour,
             steady: per_hour > 0.0,
             quarters: [1.0, 2.0, 3.0, 4.0],
+            over: 120,
         });
         Candidate {
             key: key(pid),

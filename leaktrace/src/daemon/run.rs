@@ -13,22 +13,28 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{bpf::usage, proc::memory};
+use crate::{
+    bpf::usage,
+    monitor::{
+        Monitor,
+        clock::{Clock, wall},
+        table::Scope,
+    },
+    proc::memory,
+};
 
 use super::{
     backend::Snapshot,
     config::{Config, ConfigError, Http},
     exporter::{Exporter, Job},
     http::{self, HttpError},
-    moment::{self, Clock},
     own,
     policy::Policy,
     privileges,
     push::Pusher,
-    service::{Service, lock, policy_settings, seconds},
+    service::{Service, lock, policy_settings},
     store::{self, Store, StoreError},
     trace::engine::Engine,
-    watch::{collector::Collectors, table::Table},
     watcher::{Message, Watcher},
 };
 
@@ -100,11 +106,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     };
     let service = Arc::new(Service {
         clock: Clock::default(),
-        table: Mutex::new(Table::new(
-            seconds(config.watch.history),
-            seconds(config.watch.growth_time),
-        )),
-        collectors: Mutex::new(Collectors::default()),
+        monitor: Mutex::new(Monitor::new(Scope::Machine, config.watch.monitor())),
         suspects: Mutex::default(),
         policy: Mutex::new(Policy::new(policy_settings(&config), std::process::id())),
         engine: Engine::start().map_err(start("the engine's thread"))?,
@@ -114,7 +116,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         published: AtomicU32::new(0),
         own: Mutex::new(own::Figures::default()),
         host,
-        started: moment::wall(),
+        started: wall(),
         troubles: Mutex::new(HashMap::new()),
         config: RwLock::new(Arc::new(config)),
     });

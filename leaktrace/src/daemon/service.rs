@@ -1,7 +1,7 @@
-//! What the parts of the daemon share: the table of processes, the policy, the engine, the store, the push targets.
+//! What the parts of the daemon share: the monitor of processes, the policy, the engine, the store, the push targets.
 //!
 //! Locks are held for moments, at most for a look at `/proc` or one read of a collector, and never while a process is
-//! attached to; where two are needed, the table's is taken first. Answers to the HTTP side are in `answers`.
+//! attached to; where two are needed, the monitor's is taken first. Answers to the HTTP side are in `answers`.
 
 use std::{
     collections::HashMap,
@@ -13,23 +13,22 @@ use std::{
 };
 
 use super::{
-    api,
     backend::Snapshot,
     config::Config,
-    moment::Clock,
+    growth_sampling::{self, Change, Suspects},
     own,
     policy::{self, Candidate, Policy, Wish},
     push::Pusher,
     store::Store,
     trace::engine::{Engine, Readings},
-    watch::{
-        collector::Collectors,
-        suspects::{self, Change, Suspects},
-        table::Table,
-    },
 };
 use crate::{
+    api,
     model::ProcessKey,
+    monitor::{
+        Monitor,
+        clock::{Clock, Now, seconds},
+    },
     report::profile::Profile,
     session::{live::Moment, managed::ManagedHeap},
     symbolize::Symbolizer,
@@ -42,8 +41,7 @@ const WATCHER_PATIENCE: Duration = Duration::from_secs(120);
 pub struct Service {
     pub(super) config: RwLock<Arc<Config>>,
     pub(super) clock: Clock,
-    pub(super) table: Mutex<Table>,
-    pub(super) collectors: Mutex<Collectors>,
+    pub(super) monitor: Mutex<Monitor>,
     pub(super) policy: Mutex<Policy>,
     pub(super) suspects: Mutex<Suspects>,
     pub(super) engine: Engine,
@@ -119,10 +117,7 @@ impl Service {
 
     /// A process's key and identity, if it is watched.
     pub(super) fn identity(&self, pid: u32) -> Option<(ProcessKey, Arc<api::Identity>)> {
-        let table = lock(&self.table);
-        table
-            .get(pid)
-            .map(|watched| (watched.key, Arc::clone(&watched.identity)))
+        lock(&self.monitor).identity(pid)
     }
 
     /// How a process stands, with what it costs.
@@ -157,11 +152,11 @@ impl Service {
     }
 
     /// Candidates for the policy, by the configuration's rules.
-    pub(super) fn wishes(&self, config: &Config, now: policy::Now) -> Vec<Wish> {
-        let table = lock(&self.table);
+    pub(super) fn wishes(&self, config: &Config, now: Now) -> Vec<Wish> {
+        let monitor = lock(&self.monitor);
         let release = seconds(config.watch.release_time);
         let mut policy = lock(&self.policy);
-        let candidates: Vec<Candidate<'_>> = table
+        let candidates: Vec<Candidate<'_>> = monitor
             .iter()
             .map(|watched| Candidate {
                 key: watched.key,
@@ -183,8 +178,8 @@ impl Service {
     }
 
     /// Follows the growth of what begins to grow, and no longer that of what has stopped.
-    pub(super) fn follow_suspects(&self, config: &Config, now: policy::Now) {
-        let settings = suspects::Settings {
+    pub(super) fn follow_suspects(&self, config: &Config, now: Now) {
+        let settings = growth_sampling::Settings {
             limit: config.watch.suspects,
             slope: config.watch.growth_slope,
             release_time: seconds(config.watch.release_time),
@@ -204,14 +199,14 @@ impl Service {
         }
     }
 
-    fn suspect_candidates(&self, window: u32) -> Vec<suspects::Candidate> {
-        let table = lock(&self.table);
+    fn suspect_candidates(&self, window: u32) -> Vec<growth_sampling::Candidate> {
+        let monitor = lock(&self.monitor);
         let policy = lock(&self.policy);
         let own = std::process::id();
-        table
+        monitor
             .iter()
             .filter(|watched| watched.key.pid != own)
-            .map(|watched| suspects::Candidate {
+            .map(|watched| growth_sampling::Candidate {
                 key: watched.key,
                 growth: watched.growth_over(window),
                 better: watched.identity.runtime.is_managed() || policy.is_traced(watched.key),
@@ -229,11 +224,6 @@ impl Service {
 /// more than a second every minute. `earlier` is the managed heap that the profile before left; this one leaves another.
 pub(super) fn profile_of(moment: Moment, earlier: Option<ManagedHeap>) -> (Profile, Option<ManagedHeap>) {
     moment.profile(&Symbolizer::new(), earlier)
-}
-
-/// Whole seconds of a duration, one at least.
-pub(super) fn seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 /// The policy's part of the configuration.

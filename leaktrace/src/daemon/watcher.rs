@@ -6,24 +6,20 @@ use std::{
 };
 
 use super::{
-    api,
     backend::Snapshot,
     config::Config,
     exporter::Job,
     own::{self, Excess, Keeper, Own},
-    policy::Now,
-    service::{Service, lock, policy_settings, seconds},
+    service::{Service, lock, policy_settings},
     trace::{
         engine::{Reading, Readings},
         governor::{self, Budget, Order, Target},
     },
 };
-use crate::{model::ProcessKey, proc::memory};
+use crate::{api, model::ProcessKey, monitor::clock::Now, proc::memory};
 
 /// Between two measurements of what tracing costs.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// Between two looks at collectors.
-const COLLECTORS_EVERY: Duration = Duration::from_secs(5);
 
 /// Something that the loop is told.
 #[derive(Debug)]
@@ -42,21 +38,18 @@ pub struct Watcher {
     measured: Instant,
     /// The measurement that was acted on last.
     governed: u64,
-    collected: Instant,
     keeper: Keeper,
 }
 
 impl Watcher {
     /// Makes the loop; profiles of processes that end go to `jobs`.
     pub fn new(service: Arc<Service>, jobs: mpsc::Sender<Job>) -> Self {
-        let begin = Instant::now();
         Self {
             service,
             jobs,
             own: Own::default(),
-            measured: begin,
+            measured: Instant::now(),
             governed: 0,
-            collected: begin,
             keeper: Keeper::default(),
         }
     }
@@ -68,8 +61,7 @@ impl Watcher {
             let config = self.service.config();
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Reload) => {
-                    lock(&self.service.table)
-                        .configure(seconds(config.watch.history), seconds(config.watch.growth_time));
+                    lock(&self.service.monitor).configure(config.watch.monitor());
                     lock(&self.service.policy).configure(policy_settings(&config));
                 }
                 Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -85,18 +77,12 @@ impl Watcher {
     /// One look at everything.
     pub fn turn(&mut self, config: &Config) {
         let now = self.service.clock.now();
-        let changes = lock(&self.service.table).look(now.seconds);
+        let changes = lock(&self.service.monitor).look(now);
         for (key, identity) in changes.gone {
             self.end(key, identity);
         }
-        for key in &changes.new {
-            self.begin(*key);
-        }
-        if self.collected.elapsed() >= COLLECTORS_EVERY {
-            self.collected = Instant::now();
-            self.look_at_collectors(now);
-        }
-        self.note_tracked(now);
+        let readings = self.service.engine.readings();
+        lock(&self.service.monitor).note_tracked(now, |key| Some(readings.targets.get(&key)?.live_bytes));
         for wish in self.service.wishes(config, now) {
             self.service.fulfil(wish);
         }
@@ -108,20 +94,7 @@ impl Watcher {
         self.publish(now);
     }
 
-    fn begin(&self, key: ProcessKey) {
-        let identity = lock(&self.service.table)
-            .get(key.pid)
-            .filter(|watched| watched.key == key)
-            .map(|watched| Arc::clone(&watched.identity));
-        if identity.is_some_and(|identity| identity.runtime.is_managed()) {
-            lock(&self.service.collectors).begin(key);
-        } else {
-            lock(&self.service.collectors).end(key);
-        }
-    }
-
     fn end(&self, key: ProcessKey, identity: Arc<api::Identity>) {
-        lock(&self.service.collectors).end(key);
         let traced = lock(&self.service.policy).gone(key);
         let suspect = lock(&self.service.suspects).gone(key);
         if traced || suspect {
@@ -132,38 +105,6 @@ impl Watcher {
             self.service.engine.release(key);
         }
         let _ = self.jobs.send(Job::Gone(key));
-    }
-
-    fn look_at_collectors(&self, now: Now) {
-        let keys: Vec<ProcessKey> = {
-            let table = lock(&self.service.table);
-            let collectors = lock(&self.service.collectors);
-            table
-                .iter()
-                .map(|watched| watched.key)
-                .filter(|key| collectors.follows(*key))
-                .collect()
-        };
-        for key in keys {
-            let live = lock(&self.service.collectors).look(key);
-            lock(&self.service.table).note(key, now.seconds, |inside| inside.go_heap = live);
-        }
-    }
-
-    fn note_tracked(&self, now: Now) {
-        let readings = self.service.engine.readings();
-        let mut table = lock(&self.service.table);
-        for (key, reading) in &readings.targets {
-            table.note(*key, now.seconds, |inside| inside.tracked = Some(reading.live_bytes));
-        }
-        let lost: Vec<ProcessKey> = table
-            .iter()
-            .filter(|watched| watched.is_tracked() && !readings.targets.contains_key(&watched.key))
-            .map(|watched| watched.key)
-            .collect();
-        for key in lost {
-            table.note(key, now.seconds, |inside| inside.tracked = None);
-        }
     }
 
     /// Acts on each measurement once, and begins the next: what an order changed is in the one after it.
@@ -265,9 +206,9 @@ impl Watcher {
 
     fn publish(&self, now: Now) {
         let readings = self.service.engine.readings();
-        let table = lock(&self.service.table);
+        let monitor = lock(&self.service.monitor);
         let policy = lock(&self.service.policy);
-        let mut processes: Vec<api::Process> = table
+        let mut processes: Vec<api::Process> = monitor
             .iter()
             .map(|watched| api::Process {
                 identity: api::Identity::clone(&watched.identity),
@@ -278,9 +219,9 @@ impl Watcher {
                 spark: watched.spark(now.seconds),
             })
             .collect();
-        let beyond = table.beyond;
+        let beyond = monitor.beyond();
         drop(policy);
-        drop(table);
+        drop(monitor);
         processes.sort_by_key(|process| process.identity.pid);
         self.service.publish(Snapshot {
             time: now.wall,

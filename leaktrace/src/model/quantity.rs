@@ -1,6 +1,12 @@
-//! Durations and sizes as people write them, on the command line and in the configuration.
+//! Durations and sizes as people write them, on the command line and in the configuration, and sizes as they read them.
+//!
+//! Everywhere but in tables of profiles, which have pprof's style (`report::unit`), sizes are written by [`bytes`], or in
+//! narrow columns with its digits by [`short_bytes`]; the page does the same (`ui/assets/text.js`).
 
 use std::time::Duration;
+
+/// Powers of 1024.
+const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 /// `30s`, `5m`, `1h30m`; a bare number means seconds.
 ///
@@ -73,6 +79,45 @@ pub fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A size in the largest unit in which it has at most three digits, and that unit's place.
+fn digits(value: f64) -> (String, usize) {
+    let mut size = value.abs();
+    let mut unit = 0;
+    while size >= 999.5 && unit < UNITS.len() - 1 {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let decimals = match size {
+        _ if unit == 0 => 0,
+        size if size < 9.995 => 2,
+        size if size < 99.95 => 1,
+        _ => 0,
+    };
+    (format!("{size:.decimals$}"), unit)
+}
+
+/// Bytes for people: `817 B`, `12.5 KiB`, `310 MiB`.
+pub fn bytes(value: f64) -> String {
+    let (digits, unit) = digits(value);
+    let sign = if value <= -0.5 { "-" } else { "" };
+    format!("{sign}{digits} {}", UNITS[unit])
+}
+
+/// The same with its sign, also if that is `+`.
+pub fn signed(value: f64) -> String {
+    let sign = if value >= 0.5 { "+" } else { "" };
+    format!("{sign}{}", bytes(value))
+}
+
+/// The same digits in at most five columns, without a sign: `0`, `817B`, `12.5K`, `310M`.
+pub fn short_bytes(value: f64) -> String {
+    let (digits, unit) = digits(value);
+    match (digits.as_str(), unit) {
+        ("0", 0) => digits,
+        _ => format!("{digits}{}", &UNITS[unit][..1]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -124,5 +169,17 @@ mod tests {
         fn any_text_is_answered(text in "\\PC{0,24}") {
             let _ = (duration(&text), size(&text), rate(&text), share(&text));
         }
+    }
+
+    #[test]
+    fn sizes_have_three_digits_in_both_styles() {
+        let all = [0.0, 1.0, 999.0, 1000.0, 10_230.0, 1_047_552.0, -5e9, 3e15];
+        let shown = |write: &dyn Fn(f64) -> String| all.map(write).join(", ");
+        insta::assert_snapshot!(shown(&bytes), @"0 B, 1 B, 999 B, 0.98 KiB, 9.99 KiB, 1.00 MiB, -4.66 GiB, 2.66 PiB");
+        insta::assert_snapshot!(shown(&short_bytes), @"0, 1B, 999B, 0.98K, 9.99K, 1.00M, 4.66G, 2.66P");
+        assert_eq!(
+            (signed(-2048.0).as_str(), signed(2048.0).as_str(), signed(0.0).as_str()),
+            ("-2.00 KiB", "+2.00 KiB", "0 B")
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         syscall::AttachType,
         tracefs::{MOUNT_POINT, Tracefs},
     },
-    cli::exit,
+    cli::{exit, quantity::bytes},
     proc::{release::Release, yama},
     session::self_test::{self, Passed, SelfTestError},
 };
@@ -319,15 +319,6 @@ impl Row {
     fn or(self, fine: bool, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         if fine { self } else { self.lacking(reason, remedy) }
     }
-}
-
-/// Bytes in the largest unit that leaves a whole part.
-fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (0..units.len() - 1)
-        .take_while(|power| count >> (10 * (power + 1)) > 0)
-        .count();
-    format!("{} {}", count >> (10 * unit), units[unit])
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::{
     source::{Order, Source, SourceError},
     text,
 };
-use crate::daemon::api;
+use crate::api;
 
 /// What to print.
 #[derive(Clone, Debug)]

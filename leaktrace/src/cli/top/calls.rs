@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::text;
-use crate::daemon::api;
+use crate::api;
 
 /// Most nodes that are looked at.
 const MAX_NODES: usize = 200_000;

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use clap::ValueEnum;
 
 use super::text;
-use crate::daemon::api::{Process, TraceState};
+use crate::api::{Process, TraceState};
 
 /// A column of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

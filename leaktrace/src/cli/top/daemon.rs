@@ -17,7 +17,7 @@ use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
 
 use super::source::{MAX_PROCESSES, MAX_ROWS, Order, Query, Source, SourceError};
 use super::text;
-use crate::daemon::api;
+use crate::api;
 
 /// Where the daemon listens unless told otherwise.
 pub const SOCKET: &str = "/run/leaktrace.sock";

@@ -8,7 +8,7 @@ use super::{
     cursor::Cursor,
     state::{Effect, State, View},
 };
-use crate::daemon::api::TraceState;
+use crate::api::TraceState;
 
 /// Longest filter.
 const MAX_FILTER: usize = 200;

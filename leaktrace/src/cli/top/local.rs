@@ -3,29 +3,30 @@
 //!
 //! Invariant: a pid stands for the process that had it at the start; another one that gets it later is not shown.
 
-mod goroutines;
-mod history;
-mod look;
 mod probes;
-mod views;
 
 use std::{
     collections::HashSet,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use self::{
-    history::{History, Point},
-    look::Look,
-    probes::Probes,
-};
-use super::source::{Heap, Order, Query, Source, SourceError};
+use self::probes::Probes;
+use super::source::{Heap, MAX_ROWS, Order, Query, Source, SourceError};
 use crate::{
-    daemon::{api, watch::identity::Identities},
-    model::ProcessKey,
+    api,
+    daemon::own::Own,
+    model::{HeapKind, ProcessKey},
+    monitor::{
+        Monitor, Settings,
+        clock::{Clock, wall},
+        goroutines::Goroutines,
+        table::Scope,
+        views::{self, HeapFilter, TREE_NODES, TopOptions},
+    },
     proc::{ProcError, identity},
     report::profile::Profile,
-    runtime::{self, Attached, Collector},
+    runtime::{self, Attached},
     session::recording::RecordError,
 };
 
@@ -41,45 +42,27 @@ pub struct Tracing {
     pub sample_interval: u64,
 }
 
-/// Nanoseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A process that is looked at.
+/// A process that is looked at, as it was seen last: that stays when it has ended.
 struct Watched {
     key: ProcessKey,
-    identity: api::Identity,
+    identity: Arc<api::Identity>,
     memory: api::Memory,
+    spark: Vec<u64>,
     tracing: api::Tracing,
-    history: History,
-    managed: Option<Managed>,
+    /// Its managed runtime, once it was asked for.
+    managed: Option<Box<dyn Attached>>,
     /// Probe hits when they were counted last, and when that was.
     hits: Option<(u64, Instant)>,
     decisions: Vec<api::Decision>,
 }
 
-/// The managed runtime of a process.
-struct Managed {
-    process: Box<dyn Attached>,
-    /// `None` where it cannot be read.
-    collector: Option<Box<dyn Collector>>,
-}
-
-impl Managed {
-    fn of(key: ProcessKey) -> Option<Self> {
-        let process = runtime::attach(key.pid).ok()?;
-        let collector = process.collector().ok();
-        (process.run().key == key).then_some(Self { process, collector })
-    }
-}
-
 /// Processes that are looked at from here.
 pub struct Local {
     watched: Vec<Watched>,
+    monitor: Monitor,
     probes: Probes,
-    identities: Identities,
+    clock: Clock,
+    own: Own,
     interval: Duration,
     looked: Option<Instant>,
     started: u64,
@@ -111,16 +94,18 @@ pub fn find(pids: &[u32]) -> Result<Vec<ProcessKey>, SourceError> {
 
 impl Local {
     /// Begins to look at processes every `interval`, and to trace them unless told otherwise.
-    pub fn new(keys: &[ProcessKey], tracing: Tracing, interval: Duration) -> Self {
-        let identities = Identities::default();
+    pub fn new(keys: &[ProcessKey], tracing: Tracing, interval: Duration, settings: Settings) -> Self {
         let mut local = Self {
-            watched: keys.iter().map(|key| Watched::new(*key, &identities)).collect(),
+            watched: keys.iter().map(|key| Watched::new(*key)).collect(),
+            monitor: Monitor::new(Scope::Only(keys.to_vec()), settings),
             probes: Probes::new(tracing.sample_interval),
-            identities,
+            clock: Clock::default(),
+            own: Own::default(),
             interval: interval.max(Duration::from_millis(100)),
             looked: None,
-            started: now(),
+            started: wall(),
         };
+        local.look();
         if tracing.at_once {
             for key in keys {
                 // What does not work is told as the reason why the process is not traced.
@@ -153,12 +138,10 @@ impl Local {
                 Ok(watched.tracing.clone())
             }
             // The heap of a managed runtime needs no probes.
-            Err(SourceError::Record(error @ RecordError::NoAllocator { .. })) if watched.managed.is_some() => {
-                let title = watched
-                    .managed
-                    .as_ref()
-                    .map_or("", |managed| managed.process.runtime().title());
-                let reason = format!("the {title} heap is read without probes; there is no native allocator to trace");
+            Err(SourceError::Record(error @ RecordError::NoAllocator { .. })) if watched.is_managed() => {
+                let runtime = watched.identity.runtime.title();
+                let reason =
+                    format!("the {runtime} heap is read without probes; there is no native allocator to trace");
                 watched.stands(api::TraceState::Watched, "refuse", reason);
                 Err(error.into())
             }
@@ -186,100 +169,111 @@ impl Local {
             return;
         }
         self.looked = Some(Instant::now());
+        let now = self.clock.now();
+        self.monitor.look(now);
         let live = self.probes.live_bytes();
+        let watched = &self.watched;
+        // Sums of scaled samples: the fraction means nothing.
+        self.monitor.note_tracked(now, |key| {
+            let watched = watched.iter().find(|watched| watched.key == key)?;
+            (watched.tracing.state == api::TraceState::Traced)
+                .then(|| live.get(&key.pid).map_or(0, |bytes| bytes.max(0.0) as u64))
+        });
         for watched in &mut self.watched {
-            if watched.tracing.state == api::TraceState::Gone {
-                continue;
-            }
-            match Look::at(watched.key) {
-                Some(look) => {
-                    let pid = watched.key.pid;
-                    // Sums of scaled samples: the fraction means nothing.
-                    watched.memory.tracked = match watched.tracing.state {
-                        api::TraceState::Traced => Some(live.get(&pid).map_or(0, |bytes| bytes.max(0.0) as u64)),
-                        _ => None,
-                    };
-                    watched.take(look, self.probes.hits(pid), &self.identities);
+            let pid = watched.key.pid;
+            match self.monitor.get(pid) {
+                Some(seen) => {
+                    if !Arc::ptr_eq(&watched.identity, &seen.identity) {
+                        watched.identity = Arc::clone(&seen.identity);
+                        // It may run another program.
+                        watched.managed = None;
+                    }
+                    watched.memory = seen.memory();
+                    watched.spark = seen.spark(now.seconds);
+                    watched.count(self.probes.hits(pid));
                 }
-                None => {
-                    self.probes.remove(watched.key.pid);
+                None if watched.tracing.state != api::TraceState::Gone => {
+                    self.probes.remove(pid);
                     watched.managed = None;
+                    watched.memory.tracked = None;
                     watched.stands(api::TraceState::Gone, "release", "the process ended".to_owned());
                 }
+                None => {}
             }
         }
     }
 
-    fn profile(&mut self, pid: u32, heap: Heap) -> Result<Profile, SourceError> {
+    /// The profile as of now, reduced to what the query asks for, and the position of its sample type.
+    fn profile(&mut self, pid: u32, query: &Query) -> Result<(Profile, usize), SourceError> {
+        let mut profile = self.whole_profile(pid, query.heap)?;
+        views::without_allocator(&mut profile);
+        let wanted = match query.heap {
+            Heap::Both => None,
+            Heap::Native => Some(HeapKind::Native),
+            Heap::Go => Some(HeapKind::Go),
+        };
+        HeapFilter(wanted).apply(&mut profile);
+        let sample_type = profile
+            .sample_type(Some(query.sample_type()))
+            .map_err(|error| SourceError::Nothing(error.to_string()))?;
+        Ok((profile, sample_type))
+    }
+
+    fn whole_profile(&mut self, pid: u32, heap: Heap) -> Result<Profile, SourceError> {
         let place = self.find(pid)?;
         if let Some(profile) = self.probes.profile(pid) {
             return Ok(profile);
         }
-        let watched = &self.watched[place];
-        match &watched.managed {
-            Some(managed) if heap != Heap::Native => {
-                let heap = managed.process.heap()?;
-                Ok(heap.profile(i64::try_from(now()).unwrap_or(i64::MAX)))
-            }
-            _ => {
-                let why = match watched.tracing.state {
-                    api::TraceState::Gone => "the process ended".to_owned(),
-                    api::TraceState::Traced => "the process ended, or runs another program now".to_owned(),
-                    _ => "the process is not traced; `t` begins".to_owned(),
-                };
-                Err(SourceError::Nothing(why))
-            }
+        let watched = &mut self.watched[place];
+        if watched.is_managed() && heap != Heap::Native && watched.tracing.state != api::TraceState::Gone {
+            let heap = watched.runtime()?.heap()?;
+            return Ok(heap.profile(wall() as i64));
         }
+        let why = match watched.tracing.state {
+            api::TraceState::Gone => "the process ended",
+            api::TraceState::Traced => "the process ended, or runs another program now",
+            _ => "the process is not traced; `t` begins",
+        };
+        Err(SourceError::Nothing(why.to_owned()))
     }
-
-    fn row(watched: &Watched) -> api::Process {
-        api::Process {
-            identity: watched.identity.clone(),
-            memory: watched.memory,
-            tracing: watched.tracing.clone(),
-            spark: watched.history.spark(),
-        }
-    }
-}
-
-/// Who a process is; only its numbers if it has ended meanwhile.
-fn identity_of(key: ProcessKey, identities: &Identities) -> api::Identity {
-    identities.read(key).unwrap_or_else(|_| api::Identity {
-        pid: key.pid,
-        start_time: key.start_time,
-        ..api::Identity::default()
-    })
 }
 
 impl Watched {
-    fn new(key: ProcessKey, identities: &Identities) -> Self {
-        let tracing = api::Tracing {
-            state: api::TraceState::Watched,
-            reason: "named on the command line; tracing is off".to_owned(),
-            since: now(),
-            sample_interval: None,
-            cost: None,
-            hits: None,
-            suspect: None,
-        };
-        let mut watched = Self {
+    fn new(key: ProcessKey) -> Self {
+        Self {
             key,
-            identity: identity_of(key, identities),
+            identity: Arc::new(api::Identity {
+                pid: key.pid,
+                start_time: key.start_time,
+                ..api::Identity::default()
+            }),
             memory: api::Memory::default(),
-            tracing,
-            history: History::default(),
-            managed: Managed::of(key),
+            spark: Vec::new(),
+            tracing: tracing(
+                api::TraceState::Watched,
+                "named on the command line; tracing is off".to_owned(),
+            ),
+            managed: None,
             hits: None,
             decisions: Vec::new(),
-        };
-        watched.name_runtime();
-        watched
+        }
     }
 
-    fn name_runtime(&mut self) {
-        let process = self.managed.as_ref().map(|managed| &managed.process);
-        self.identity.runtime = process.map_or_else(Default::default, |process| api::Runtime::of(process.runtime()));
-        self.identity.runtime_version = process.map(|process| process.version());
+    fn is_managed(&self) -> bool {
+        self.identity.runtime.is_managed()
+    }
+
+    /// Its managed runtime. An error says why not: no such program, a release that is not known, a privilege missing.
+    fn runtime(&mut self) -> Result<&dyn Attached, SourceError> {
+        let managed = match self.managed.take() {
+            Some(managed) => managed,
+            None => runtime::attach(self.key.pid)?,
+        };
+        if managed.run().key != self.key {
+            return Err(ProcError::Exited { pid: self.key.pid }.into());
+        }
+        let managed: &dyn Attached = &**self.managed.insert(managed);
+        Ok(managed)
     }
 
     /// Notes how it stands from now on.
@@ -289,7 +283,7 @@ impl Watched {
         self.decisions.insert(
             0,
             api::Decision {
-                time: now(),
+                time: wall(),
                 process: api::Key {
                     pid: self.key.pid,
                     start_time: self.key.start_time,
@@ -300,49 +294,38 @@ impl Watched {
             },
         );
         self.decisions.truncate(MAX_DECISIONS);
-        self.tracing = api::Tracing {
-            state,
-            reason,
-            since: now(),
-            sample_interval: None,
-            cost: None,
-            hits: None,
-            suspect: None,
-        };
+        self.tracing = tracing(state, reason);
         self.memory.tracked = None;
     }
 
-    fn take(&mut self, look: Look, hits: Option<u64>, identities: &Identities) {
-        if look.comm != self.identity.comm {
-            // It renamed itself, or runs another program.
-            self.identity = identity_of(self.key, identities);
-            // Even if that names it otherwise: look again only at the next change.
-            self.identity.comm.clone_from(&look.comm);
-            self.managed = Managed::of(self.key);
-            self.name_runtime();
-        }
-        self.memory.rss = look.rss;
-        self.memory.anonymous = look.anonymous;
-        self.memory.swap = look.swap;
-        self.memory.major_faults = look.major_faults;
-        let collector = self.managed.as_mut().and_then(|managed| managed.collector.as_mut());
-        let state = collector.and_then(|collector| collector.follow().ok());
-        self.memory.go_heap = state.map(|(state, _)| state.live);
+    fn count(&mut self, hits: Option<u64>) {
         let counted = hits.map(|hits| (hits, Instant::now()));
         self.tracing.hits = counted.zip(self.hits).and_then(|((hits, at), (before, since))| {
             let seconds = at.saturating_duration_since(since).as_secs_f64();
             (seconds > 0.0).then(|| hits.saturating_sub(before) as f64 / seconds)
         });
         self.hits = counted;
-        self.history.add(Point {
-            time: now(),
-            rss: look.rss,
-            anonymous: look.anonymous,
-            swap: look.swap,
-            tracked: self.memory.tracked,
-            go_heap: self.memory.go_heap,
-        });
-        self.memory.growth = self.history.growth();
+    }
+
+    fn row(&self) -> api::Process {
+        api::Process {
+            identity: api::Identity::clone(&self.identity),
+            memory: self.memory,
+            tracing: self.tracing.clone(),
+            spark: self.spark.clone(),
+        }
+    }
+}
+
+fn tracing(state: api::TraceState, reason: String) -> api::Tracing {
+    api::Tracing {
+        state,
+        reason,
+        since: wall(),
+        sample_interval: None,
+        cost: None,
+        hits: None,
+        suspect: None,
     }
 }
 
@@ -361,6 +344,7 @@ impl Source for Local {
             .watched
             .iter()
             .filter(|watched| watched.tracing.state == api::TraceState::Traced);
+        let own = self.own.look();
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -369,7 +353,11 @@ impl Source for Local {
             started: self.started,
             processes: self.watched.len(),
             traced: traced.count(),
-            own: look::own(),
+            own: api::Own {
+                cpu: own.cpu,
+                rss: own.rss,
+                ..api::Own::default()
+            },
             losses: self.probes.losses(),
             ..api::Status::default()
         })
@@ -378,9 +366,9 @@ impl Source for Local {
     fn processes(&mut self, _: &Order) -> Result<api::Processes, SourceError> {
         self.look();
         Ok(api::Processes {
-            time: now(),
+            time: wall(),
             total: self.watched.len(),
-            processes: self.watched.iter().map(Self::row).collect(),
+            processes: self.watched.iter().map(Watched::row).collect(),
         })
     }
 
@@ -388,33 +376,44 @@ impl Source for Local {
         let place = self.find(pid)?;
         self.look();
         Ok(api::Details {
-            process: Self::row(&self.watched[place]),
+            process: self.watched[place].row(),
             decisions: self.watched[place].decisions.clone(),
         })
     }
 
     fn timeline(&mut self, pid: u32) -> Result<api::Timeline, SourceError> {
-        let place = self.find(pid)?;
-        Ok(self.watched[place].history.timeline())
+        const HOUR: u64 = 3_600_000_000_000;
+        self.find(pid)?;
+        let now = self.clock.now();
+        let timeline = self.monitor.timeline(pid, now.wall.saturating_sub(HOUR), now.wall, now);
+        Ok(timeline.unwrap_or_default())
     }
 
     fn top(&mut self, pid: u32, query: &Query) -> Result<api::Top, SourceError> {
-        let profile = self.profile(pid, query.heap)?;
-        views::top(profile, query)
+        let (profile, sample_type) = self.profile(pid, query)?;
+        let options = TopOptions {
+            sample_type,
+            cumulative: query.cumulative,
+            filter: query.filter.clone(),
+            limit: MAX_ROWS,
+        };
+        Ok(views::top(&profile, &options))
     }
 
     fn stacks(&mut self, pid: u32, query: &Query) -> Result<api::Stacks, SourceError> {
-        let profile = self.profile(pid, query.heap)?;
-        views::stacks(profile, query)
+        let (profile, sample_type) = self.profile(pid, query)?;
+        Ok(views::stacks(&profile, sample_type, TREE_NODES))
     }
 
     fn goroutines(&mut self, pid: u32) -> Result<api::Goroutines, SourceError> {
         let place = self.find(pid)?;
-        match &self.watched[place].managed {
-            Some(managed) => goroutines::read(managed.process.as_ref()),
-            // Says why: no such program, a release that is not known, a privilege missing.
-            None => goroutines::read(runtime::attach(pid)?.as_ref()),
-        }
+        let watched = &mut self.watched[place];
+        let key = watched.key;
+        let goroutines = Goroutines::read(watched.runtime()?)?;
+        let count = u32::try_from(goroutines.count()).ok();
+        self.monitor
+            .note(key, self.clock.now(), |inside| inside.goroutines = count);
+        Ok(goroutines.groups(Duration::ZERO))
     }
 
     fn trace(&mut self, pid: u32, on: bool) -> Result<api::Tracing, SourceError> {
@@ -431,19 +430,23 @@ mod tests {
         at_once: false,
         sample_interval: 65_536,
     };
+    const SETTINGS: Settings = Settings {
+        history: 3600,
+        window: 600,
+    };
 
     #[test]
     fn looks_at_its_own_process() {
         let pid = std::process::id();
         let keys = find(&[pid, pid]).unwrap();
         assert_eq!(keys.len(), 1);
-        let mut local = Local::new(&keys, OFF, Duration::from_secs(1));
+        let mut local = Local::new(&keys, OFF, Duration::from_secs(1), SETTINGS);
         let answer = local.processes(&Order::default()).unwrap();
         assert_eq!(answer.total, 1);
         let own = &answer.processes[0];
         assert!(own.memory.rss >= own.memory.anonymous && own.memory.anonymous > 0);
         assert_eq!(own.tracing.state, api::TraceState::Watched);
-        assert!(own.identity.started > 0 && own.identity.started <= now());
+        assert!(own.identity.started > 0 && own.identity.started <= wall());
         assert_eq!(local.timeline(pid).unwrap().time.len(), 1);
         assert!(matches!(local.goroutines(pid), Err(SourceError::Runtime(_))));
         let error = local.top(pid, &Query::default()).unwrap_err();
@@ -456,7 +459,7 @@ mod tests {
     fn a_process_that_ends_is_gone() {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let keys = find(&[child.id()]).unwrap();
-        let mut local = Local::new(&keys, OFF, Duration::from_millis(1));
+        let mut local = Local::new(&keys, OFF, Duration::from_millis(1), SETTINGS);
         local.tend();
         child.kill().unwrap();
         child.wait().unwrap();

@@ -6,7 +6,7 @@
 use std::{io, path::PathBuf};
 
 use crate::{
-    bpf::features::FeatureError, daemon::api, proc::ProcError, runtime::RuntimeError, session::recording::RecordError,
+    api, bpf::features::FeatureError, proc::ProcError, runtime::RuntimeError, session::recording::RecordError,
 };
 
 /// Most processes that are asked for.

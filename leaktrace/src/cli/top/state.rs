@@ -18,7 +18,7 @@ use super::{
     text,
     worker::{Answer, Kind, Part, Scene},
 };
-use crate::daemon::api;
+use crate::api;
 
 /// Something that happened.
 #[derive(Debug)]

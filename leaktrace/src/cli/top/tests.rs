@@ -16,7 +16,7 @@ use super::{
     state::{Effect, Event, State},
     worker::{Answer, Part},
 };
-use crate::daemon::api;
+use crate::api;
 
 /// A name that tries everything.
 const HOSTILE: &str = "\u{1b}[2J\u{7}a\nb\u{202e}\u{9b}1m";

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ratatui::text::Span;
 
+pub use crate::model::quantity::short_bytes as bytes;
 use crate::report::name::printable;
 
 /// Most characters of a name that are looked at.
@@ -65,27 +66,6 @@ pub fn pad(text: &str, columns: usize, right: bool) -> String {
     let text = cut(text, columns);
     let blank = " ".repeat(columns.saturating_sub(width(&text)));
     if right { blank + &text } else { text + &blank }
-}
-
-/// Bytes in at most five columns: `0`, `817B`, `12.5K`, `310M`, `1.02T`.
-pub fn bytes(value: f64) -> String {
-    const UNITS: [&str; 6] = ["B", "K", "M", "G", "T", "P"];
-    let mut value = value.max(0.0);
-    if value < 0.5 {
-        return "0".to_owned();
-    }
-    let mut unit = 0;
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = match value {
-        _ if unit == 0 => 0,
-        value if value < 9.995 => 2,
-        value if value < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$}{}", UNITS[unit])
 }
 
 /// Bytes, or `-` for what is not known.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::source::{Order, Query, Source, SourceError};
-use crate::daemon::api;
+use crate::api;
 
 /// How often the source may do what it has to do in between.
 const TEND: Duration = Duration::from_millis(100);

@@ -27,6 +27,7 @@ use self::read::Depth;
 pub use self::reference::{example, reference};
 pub use self::rule::Rule;
 use super::push::TargetSettings;
+use crate::monitor;
 use crate::proc::files::open_regular;
 
 /// Where the configuration is unless another file is named.
@@ -68,6 +69,13 @@ pub struct Watch {
     pub suspects: usize,
     /// Mean bytes of growth between two samples of it.
     pub suspect_interval: u64,
+}
+
+impl Watch {
+    /// What of it the monitor goes by.
+    pub fn monitor(&self) -> monitor::Settings {
+        monitor::Settings::new(self.history, self.growth_time)
+    }
 }
 
 /// `[trace]`

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::pattern::Pattern;
-use crate::daemon::api::{Container, Identity};
+use crate::api::{Container, Identity};
 
 /// Digits from which on a plain text is taken for the begin of a container's id.
 const SHORT_ID: usize = 8;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::schema::SECTIONS;
 use super::*;
-use crate::daemon::api::Identity;
+use crate::api::Identity;
 use crate::daemon::push::Kind;
 
 const MINUTE: Duration = Duration::from_secs(60);

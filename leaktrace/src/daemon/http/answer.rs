@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::App;
 use super::limits::{BODY_TIME, Bounded, Gate, MAX_BODY};
-use crate::daemon::api;
+use crate::api;
 use crate::daemon::backend::{Backend, Failure};
 
 /// Why a request is not answered.

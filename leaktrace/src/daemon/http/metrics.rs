@@ -13,7 +13,7 @@ use hashbrown::HashSet;
 
 use super::App;
 use super::answer::{Problem, typed};
-use crate::daemon::api;
+use crate::api;
 use crate::report::name::printable;
 
 /// Processes by growth.

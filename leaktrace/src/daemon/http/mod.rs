@@ -17,7 +17,6 @@ mod processes;
 mod profiles;
 mod text;
 mod token;
-mod views;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::answer::{Problem, typed};
 use super::{processes, profiles};
-use crate::daemon::api;
+use crate::api;
 
 #[derive(OpenApi)]
 #[openapi(

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::answer::{self, Path, Problem, Query, one_line};
-use crate::daemon::api;
+use crate::api;
 use crate::daemon::backend::Failure;
 
 /// Most rows of one answer.

@@ -16,14 +16,13 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::answer::{self, Path, Problem, Query, flag, one_line, typed};
 use super::limits::Bounded;
-use super::views::{self, TopOptions};
 use super::{App, text};
-use crate::daemon::api;
+use crate::api;
 use crate::daemon::backend::{Backend, Failure, ProfileKind};
 use crate::export;
 use crate::model::HeapKind;
+use crate::monitor::views::{self, HeapFilter, TREE_NODES, TopOptions, without_allocator};
 use crate::report::diff::diff;
-use crate::report::prune::prune;
 use crate::report::{Profile, ValueType};
 
 /// Longest delta profile.
@@ -117,7 +116,7 @@ impl Default for TopQuery {
 pub(super) async fn top(State(app): State<Arc<App>>, Path(pid): Path<u32>, Query(query): Query<TopQuery>) -> Answer {
     answer::json(&app, &app.slow, move |backend| {
         let mut profile = chosen(backend, pid, query.from.as_deref(), query.to.as_deref())?;
-        views::keep_heap(&mut profile, query.heap.0);
+        HeapFilter(query.heap.0).apply(&mut profile);
         let options = TopOptions {
             sample_type: sample_type(&profile, query.sample_type.as_deref())?,
             cumulative: query.cum,
@@ -153,7 +152,7 @@ impl Default for StacksQuery {
             heap: Heap::default(),
             from: None,
             to: None,
-            limit: 20_000,
+            limit: TREE_NODES,
         }
     }
 }
@@ -169,7 +168,7 @@ pub(super) async fn stacks(
 ) -> Answer {
     answer::json(&app, &app.slow, move |backend| {
         let mut profile = chosen(backend, pid, query.from.as_deref(), query.to.as_deref())?;
-        views::keep_heap(&mut profile, query.heap.0);
+        HeapFilter(query.heap.0).apply(&mut profile);
         let sample_type = sample_type(&profile, query.sample_type.as_deref())?;
         Ok(views::stacks(&profile, sample_type, query.limit.min(MAX_NODES)))
     })
@@ -186,21 +185,14 @@ fn chosen(backend: &dyn Backend, pid: u32, from: Option<&str>, to: Option<&str>)
         Some(to) => stored(to)?,
         None => backend.profile(pid, ProfileKind::Heap)?,
     };
-    shown(&mut new);
+    without_allocator(&mut new);
     match from {
         None => Ok(new),
         Some(from) => {
             let mut base = stored(from)?;
-            shown(&mut base);
+            without_allocator(&mut base);
             diff(&base, &new).map_err(|error| Problem::bad_request(one_line(&error.to_string())))
         }
-    }
-}
-
-/// Leaves out the frames that readers of the profile would leave out.
-fn shown(profile: &mut Profile) {
-    if let Err(error) = prune(profile) {
-        profile.comments.push(error.to_string());
     }
 }
 
@@ -290,7 +282,7 @@ async fn fetch(app: Arc<App>, pid: Option<u32>, id: String, query: StoredQuery) 
             }
             let mut profile = decode(&id, &bytes)?;
             if query.format != Format::Json {
-                shown(&mut profile);
+                without_allocator(&mut profile);
             }
             let sample_type = sample_type(&profile, query.sample_type.as_deref())?;
             let mut output = Bounded::default();

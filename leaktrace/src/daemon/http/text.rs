@@ -29,7 +29,7 @@ pub(super) fn heap(profile: &Profile) -> Result<String, &'static str> {
         text.push_str(&row(&sample.values));
         stack(&mut text, profile, sample);
     }
-    for comment in super::views::comments(profile) {
+    for comment in crate::monitor::views::comments(profile) {
         let _ = writeln!(text, "# {}", printable(&comment));
     }
     Ok(text)

@@ -33,7 +33,7 @@ pub use settings::{Kind, QUEUE_BYTES, SettingsError, TargetSettings, is_reserved
 pub use since::{Origin, Origins, Since};
 pub use target::try_out;
 
-use crate::{daemon::api::Identity, report::profile::Profile};
+use crate::{api::Identity, report::profile::Profile};
 
 /// A profile to be sent.
 #[derive(Clone, Debug)]

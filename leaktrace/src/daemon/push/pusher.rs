@@ -16,7 +16,7 @@ use super::{
     settings::TargetSettings,
     target::{Remains, Target},
 };
-use crate::daemon::api::PushFigures;
+use crate::api::PushFigures;
 
 /// Sends profiles to all targets.
 #[derive(Debug)]

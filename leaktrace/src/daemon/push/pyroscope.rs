@@ -20,7 +20,7 @@ use super::{
     http::Poster,
     resource::{pod_uid, service},
 };
-use crate::{daemon::api::Identity, report::profile::ValueType};
+use crate::{api::Identity, report::profile::ValueType};
 
 /// Longest value of a label, in characters.
 const MOST_VALUE: usize = 200;
@@ -154,7 +154,7 @@ fn form(boundary: &str, pprof: &[u8], config: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::Container;
+    use crate::api::Container;
 
     #[test]
     fn names_with_labels() {

@@ -139,7 +139,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::daemon::api::Identity;
+    use crate::api::Identity;
 
     fn item(begin: u64, weight: usize) -> Item {
         Item {

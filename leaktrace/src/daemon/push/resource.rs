@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 
-use crate::{daemon::api::Identity, report::name::base};
+use crate::{api::Identity, report::name::base};
 
 /// What the kernel appends to the path of a file that is gone.
 const DELETED: &str = " (deleted)";
@@ -134,7 +134,7 @@ fn arch() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::api::{Container, Runtime};
+    use crate::api::{Container, Runtime};
 
     fn identity() -> Identity {
         Identity {

@@ -24,7 +24,7 @@ use super::{
     settings::{Kind, SettingsError, TargetSettings},
     token,
 };
-use crate::daemon::api::PushFigures;
+use crate::api::PushFigures;
 
 /// Failures in a row after which a target is not waited for any longer while the daemon ends.
 const MOST_LAST_FAILURES: u32 = 3;

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::api::{Identity, Key, StoredProfile};
+use crate::api::{Identity, Key, StoredProfile};
 
 /// Ending of the files.
 const ENDING: &str = ".pb.gz";

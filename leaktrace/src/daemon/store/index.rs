@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 
 use super::entry::{Entry, MAX_SEQUENCE, parse_id};
-use crate::daemon::api::Key;
+use crate::api::Key;
 
 /// More profiles than this are not kept, whatever the settings say: the index is in memory.
 pub(super) const MAX_ENTRIES: usize = 100_000;

@@ -10,7 +10,7 @@ use flate2::Crc;
 use serde::{Deserialize, Serialize};
 
 use super::entry::Entry;
-use crate::daemon::api::Identity;
+use crate::api::Identity;
 
 /// Bytes of a gzip header without optional fields.
 const HEADER: usize = 10;

@@ -41,7 +41,7 @@ use journal::Journal;
 pub use reader::{Filter, Listed, Profile, Reader};
 use space::Pause;
 
-use super::api::{Key, StoreFigures, StoredProfile};
+use crate::api::{Key, StoreFigures, StoredProfile};
 
 /// Where the store is unless told otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/leaktrace/profiles";

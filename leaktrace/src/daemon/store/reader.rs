@@ -12,7 +12,7 @@ use super::index::Index;
 use super::journal::{self, Told};
 use super::label::{self, Label};
 use super::version;
-use crate::daemon::api::{Identity, Key, StoredProfile};
+use crate::api::{Identity, Key, StoredProfile};
 use crate::report::name::printable;
 
 /// Which profiles to list. All that is `None` lets all pass.

@@ -7,7 +7,7 @@
 use super::Store;
 use super::entry::{Entry, footprint};
 use super::error::StoreError;
-use crate::report::unit::{self, Scale};
+use crate::model::quantity::bytes;
 
 /// A pause.
 #[derive(Debug)]
@@ -60,9 +60,9 @@ impl Store {
         let free = self.reader.directory.available()?;
         let cause = format!(
             "{} are free, {} are wanted for a profile and {} for others",
-            size(free),
-            size(needed),
-            size(self.settings.free_reserve)
+            bytes(free as f64),
+            bytes(needed as f64),
+            bytes(self.settings.free_reserve as f64)
         );
         Err(self.begin_pause(Some(wanted), &cause))
     }
@@ -122,8 +122,4 @@ impl Store {
             self.end_pause();
         }
     }
-}
-
-fn size(bytes: u64) -> String {
-    unit::label(i64::try_from(bytes).unwrap_or(i64::MAX), "bytes", &Scale::Auto)
 }

@@ -6,12 +6,12 @@ use ratatui::{Frame, layout::Rect, style::Style};
 
 use super::{Theme, line, process::head, wrapped};
 use crate::{
+    api::{Frame as Place, GoroutineGroup},
     cli::top::{
         state::{State, View},
         text,
         worker::Kind,
     },
-    daemon::api::{Frame as Place, GoroutineGroup},
     report::name::base,
 };
 

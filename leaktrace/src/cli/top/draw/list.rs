@@ -9,12 +9,12 @@ use ratatui::{
 
 use super::{Theme, line, spans};
 use crate::{
+    api::{Process, TraceState},
     cli::top::{
         columns::{self, Column},
         state::State,
         text,
     },
-    daemon::api::{Process, TraceState},
 };
 
 /// Draws it.

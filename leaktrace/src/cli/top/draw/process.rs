@@ -13,13 +13,13 @@ use ratatui::{
 
 use super::{Theme, line, spans, wrapped};
 use crate::{
+    api::{Details, Runtime, Timeline, TopRow},
     cli::top::{
         columns,
         state::{State, Subject},
         text,
         worker::Kind,
     },
-    daemon::api::{Details, Runtime, Timeline, TopRow},
 };
 
 /// Rows that the table needs before anything else gets one.

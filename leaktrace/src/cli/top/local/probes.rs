@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use super::super::source::SourceError;
 use crate::{
+    api,
     bpf::{features, usage::Counting},
-    daemon::api,
     model::ProcessKey,
     report::profile::Profile,
     session::{live::Live, profile::kernel_losses},

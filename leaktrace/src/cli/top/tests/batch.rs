@@ -8,7 +8,7 @@ use super::{
     },
     HOSTILE, details, goroutines, process, processes, stacks, status, timeline, top,
 };
-use crate::daemon::api;
+use crate::api;
 
 /// A source that knows everything.
 pub(super) struct Fixed;

@@ -14,7 +14,7 @@ use super::{
     },
     Stage, details, goroutines, process, processes, stacks, top,
 };
-use crate::daemon::api;
+use crate::api;
 
 fn shown(stage: &Stage) -> Vec<u32> {
     let state = &stage.state;

@@ -18,7 +18,7 @@ use super::{
     batch::Fixed,
     details, goroutines, processes, stacks, status, top,
 };
-use crate::daemon::api;
+use crate::api;
 
 type Refusal = (StatusCode, Json<api::Error>);
 

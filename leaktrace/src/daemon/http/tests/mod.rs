@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{HttpError, Server, Settings, TlsFiles, metrics, openapi, serve};
-use crate::daemon::{api, backend};
+use crate::{api, daemon::backend};
 use crate::{export, model, report};
 use fake::{FIRST, Fake};
 

@@ -15,7 +15,7 @@ use std::{
 
 use super::{Export, Kind, Pusher, TargetSettings, backoff::Pace};
 use crate::{
-    daemon::api::{Container, Identity, PushFigures},
+    api::{Container, Identity, PushFigures},
     export::pprof,
     model::HeapKind,
     report::profile::{Location, Mapping, NumericLabel, Profile, TextLabel},

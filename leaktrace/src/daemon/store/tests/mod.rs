@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 
 use super::*;
-use crate::daemon::api::Identity;
+use crate::api::Identity;
 
 /// Lets system calls of a folder fail.
 #[derive(Debug)]

@@ -31,11 +31,11 @@ export function bytes(value) {
   const number = Number(value);
   let size = Math.abs(number);
   let unit = 0;
-  while (size >= 1023.995 && unit < UNITS.length - 1) {
+  while (size >= 999.5 && unit < UNITS.length - 1) {
     size /= 1024;
     unit += 1;
   }
-  const digits = unit === 0 ? 0 : size < 10 ? 2 : size < 100 ? 1 : 0;
+  const digits = unit === 0 ? 0 : size < 9.995 ? 2 : size < 99.95 ? 1 : 0;
   return `${number < 0 ? "−" : ""}${size.toFixed(digits)} ${UNITS[unit]}`;
 }
 

@@ -5,8 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::growth::Growth;
-use crate::{model::ProcessKey, report::unit};
+use crate::{
+    model::{ProcessKey, quantity::bytes},
+    monitor::growth::Growth,
+};
 
 /// How long a process that could not be followed is left alone, in seconds.
 const RETRY_AFTER: u32 = 600;
@@ -96,8 +98,7 @@ impl Suspects {
         self.forgone = None;
         let room = settings.limit.saturating_sub(self.followed.len());
         for (per_hour, key) in growing.into_iter().take(room) {
-            let rate = unit::label(per_hour as i64, "bytes", &unit::Scale::Auto);
-            let reason = format!("its memory began to grow by {rate} an hour");
+            let reason = format!("its memory began to grow by {} an hour", bytes(per_hour));
             self.followed.insert(key, Followed { grew: now, reason });
             changes.push(Change::Follow(key));
         }
@@ -171,6 +172,7 @@ mod tests {
                 per_hour,
                 steady: per_hour > 0.0,
                 quarters: [0.0; 4],
+                over: 60,
             }),
             better: false,
         }

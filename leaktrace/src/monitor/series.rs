@@ -1,4 +1,5 @@
-//! The course of a value over time, in bounded memory: a point where it changed, dense lately, thinned out before.
+//! The course of a value over time, in bounded memory: a point where it changed, dense in the last quarter of an hour,
+//! thinned out before.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,7 @@ const COARSE_STEP: u32 = 60;
 /// Points kept at most of each kind, whatever the time between looks.
 const MAX_FINE: usize = 1024;
 
-/// A step function of time. Times are seconds since the daemon's beginning and never go back.
+/// A step function of time. Times are seconds of the own clock and never go back.
 #[derive(Clone, Debug, Default)]
 pub struct Series<T> {
     fine: VecDeque<(u32, T)>,
@@ -19,11 +20,13 @@ pub struct Series<T> {
 }
 
 impl<T: Copy + PartialEq> Series<T> {
-    /// Notes the value at a time; keeps `history` seconds.
+    /// Notes the value at a time; keeps `history` seconds. Of several looks within one second the last counts.
     pub fn push(&mut self, at: u32, value: T, history: u32) {
         self.seen = at;
-        if self.fine.back().is_none_or(|(_, last)| *last != value) {
-            self.fine.push_back((at, value));
+        match self.fine.back_mut() {
+            Some((_, last)) if *last == value => {}
+            Some((time, last)) if *time == at => *last = value,
+            _ => self.fine.push_back((at, value)),
         }
         while self.fine.len() > 1 && (self.fine[0].0.saturating_add(FINE_SPAN) < at || self.fine.len() > MAX_FINE) {
             let Some((time, value)) = self.fine.pop_front() else {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::fcntl::OFlag;
 
 use super::open_below;
-use crate::daemon::api::Runtime;
+use crate::api::Runtime;
 use crate::object::image::{ElfImage, ImageError};
 use crate::proc::mounts::{FileSystem, Pinned};
 use crate::runtime;

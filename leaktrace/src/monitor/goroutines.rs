@@ -1,11 +1,13 @@
-//! Tasks of a process as the daemon tells them: groups, the runtime's own text, and a profile.
+//! Tasks of a process with a managed runtime: groups, the runtime's own text, and a profile. The runtime's own tasks are
+//! left out.
 
 use std::time::Duration;
 
-use super::{api, backend::Failure, moment};
+use super::clock::wall;
 use crate::{
+    api,
     report::profile::Profile,
-    runtime::{self, Place, RuntimeError, TaskGroup, TaskQuery, TaskSnapshot},
+    runtime::{Attached, Place, RuntimeError, TaskGroup, TaskQuery, TaskSnapshot},
 };
 
 /// Groups that are told.
@@ -15,27 +17,24 @@ const MAX_IDS: usize = 20;
 /// Longest dump, in bytes.
 const MAX_DUMP: usize = 64 << 20;
 
-/// One look at the tasks of a process.
-pub struct Look(Box<dyn TaskSnapshot>);
+/// The tasks of a process at one moment.
+pub struct Goroutines(Box<dyn TaskSnapshot>);
 
-fn failure(error: &RuntimeError) -> Failure {
-    match error {
-        RuntimeError::Foreign(_) => Failure::Nothing(error.to_string()),
-        error => Failure::Failed(error.to_string()),
-    }
-}
-
-impl Look {
+impl Goroutines {
     /// Reads the tasks of a running process.
     ///
     /// # Errors
-    /// [`Failure::Nothing`] for a program without a managed runtime.
-    pub fn at(pid: u32) -> Result<Self, Failure> {
-        let tasks = runtime::attach(pid).and_then(|process| process.tasks());
-        tasks.map(Self).map_err(|error| failure(&error))
+    /// When they cannot be read.
+    pub fn read(process: &dyn Attached) -> Result<Self, RuntimeError> {
+        process.tasks().map(Self)
     }
 
-    /// In groups.
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    /// In groups, those that wait for at least `min_wait`.
     pub fn groups(&self, min_wait: Duration) -> api::Goroutines {
         let tasks = self.0.groups(&TaskQuery {
             min_wait,
@@ -57,7 +56,7 @@ impl Look {
 
     /// As a profile in the runtime's own form.
     pub fn profile(&self) -> Profile {
-        self.0.profile(moment::wall() as i64)
+        self.0.profile(wall() as i64)
     }
 }
 
@@ -68,7 +67,11 @@ fn told(group: TaskGroup) -> api::GoroutineGroup {
         wait_reason: group.is_waiting.then_some(group.doing),
         longest_wait: group.longest_wait,
         stack_bytes: group.stack_bytes,
-        channel: group.channels.first().copied(),
+        channel: match group.channels[..] {
+            [channel] => Some(channel),
+            // One of several is not what they wait for.
+            _ => None,
+        },
         stack: group.stack.into_iter().map(frame).collect(),
         created_by: group.created_by.map(frame),
         ids: group.ids,

@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 
 use self::executable::Executables;
-use crate::daemon::api;
+use crate::api;
 use crate::model::ProcessKey;
 use crate::proc::cgroup::Cgroups;
 use crate::proc::identity::{parse_stat, parse_status, since_boot};

@@ -1,4 +1,4 @@
-//! All processes of the machine with the course of their memory, by looks at `/proc`.
+//! Processes with the course of their memory, by looks at `/proc`: all of the machine, or some.
 //!
 //! A look is cheap: one read for each process, more for those whose memory changed. Nothing is asked of a process that
 //! ended; one that reused its pid is another entry.
@@ -6,12 +6,14 @@
 use std::{collections::HashMap, fs, sync::Arc};
 
 use super::{
+    Settings,
+    clock::Now,
     growth::{Growth, growth},
     identity::Identities,
     series::Series,
 };
 use crate::{
-    daemon::api,
+    api,
     model::{ProcessKey, page_size},
     proc::{
         footprint::{self, Footprint},
@@ -46,6 +48,40 @@ impl Sample {
     /// What a leak makes grow: anonymous memory wherever it is.
     fn held(self) -> u64 {
         Self::bytes(self.anonymous) + Self::bytes(self.swap)
+    }
+}
+
+/// Which processes are looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the machine.
+    Machine,
+    /// These, and none that has the pid of one later.
+    Only(Vec<ProcessKey>),
+}
+
+impl Scope {
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Machine => pids(),
+            Self::Only(keys) => keys.iter().map(|key| key.pid).collect(),
+        }
+    }
+
+    fn holds(&self, key: ProcessKey) -> bool {
+        match self {
+            Self::Machine => true,
+            Self::Only(keys) => keys.contains(&key),
+        }
+    }
+
+    /// Looks until the next that also asks for swap, faults and name. Where there are few processes, it is each.
+    fn rest_every(&self, at_rest: bool) -> u32 {
+        match self {
+            Self::Machine if at_rest => REST_AT_REST_EVERY,
+            Self::Machine => REST_EVERY,
+            Self::Only(_) => 1,
+        }
     }
 }
 
@@ -86,46 +122,43 @@ pub struct Changes {
     pub gone: Vec<(ProcessKey, Arc<api::Identity>)>,
 }
 
-/// Every process.
+/// The processes.
 pub struct Table {
+    scope: Scope,
     processes: HashMap<u32, Watched>,
     identities: Identities,
     looks: u32,
-    /// Seconds that are kept.
-    history: u32,
-    /// Seconds that growth is measured over.
-    window: u32,
+    settings: Settings,
     /// Processes that there was no room for.
     pub beyond: usize,
 }
 
 impl Table {
-    /// Knows no process yet. Keeps `history` seconds and measures growth over `window` seconds.
-    pub fn new(history: u32, window: u32) -> Self {
+    /// Knows no process yet.
+    pub fn new(scope: Scope, settings: Settings) -> Self {
         Self {
+            scope,
             processes: HashMap::new(),
             identities: Identities::default(),
             looks: 0,
-            history,
-            window,
+            settings,
             beyond: 0,
         }
     }
 
     /// Other times from now on.
-    pub fn configure(&mut self, history: u32, window: u32) {
-        self.history = history;
-        self.window = window;
+    pub fn configure(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
-    /// Looks at every process. `now` is in seconds since the daemon's beginning and never goes back.
+    /// Looks at every process. `now` is in seconds of the own clock.
     pub fn look(&mut self, now: u32) -> Changes {
         self.looks += 1;
         self.beyond = 0;
         let mut changes = Changes::default();
-        for pid in pids() {
+        for pid in self.scope.pids() {
             if let Some(watched) = self.processes.get_mut(&pid) {
-                match watched.look(now, self.looks, self.history, self.window) {
+                match watched.look(now, self.looks, &self.scope, self.settings) {
                     Look::Same => continue,
                     Look::Renamed => {
                         let key = watched.key;
@@ -165,7 +198,7 @@ impl Table {
     fn begin(&mut self, pid: u32, now: u32) -> Option<Watched> {
         let mut footprint = Footprint::open(pid).ok()?;
         let stat = identity::read_stat(pid).ok()?;
-        if stat.kernel_thread || living::has_ended(&stat) {
+        if stat.kernel_thread || living::has_ended(&stat) || !self.scope.holds(stat.key) {
             return None;
         }
         footprint.belongs_to(stat.key);
@@ -182,7 +215,7 @@ impl Table {
             rest_due: self.looks,
             seen: 0,
         };
-        match watched.look(now, self.looks, self.history, self.window) {
+        match watched.look(now, self.looks, &self.scope, self.settings) {
             Look::Gone => None,
             Look::Same | Look::Renamed => Some(watched),
         }
@@ -198,12 +231,24 @@ impl Table {
         self.processes.values()
     }
 
+    /// Notes of every process how much tracing knows to be live; nothing of those that are not traced.
+    pub fn note_tracked(&mut self, now: u32, live: impl Fn(ProcessKey) -> Option<u64>) {
+        for watched in self.processes.values_mut() {
+            let mut inside = watched.inside.last().unwrap_or_default();
+            let tracked = live(watched.key);
+            if tracked.is_some() || inside.tracked.is_some() {
+                inside.tracked = tracked;
+                watched.inside.push(now, inside, self.settings.history);
+            }
+        }
+    }
+
     /// Notes what is known from inside a process.
     pub fn note(&mut self, key: ProcessKey, now: u32, change: impl FnOnce(&mut Inside)) {
         if let Some(watched) = self.processes.get_mut(&key.pid).filter(|watched| watched.key == key) {
             let mut inside = watched.inside.last().unwrap_or_default();
             change(&mut inside);
-            watched.inside.push(now, inside, self.history);
+            watched.inside.push(now, inside, self.settings.history);
         }
     }
 }
@@ -215,7 +260,7 @@ enum Look {
 }
 
 impl Watched {
-    fn look(&mut self, now: u32, looks: u32, history: u32, window: u32) -> Look {
+    fn look(&mut self, now: u32, looks: u32, scope: &Scope, settings: Settings) -> Look {
         let Ok(resident) = self.footprint.resident() else {
             return Look::Gone;
         };
@@ -230,7 +275,7 @@ impl Watched {
         let mut result = Look::Same;
         if looks >= self.rest_due {
             let at_rest = last == Some(sample);
-            self.rest_due = looks + if at_rest { REST_AT_REST_EVERY } else { REST_EVERY };
+            self.rest_due = looks + scope.rest_every(at_rest);
             if let Ok(rest) = self.footprint.rest() {
                 sample.swap = pages(rest.swap);
                 self.major_faults = rest.major_faults;
@@ -248,14 +293,9 @@ impl Watched {
                 _ => return Look::Gone,
             }
         }
-        self.samples.push(now, sample, history);
-        self.growth = growth(&self.samples, window, |sample| sample.held() as f64);
+        self.samples.push(now, sample, settings.history);
+        self.growth = growth(&self.samples, settings.window, |sample| sample.held() as f64);
         result
-    }
-
-    /// Whether its native allocations were known last.
-    pub fn is_tracked(&self) -> bool {
-        self.inside.last().is_some_and(|inside| inside.tracked.is_some())
     }
 
     /// Growth over another time than the policy's.
@@ -263,7 +303,7 @@ impl Watched {
         growth(&self.samples, window, |sample| sample.held() as f64)
     }
 
-    /// Growth of the Go heap and of tracked memory is not asked; this is what the kernel counts.
+    /// What it holds. Growth is that of what the kernel counts, not of the Go heap or of tracked memory.
     pub fn memory(&self) -> api::Memory {
         let sample = self.samples.last().unwrap_or_default();
         let inside = self.inside.last().unwrap_or_default();
@@ -295,8 +335,8 @@ impl Watched {
             .collect()
     }
 
-    /// Its course between two times, as columns. `wall` turns a time into nanoseconds since 1970.
-    pub fn timeline(&self, since: u32, until: u32, wall: impl Fn(u32) -> u64) -> api::Timeline {
+    /// Its course between two times of the own clock, as columns.
+    pub fn timeline(&self, since: u32, until: u32, now: Now) -> api::Timeline {
         let mut timeline = api::Timeline::default();
         let Some((first, last)) = self.samples.span() else {
             return timeline;
@@ -313,7 +353,7 @@ impl Watched {
         for at in times {
             let Some(sample) = self.samples.at(at) else { continue };
             let inside = self.inside.at(at).unwrap_or_default();
-            timeline.time.push(wall(at));
+            timeline.time.push(now.wall_of(at));
             timeline.rss.push(Sample::bytes(sample.rss));
             timeline.anonymous.push(Sample::bytes(sample.anonymous));
             timeline.swap.push(Sample::bytes(sample.swap));

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::{
-    daemon::api,
+    api,
     model::ProcessKey,
     runtime::{self, Collection, Collector, CollectorState},
 };
@@ -53,9 +53,9 @@ impl Collectors {
         self.0.remove(&key);
     }
 
-    /// Whether a process is followed.
-    pub fn follows(&self, key: ProcessKey) -> bool {
-        self.0.contains_key(&key)
+    /// Those that are followed.
+    pub fn keys(&self) -> Vec<ProcessKey> {
+        self.0.keys().copied().collect()
     }
 
     /// Looks at a process: its live heap, if it is followed and could be read.

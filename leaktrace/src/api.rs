@@ -1,4 +1,4 @@
-//! What the daemon tells, version 1: the shapes of its JSON answers.
+//! What the daemon and `top -p` tell, version 1: the shapes of its JSON answers.
 //!
 //! Times are nanoseconds since 1970 unless a name says otherwise, sizes are bytes. What is not known is `null`, never 0.
 //! Names that come from processes are given as they are (lossy UTF-8): whoever shows them makes them harmless. Fields may
@@ -86,6 +86,14 @@ impl Runtime {
         }
     }
 
+    /// Its name as people write it.
+    pub fn title(self) -> &'static str {
+        let known = crate::runtime::all()
+            .iter()
+            .find(|runtime| runtime.name() == self.name());
+        known.map_or(self.name(), |runtime| runtime.title())
+    }
+
     /// Whether it is a managed runtime whose heap, tasks and collector can be read.
     pub const fn is_managed(self) -> bool {
         !matches!(self, Self::Native)
@@ -111,7 +119,8 @@ pub struct Memory {
     pub go_heap: Option<u64>,
     /// Goroutines.
     pub goroutines: Option<u64>,
-    /// Growth of anonymous and swapped memory over the window of the policy, in bytes an hour.
+    /// Growth of anonymous and swapped memory over `watch.growth_time`, in bytes an hour; over the time that is known where
+    /// that is shorter, from ten seconds on.
     pub growth: Option<f64>,
 }
 
