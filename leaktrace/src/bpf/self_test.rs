@@ -204,7 +204,7 @@ impl WaitingChild {
     /// When there is no pipe, thread or child to be had.
     pub fn fork() -> io::Result<Self> {
         let (mut pid, mut tell_pid) = io::pipe()?;
-        let (mut may_go, hold) = io::pipe()?;
+        let (mut gate, hold) = io::pipe()?;
         let copy_of_hold = hold.as_raw_fd();
         let mut command = Command::new("/proc/self/exe");
         command
@@ -217,7 +217,7 @@ impl WaitingChild {
             // SAFETY: the child's own copy of a descriptor, which nothing in the child uses.
             unsafe { libc::close(copy_of_hold) };
             // Ends when this program closes its end, and with this program.
-            let _ = may_go.read(&mut [0])?;
+            let _ = gate.read(&mut [0])?;
             Ok(())
         };
         // SAFETY: between fork and execve `wait` makes system calls alone; it neither allocates nor takes a lock.

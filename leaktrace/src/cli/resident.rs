@@ -108,8 +108,8 @@ mod tests {
 
     #[test]
     fn growth_and_its_contrary() {
-        insta::assert_snapshot!(remark(12 << 20, 100 << 20, 300 << 10), @"Resident: +88MB (12MB to 100MB); 300kB in use in this profile");
-        insta::assert_snapshot!(remark(3 << 20, 1 << 20, 0), @"Resident: -2MB (3MB to 1MB); 0 in use in this profile");
+        insta::assert_snapshot!(remark(12 << 20, 100 << 20, 300 << 10), @"Resident: +88.0 MiB (12.0 MiB to 100 MiB); 300 KiB in use in this profile");
+        insta::assert_snapshot!(remark(3 << 20, 1 << 20, 0), @"Resident: -2.00 MiB (3.00 MiB to 1.00 MiB); 0 B in use in this profile");
     }
 
     #[test]

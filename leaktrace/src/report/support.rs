@@ -79,7 +79,7 @@ const SOURCES: &[&str] = &[
     "/lib/rustlib/src/rust/",
 ];
 /// The first parts of import paths in Go's standard library; a path of any other package has a dot in it, or is `main`.
-const GO_PACKAGES: &[&str] = &[
+const STANDARD_PACKAGES: &[&str] = &[
     "archive",
     "bufio",
     "bytes",
@@ -137,7 +137,7 @@ pub fn is_support(name: &str, file: &str, module: &str) -> bool {
         || FUNCTIONS.iter().any(|known| fits(known, name))
         || namespace(name).is_some_and(|space| NAMESPACES.contains(&space))
         || SOURCES.iter().any(|folder| file.contains(folder))
-        || is_go_library(name, file)
+        || is_standard_package(name, file)
 }
 
 fn fits(known: &str, name: &str) -> bool {
@@ -190,9 +190,9 @@ fn namespace(name: &str) -> Option<&str> {
 
 /// A function of Go's standard library: `runtime.mallocgc`, `encoding/json.(*Decoder).Decode`. Only with a source file that
 /// looks like Go's, since `time.c` has no packages.
-fn is_go_library(name: &str, file: &str) -> bool {
-    let is_go = file.is_empty() || file.ends_with(".go") || file.ends_with(".s");
-    if !is_go || name.contains("::") {
+fn is_standard_package(name: &str, file: &str) -> bool {
+    let is_package_file = file.is_empty() || file.ends_with(".go") || file.ends_with(".s");
+    if !is_package_file || name.contains("::") {
         return false;
     }
     let (folder, last) = match name.rfind('/') {
@@ -207,7 +207,7 @@ fn is_go_library(name: &str, file: &str) -> bool {
     } else {
         folder.split('/').next().unwrap_or(folder)
     };
-    GO_PACKAGES.contains(&first)
+    STANDARD_PACKAGES.contains(&first)
 }
 
 #[cfg(test)]
