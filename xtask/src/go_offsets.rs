@@ -1,4 +1,4 @@
-//! `cargo xtask go-offsets`: writes the table of Go runtime offsets, `leaktrace/src/runtime/go/offsets.tsv`.
+//! `cargo xtask go-offsets`: writes the table of Go runtime offsets, `leaktrace/src/runtime/go/binary/offsets.tsv`.
 //!
 //! A column comes from the sources of a release (`--goroot`, by go/types, nothing is built) or from JSON of the form
 //! `{"structs": {"g": {"size": 432, "f": {"goid": [160, 8]}}}, "vars": {…}}` (`--json`). Columns that are in the table
@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-const TABLE: &str = "leaktrace/src/runtime/go/offsets.tsv";
+const TABLE: &str = "leaktrace/src/runtime/go/binary/offsets.tsv";
 const TYPEOFF: &str = include_str!("go_offsets/typeoff.go");
 const HEADER: &str = "\
 # Offsets in the structures of the Go runtime, linux/amd64: `offset`, `offset/size` where the size is not 8, `-` where

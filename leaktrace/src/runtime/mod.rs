@@ -147,3 +147,24 @@ pub fn attach(pid: u32) -> Result<Box<dyn Attached>, RuntimeError> {
     Err(foreign
         .unwrap_or_else(|| RuntimeError::Foreign(format!("no runtime is known that pid {pid} could have").into())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_native_program_has_no_runtime() {
+        let file = File::open("/proc/self/exe").expect("our own executable");
+        assert!(code(&file).is_none());
+        let error = attach(std::process::id()).err().expect("this is no managed program");
+        assert!(matches!(error, RuntimeError::Foreign(_)), "{error}");
+    }
+
+    #[test]
+    fn each_runtime_has_a_word_of_its_own() {
+        let mut words: Vec<&str> = all().iter().map(|runtime| runtime.name()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), all().len());
+    }
+}

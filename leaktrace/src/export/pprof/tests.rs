@@ -60,6 +60,30 @@ fn a_heap_profile_survives_the_round_trip() {
 }
 
 #[test]
+fn a_heap_that_was_called_otherwise_is_read_as_what_it_is() {
+    let labelled = |label: TextLabel| {
+        let mut profile = heap_profile();
+        profile
+            .samples
+            .iter_mut()
+            .for_each(|sample| sample.labels = vec![label.clone()]);
+        profile
+    };
+    let old = labelled(TextLabel {
+        key: HeapKind::LABEL.into(),
+        value: "asked".into(),
+    });
+    let new = labelled(TextLabel::heap(HeapKind::Reserved));
+    assert_eq!(read(encode(&old).as_slice()).expect("reads"), new);
+    // Words of other tools stay.
+    let other = labelled(TextLabel {
+        key: HeapKind::LABEL.into(),
+        value: "arena".into(),
+    });
+    assert_eq!(read(encode(&other).as_slice()).expect("reads"), other);
+}
+
+#[test]
 fn uncompressed_files_are_read_too() {
     assert_eq!(read(encode(&heap_profile()).as_slice()).expect("reads"), heap_profile());
 }

@@ -3,46 +3,25 @@
 //! Everything is read with `process_vm_readv` while the target runs on; nothing is stopped, and nothing is written
 //! unless [`rate::ProfilingGuard`] is asked for. [`GoProcess::attach`] finds what the readers need in any binary of
 //! Go 1.19 to 1.27, stripped or not, and in libraries of other programs; each reader takes a memory, the globals and a layout, so that it runs over a
-//! recorded image just as well. What is read is consistent per structure, not as a whole: every snapshot counts what it
+//! recorded image just as well. `binary/` has what the file says, `read/` the readers, `derive/` what is made of what they
+//! found. What is read is consistent per structure, not as a whole: every snapshot counts what it
 //! found torn.
 
-pub mod buildinfo;
-pub mod census;
-pub mod check;
-pub mod clock;
-pub mod code;
-mod collector;
-pub mod dump;
-pub mod dwarf;
+mod binary;
+mod derive;
 pub mod error;
-pub mod executable;
-pub mod gc;
-pub mod goroutines;
-pub mod groups;
-pub mod heap;
-pub mod leaks;
-mod library;
-pub mod locate;
-pub mod memory;
-pub mod module;
-pub mod objects;
-pub mod offsets;
-pub mod pace;
-pub mod pclntab;
 pub mod process;
-pub mod profile;
-pub mod rate;
-mod read_heap;
+mod read;
 pub mod recording;
-pub mod residency;
-mod rules;
 mod runtime;
-pub mod spans;
-pub mod stacks;
-mod tasks;
-pub mod version;
 
+pub use binary::{buildinfo, check, code, dwarf, executable, locate, module, offsets, pclntab, version};
+use binary::{library, rules};
+pub use derive::{census, dump, groups, leaks, profile, stacks};
+use derive::{read_heap, tasks};
 pub use error::{Area, GoError};
 pub use process::{GoProcess, Source};
+use read::collector;
+pub use read::{clock, gc, goroutines, heap, memory, objects, pace, rate, residency, spans};
 pub use runtime::Go;
 pub use version::GoVersion;

@@ -10,8 +10,8 @@
 
 use std::time::Duration;
 
-use super::check::PAUSES;
 use super::gc::Glance;
+use crate::runtime::go::check::PAUSES;
 
 /// The longest wait, in shortest ones.
 const STRETCH: u32 = 5;

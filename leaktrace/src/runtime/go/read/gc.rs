@@ -5,12 +5,12 @@
 
 use std::fmt;
 
-use super::check::PAUSES;
-use super::locate::Globals;
 use super::memory::word;
-use super::offsets::{Field, Layout};
 use crate::model::ProcessAddress;
 use crate::proc::memory::{MemoryError, MemoryReader, ReadRequest};
+use crate::runtime::go::check::PAUSES;
+use crate::runtime::go::locate::Globals;
+use crate::runtime::go::offsets::{Field, Layout};
 
 /// One read of the collector.
 #[derive(Clone, Debug, Default, PartialEq)]

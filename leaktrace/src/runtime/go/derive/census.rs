@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::gc::CollectorState;
-use super::spans::{SpanSnapshot, SpanUse};
+use crate::runtime::go::gc::CollectorState;
+use crate::runtime::go::spans::{SpanSnapshot, SpanUse};
 
 /// Spans of one size class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

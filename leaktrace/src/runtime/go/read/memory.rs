@@ -80,7 +80,7 @@ pub trait Target: MemoryReader {
 impl<M: MemoryReader + ?Sized> Target for M {}
 
 /// A little-endian word in a buffer; 0 behind its end.
-pub(super) fn word(buffer: &[u8], at: usize) -> u64 {
+pub(in crate::runtime::go) fn word(buffer: &[u8], at: usize) -> u64 {
     match buffer.get(at..).and_then(|tail| tail.first_chunk::<8>()) {
         Some(bytes) => u64::from_le_bytes(*bytes),
         None => 0,

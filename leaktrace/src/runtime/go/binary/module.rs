@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::buildinfo::{self, BuildInfo};
 use super::executable::{Executable, FileInlineData};
-use super::memory::{Target, word};
 use super::pclntab::{self, PclnTable};
 use crate::proc::memory::{MemoryError, MemoryReader};
+use crate::runtime::go::memory::{Target, word};
 
 /// Largest table that is read. Kubernetes' are about 40 MB.
 const MAX_TABLE: u64 = 512 << 20;
@@ -57,7 +57,7 @@ pub fn build_info(executable: &Executable) -> Option<BuildInfo> {
 }
 
 /// Tables that the file may hold: file address and bytes.
-pub(super) fn candidates(executable: &Executable) -> Vec<(u64, Vec<u8>)> {
+pub(in crate::runtime::go) fn candidates(executable: &Executable) -> Vec<(u64, Vec<u8>)> {
     for name in [".gopclntab", ".data.rel.ro.gopclntab"] {
         if let Some(section) = executable.section(name)
             && let Some(bytes) = executable.file_bytes(section.offset, section.len.min(MAX_TABLE))

@@ -7,9 +7,9 @@
 use hashbrown::HashMap;
 use std::sync::Arc;
 
-use super::offsets::wrapper_function_id;
-use super::pclntab::{Frame, PclnTable};
-use super::version::GoVersion;
+use crate::runtime::go::offsets::wrapper_function_id;
+use crate::runtime::go::pclntab::{Frame, PclnTable};
+use crate::runtime::go::version::GoVersion;
 
 /// An instruction with the source-level frames there.
 #[derive(Clone, Debug, PartialEq, Eq)]

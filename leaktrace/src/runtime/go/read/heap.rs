@@ -5,10 +5,10 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::locate::Globals;
 use super::memory::{Target, word};
-use super::offsets::{Layout, Record};
 use crate::proc::memory::{MemoryError, MemoryReader};
+use crate::runtime::go::locate::Globals;
+use crate::runtime::go::offsets::{Layout, Record};
 
 /// Most buckets that are read. A program has one per allocating stack and size; tens of thousands are many.
 pub const MAX_BUCKETS: usize = 1 << 21;
@@ -227,7 +227,7 @@ fn counts(record: &Record, bytes: &[u8], size: u64) -> (Counts, bool) {
         allocs: record.allocs.get(bytes),
         frees: record.frees.get(bytes),
     };
-    let agrees = |field: Option<super::offsets::Field>, count: u64| {
+    let agrees = |field: Option<crate::runtime::go::offsets::Field>, count: u64| {
         field.is_none_or(|field| field.get(bytes) == count.wrapping_mul(size))
     };
     let whole = agrees(record.alloc_bytes, counts.allocs) && agrees(record.free_bytes, counts.frees);

@@ -5,9 +5,9 @@
 
 use hashbrown::HashMap;
 
-use super::goroutines::{Goroutine, GoroutineSnapshot, Status};
-use super::process::GoProcess;
 use crate::proc::memory::MemoryReader;
+use crate::runtime::go::goroutines::{Goroutine, GoroutineSnapshot, Status};
+use crate::runtime::go::process::GoProcess;
 
 /// What the goroutines of a group have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

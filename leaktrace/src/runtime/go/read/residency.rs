@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::census::ResidentMapping;
 use crate::model::page_size;
 use crate::proc::{ProcError, living};
+use crate::runtime::go::census::ResidentMapping;
 
 /// Most of `smaps` that is read: about 200,000 mappings.
 const MAX_SMAPS: u64 = 256 << 20;

@@ -2,13 +2,13 @@
 //!
 //! A [`GoProcess`] holds the program's function table, which may be tens of megabytes; this holds a few addresses.
 
-use super::error::{Area, GoError};
 use super::gc::{self, CollectorState, Follower};
-use super::locate::Globals;
-use super::offsets::Layout;
-use super::process::GoProcess;
 use crate::model::ProcessKey;
 use crate::proc::memory::ProcessMemory;
+use crate::runtime::go::error::{Area, GoError};
+use crate::runtime::go::locate::Globals;
+use crate::runtime::go::offsets::Layout;
+use crate::runtime::go::process::GoProcess;
 use crate::runtime::{self, Collection, Collector, RuntimeError};
 
 /// A Go process whose collector is looked at.

@@ -5,11 +5,11 @@
 
 use hashbrown::HashSet;
 
-use super::check::MAX_SPANS;
-use super::locate::Globals;
 use super::memory::{BATCH, Range, Target, word};
-use super::offsets::Layout;
 use crate::proc::memory::{MemoryError, MemoryReader};
+use crate::runtime::go::check::MAX_SPANS;
+use crate::runtime::go::locate::Globals;
+use crate::runtime::go::offsets::Layout;
 
 /// Bytes of a page of the Go heap.
 pub const PAGE: u64 = 8192;

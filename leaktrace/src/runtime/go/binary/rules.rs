@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use leaktrace_common::unwind::{RULE_GO_CGOCALL, RULE_SP, Row, pack_deref};
 
-use super::Go;
 use super::code::{CgoCall, FixedFrame, GoCode};
 use super::executable::Executable;
 use super::pclntab;
 use crate::model::ElfAddress;
+use crate::runtime::go::Go;
 use crate::runtime::{Code, Runtime};
 use crate::symbolize::Frame;
 use crate::unwind::ForcedRule;

@@ -4,11 +4,11 @@
 
 use std::fmt::Write as _;
 
-use super::goroutines::{Goroutine, StackState, Status};
-use super::pclntab::{PclnTable, without_type_arguments};
-use super::process::GoProcess;
 use super::stacks::Symbolizer;
 use crate::proc::memory::MemoryReader;
+use crate::runtime::go::goroutines::{Goroutine, StackState, Status};
+use crate::runtime::go::pclntab::{PclnTable, without_type_arguments};
+use crate::runtime::go::process::GoProcess;
 
 /// Frames that are shown of one goroutine; half of them from each end.
 const MAX_SHOWN: usize = 100;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::gc::CollectorState;
-use super::heap::{HeapSnapshot, View};
-use super::process::GoProcess;
 use super::profile;
 use crate::report::{Losses, MappingId, NumericLabel, Profile, ProfileBuilder};
+use crate::runtime::go::gc::CollectorState;
+use crate::runtime::go::heap::{HeapSnapshot, View};
+use crate::runtime::go::process::GoProcess;
 use crate::runtime::{Heap, HeapMarks};
 
 /// The heap profile of a process at one moment, with the collector's state then.

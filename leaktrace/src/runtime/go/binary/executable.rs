@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::memory::word;
 use super::pclntab::InlineData;
+use crate::runtime::go::memory::word;
 
 const MAX_SECTIONS: usize = 4096;
 const MAX_NAMES: u64 = 1 << 20;

@@ -10,10 +10,10 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::unistd::Pid;
 
-use super::error::{Area, GoError};
 use super::memory::Target;
-use super::process::GoProcess;
 use crate::proc::ProcError;
+use crate::runtime::go::error::{Area, GoError};
+use crate::runtime::go::process::GoProcess;
 
 /// Keeps profiling on while it lives.
 #[derive(Debug)]

@@ -16,11 +16,11 @@ use hashbrown::HashMap;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::executable::{Executable, FileInlineData};
-use super::memory::word;
 use super::module;
 use super::offsets::{self, Layout, wrapper_function_id};
 use super::pclntab::{Frame, Function, PclnTable};
 use super::version::GoVersion;
+use crate::runtime::go::memory::word;
 
 /// Longest special function; `cgocall` is under 300 bytes.
 const MAX_CODE: u64 = 4096;

@@ -6,8 +6,8 @@
 
 use hashbrown::HashMap;
 
-use super::goroutines::{GoroutineSnapshot, Status};
 use super::groups::GroupKey;
+use crate::runtime::go::goroutines::{GoroutineSnapshot, Status};
 
 /// One look.
 #[derive(Clone, Debug, Default)]

@@ -2,14 +2,14 @@
 //!
 //! Frames of the runtime above the program's own functions are left out, as Go does, unless there is nothing else.
 
-use super::goroutines::{Goroutine, GoroutineSnapshot};
-use super::heap::{Bucket, Counts, HeapSnapshot, Scaled, View};
-use super::process::GoProcess;
 use super::stacks::{Place, Symbolizer, is_runtime};
 use crate::model::HeapKind;
 use crate::proc::maps::read_maps;
 use crate::proc::memory::MemoryReader;
 use crate::report::{FrameLine, Mapping, MappingId, NumericLabel, Profile, ProfileBuilder, TextLabel, ValueType};
+use crate::runtime::go::goroutines::{Goroutine, GoroutineSnapshot};
+use crate::runtime::go::heap::{Bucket, Counts, HeapSnapshot, Scaled, View};
+use crate::runtime::go::process::GoProcess;
 use hashbrown::HashMap;
 
 /// The mapping of the program's text.

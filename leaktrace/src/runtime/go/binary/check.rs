@@ -5,20 +5,20 @@
 //! structures. [`shifted_work`] and [`shifted_goroutine`] search for a layout by the same values where none fits.
 
 use super::locate::Globals;
-use super::memory::{Range, Target, word};
 use super::offsets::{Field, Goroutine, Layout, Work};
 use crate::proc::memory::MemoryReader;
+use crate::runtime::go::memory::{Range, Target, word};
 
 /// Structures that a check looks at.
 const SAMPLE: usize = 32;
 /// Addresses of user space.
 const USER_END: u64 = 1 << 47;
 /// No program has as many.
-pub(super) const MAX_GOROUTINES: u64 = 1 << 24;
+pub(in crate::runtime::go) const MAX_GOROUTINES: u64 = 1 << 24;
 /// 16 M spans are 128 GB of heap at least.
-pub(super) const MAX_SPANS: u64 = 1 << 26;
+pub(in crate::runtime::go) const MAX_SPANS: u64 = 1 << 26;
 /// Entries of the pause rings.
-pub(super) const PAUSES: u64 = 256;
+pub(in crate::runtime::go) const PAUSES: u64 = 256;
 
 /// The result of a check: the failure names what was looked at and what was found there.
 pub type Check = Result<(), String>;

@@ -7,12 +7,12 @@
 
 use hashbrown::HashMap;
 
-use super::check::MAX_GOROUTINES;
-use super::locate::Globals;
 use super::memory::{BATCH, Range, Target, word};
-use super::offsets::Layout;
-use super::pclntab::PclnTable;
 use crate::proc::memory::{MemoryError, MemoryReader};
+use crate::runtime::go::check::MAX_GOROUTINES;
+use crate::runtime::go::locate::Globals;
+use crate::runtime::go::offsets::Layout;
+use crate::runtime::go::pclntab::PclnTable;
 
 /// Goroutines read together: each takes three vectors.
 const GROUP: usize = BATCH / 3;

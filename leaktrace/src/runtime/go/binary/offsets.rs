@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 
 use hashbrown::HashMap;
 
-use super::memory::word;
 use super::version::GoVersion;
+use crate::runtime::go::memory::word;
 
 /// The generated table.
 pub const TABLE: &str = include_str!("offsets.tsv");

@@ -17,7 +17,7 @@ use crate::proc::maps::{Mapping, read_maps};
 const MAX_FILES: usize = 4096;
 
 /// A mapped file that holds a Go runtime.
-pub(super) struct Library {
+pub(in crate::runtime::go) struct Library {
     /// As the process names it.
     pub path: PathBuf,
     /// Its file.
@@ -27,7 +27,7 @@ pub(super) struct Library {
 }
 
 /// The first mapped library with Go in it.
-pub(super) fn find(pid: u32) -> Result<Option<Library>, ProcError> {
+pub(in crate::runtime::go) fn find(pid: u32) -> Result<Option<Library>, ProcError> {
     let mut seen = HashSet::new();
     for mapping in read_maps(pid)? {
         let Some(file) = mapping.file.filter(|_| mapping.execute) else {

@@ -9,8 +9,8 @@ use gimli::{AttributeValue, DebugInfoOffset, DwAt, EndianArcSlice, LittleEndian,
 use hashbrown::HashMap;
 
 use super::executable::Executable;
-use super::memory::word;
 use super::offsets::{Field, FieldMap, Layout};
+use crate::runtime::go::memory::word;
 
 type Reader = EndianArcSlice<LittleEndian>;
 type Dwarf = gimli::Dwarf<Reader>;

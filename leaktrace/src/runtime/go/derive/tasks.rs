@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::dump;
-use super::goroutines::{Goroutine, GoroutineSnapshot};
 use super::groups::{Group, group};
-use super::pclntab::Frame;
-use super::process::GoProcess;
 use super::profile;
 use super::stacks::Symbolizer;
 use crate::report::Profile;
+use crate::runtime::go::goroutines::{Goroutine, GoroutineSnapshot};
+use crate::runtime::go::pclntab::Frame;
+use crate::runtime::go::process::GoProcess;
 use crate::runtime::{Place, TaskGroup, TaskQuery, TaskSnapshot, Tasks};
 
 /// The goroutines of a process at one moment.
