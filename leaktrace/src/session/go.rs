@@ -202,14 +202,21 @@ impl GoHeap {
     }
 
     /// Reads the heap again. To be called once, at the end.
-    pub fn finish(&mut self, pid: u32) {
+    ///
+    /// A process that has ended (`is_there` is false) is not asked: another one may have its pid.
+    pub fn finish(&mut self, pid: u32, is_there: bool) {
         if self.execs > 0 {
             self.comments.push(
                 "the process runs another program than at the start: Go allocations are since its begin".to_owned(),
             );
         }
         let now = Instant::now();
-        match Look::at(pid) {
+        let looked = if is_there {
+            Look::at(pid).map_err(|error| error.to_string())
+        } else {
+            Err("the process has ended".to_owned())
+        };
+        match looked {
             Ok(look) => {
                 self.finished = Some(now);
                 if let Some(start) = &self.start

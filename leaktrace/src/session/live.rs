@@ -32,7 +32,7 @@ use crate::{
         usage::Usage,
     },
     model::ProcessKey,
-    proc::{identity, pagemap, release::Release},
+    proc::{identity, living, pagemap, release::Release},
     report::profile::Profile,
     symbolize::Symbolizer,
 };
@@ -226,13 +226,15 @@ impl Live {
         for notice in self.notices.take() {
             match self.tracer.act_on(notice) {
                 Ok(()) => {}
-                Err(error @ TraceError::Withdrawn { pid, .. }) => {
-                    self.pump.take(pid);
-                    if let Some(attached) = self.attached.get_mut(&pid) {
-                        attached.remark(error.to_string());
+                Err(error) => match error.doubtful() {
+                    Some(pid) => {
+                        self.pump.take(pid);
+                        if let Some(attached) = self.attached.get_mut(&pid) {
+                            attached.remark(error.to_string());
+                        }
                     }
-                }
-                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
+                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                },
             }
         }
         self.catch_up();
@@ -376,7 +378,7 @@ impl Moment {
     pub fn profile(mut self, symbolizer: &Symbolizer, earlier: Option<GoHeap>) -> (Profile, Option<GoHeap>) {
         let go = self.is_go.then(|| {
             let mut heap = earlier.unwrap_or_else(GoHeap::of_new_program);
-            heap.finish(self.program.key.pid);
+            heap.finish(self.program.key.pid, living::is_running(self.program.key));
             heap
         });
         if go.is_some() {

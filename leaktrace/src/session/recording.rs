@@ -1,7 +1,7 @@
 //! One recording from start to end: survey, load, attach, follow, detach, profile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     process::Child,
     sync::Arc,
@@ -120,6 +120,8 @@ pub struct Recording {
     logger: KernelLog,
     settings: Settings,
     pids: Vec<ProcessKey>,
+    /// Those that have ended.
+    ended: HashSet<u32>,
     go: HashMap<u32, GoHeap>,
     child: Option<Child>,
     names_held: Instant,
@@ -242,6 +244,7 @@ impl Recording {
             logger: parts.log,
             settings,
             pids: Vec::new(),
+            ended: HashSet::new(),
             go: HashMap::new(),
             child: None,
             names_held: Instant::now(),
@@ -288,11 +291,13 @@ impl Recording {
             }
             match self.tracer.act_on(notice) {
                 Ok(()) => {}
-                Err(error @ TraceError::Withdrawn { pid, .. }) => {
-                    self.pump.take(pid);
-                    self.remarks.push(error.to_string());
-                }
-                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
+                Err(error) => match error.doubtful() {
+                    Some(pid) => {
+                        self.pump.take(pid);
+                        self.remarks.push(error.to_string());
+                    }
+                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                },
             }
             if let Notice::Exec(pid) = notice {
                 self.find_go(pid);
@@ -315,7 +320,9 @@ impl Recording {
     /// second.
     pub fn look_at_go(&mut self) {
         for (pid, heap) in &mut self.go {
-            heap.look(*pid);
+            if !self.ended.contains(pid) {
+                heap.look(*pid);
+            }
         }
     }
 
@@ -337,7 +344,14 @@ impl Recording {
             self.child = None;
             return true;
         }
-        self.pids.iter().all(|key| !living::is_running(*key))
+        for key in &self.pids {
+            if !self.ended.contains(&key.pid) && !living::is_running(*key) {
+                // Another process may get its pid while the others are recorded.
+                self.ended.insert(key.pid);
+                self.tracer.end(key.pid);
+            }
+        }
+        self.ended.len() == self.pids.len()
     }
 
     /// Detaches, reads what is left and hands everything over.
@@ -347,8 +361,10 @@ impl Recording {
             self.tracer.set_active(key.pid, false);
             self.tracer.read_names(key.pid, NAMES);
         }
-        for (pid, heap) in &mut self.go {
-            heap.finish(*pid);
+        for key in &self.pids {
+            if let Some(heap) = self.go.get_mut(&key.pid) {
+                heap.finish(key.pid, living::is_running(*key));
+            }
         }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();
