@@ -31,9 +31,13 @@ pub struct Process {
     pub stack_seed: u64,
     /// Changes with each new set of mappings: remembered walks do not outlive it. Never 0.
     pub generation: u64,
+    /// Which counter says how many samples are held of it,
+    pub held: u32,
+    /// and which how many of all processes of its user.
+    pub held_of_user: u32,
 }
 
-const _: () = assert!(size_of::<Process>() == 56 && align_of::<Process>() == 8);
+const _: () = assert!(size_of::<Process>() == 64 && align_of::<Process>() == 8);
 
 /// The place of a traced process, which the cookies of its probes name.
 ///
@@ -50,7 +54,7 @@ pub struct ProcessSlot {
     pub versions: [Process; 2],
 }
 
-const _: () = assert!(size_of::<ProcessSlot>() == 128 && align_of::<ProcessSlot>() == 8);
+const _: () = assert!(size_of::<ProcessSlot>() == 144 && align_of::<ProcessSlot>() == 8);
 
 /// What is remembered of the process in a slot to see its growth. The kernel side writes it, userspace resets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +74,51 @@ const _: () = assert!(size_of::<GrowthState>() == 24);
 
 /// Most processes traced at once.
 pub const MAX_PROCESSES: u32 = 4096;
+
+/// Most processes that share the memory of traced ones.
+pub const MAX_SHARERS: u32 = 4096;
+
+/// A process that uses a traced one's memory, by its pid: what it calls is the traced one's doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Sharer {
+    /// The traced one's slot.
+    pub slot: u32,
+    /// Its pid.
+    pub owner: u32,
+    /// How many programs that had run before: with the next one it has other memory.
+    pub execs: u32,
+    /// Its parent waits until it runs another program, or ends (`vfork`).
+    pub is_waited_for: u32,
+}
+
+const _: () = assert!(size_of::<Sharer>() == 16);
+
+/// Samples that the kernel side can hold, over all processes.
+pub const MAX_SAMPLES: u32 = 1 << 20;
+/// How often what is left to a user fits into what one of its processes may hold.
+pub const SAMPLE_SHARE: u64 = 4;
+/// Counters of held samples: of all, of each slot, of each user.
+pub const HELD_SAMPLES: u32 = 1 + 2 * MAX_PROCESSES;
+
+/// The counter of a slot.
+pub const fn held_of_slot(slot: u32) -> u32 {
+    1 + slot
+}
+
+/// The counter of a user, by the number that it has among those that are traced.
+pub const fn held_of_user(number: u32) -> u32 {
+    1 + MAX_PROCESSES + number
+}
+
+/// Whether there is room for one more sample, of how many are held of all, of a user and of a process. A user may hold as
+/// many as are free, and a process [`SAMPLE_SHARE`] times as many as its user may hold beyond what it holds: whoever takes all
+/// that it can get leaves half of it to the next user.
+#[inline(always)]
+pub const fn may_hold_sample(all: u64, of_user: u64, own: u64) -> bool {
+    let free = (MAX_SAMPLES as u64).saturating_sub(all);
+    of_user < free && own < (free - of_user) * SAMPLE_SHARE
+}
 
 /// Anonymous mappings outside the allocator are tracked.
 pub const PROCESS_TRACK_MMAP: u32 = 1;
@@ -189,6 +238,8 @@ mod pod {
     unsafe impl aya::Pod for super::CodeMapping {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::GrowthState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sharer {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::BlockKey {}
     // SAFETY: as above.

@@ -52,6 +52,12 @@ pub const KIND_GROWTH: u8 = 13;
 /// [`RemapBegin`].
 pub const KIND_MREMAP_BEGIN: u8 = 14;
 
+/// [`Notice`]: the process has a child (its id in `subject`) that goes on using its memory.
+pub const KIND_SHARER: u8 = 15;
+
+/// [`KIND_SHARER`]: there was no room to note it; what it gives back is not seen.
+pub const FLAG_SHARER_MISSED: u8 = 1;
+
 /// [`KIND_GROWTH`]: memory became resident.
 pub const FLAG_RESIDENT: u8 = 1;
 

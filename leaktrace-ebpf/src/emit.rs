@@ -13,7 +13,8 @@ use leaktrace_common::{
     },
     event::{
         Alloc, CodeMapped, FLAG_BEGIN_DEFERRED, Free, Header, KIND_CODE_MAPPED, KIND_EXEC, KIND_FREE,
-        KIND_MREMAP_BEGIN, KIND_MUNMAP, KIND_REALLOC_BEGIN, Notice, ReallocBegin, RemapBegin, Stack, Unmap,
+        KIND_MREMAP_BEGIN, KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_SHARER, Notice, ReallocBegin, RemapBegin, Stack,
+        Unmap,
     },
     reason::Counter,
 };
@@ -198,6 +199,21 @@ pub fn notice(kind: u8, pid: u32, subject: u32) {
         Notice {
             header: header(kind, 0, pid),
             subject,
+            pad: 0,
+        },
+        FORCE_WAKEUP,
+    ) {
+        count(Counter::NoticeLost, 1);
+    }
+}
+
+/// A process that goes on using the memory of the traced one, which wakes the reader.
+#[inline(always)]
+pub fn sharer(pid: u32, sharer: u32, flags: u8) {
+    if !put(
+        Notice {
+            header: header(KIND_SHARER, flags, pid),
+            subject: sharer,
             pad: 0,
         },
         FORCE_WAKEUP,

@@ -201,6 +201,12 @@ pub fn mremap_leave(ctx: TracePointContext) -> u32 {
 }
 
 #[tracepoint]
+pub fn task_created(ctx: TracePointContext) -> u32 {
+    lifecycle::task_created(&ctx);
+    0
+}
+
+#[tracepoint]
 pub fn process_exec(ctx: TracePointContext) -> u32 {
     lifecycle::exec(&ctx);
     0

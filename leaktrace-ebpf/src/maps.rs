@@ -9,8 +9,9 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     config::{
-        BlockKey, CodeMapping, EXPONENTIAL_TABLE, GrowthState, LOST_RELEASES as LOST_RELEASE_BUCKETS, MAX_PROCESSES,
-        Process, ProcessSlot, ReleaseKey,
+        BlockKey, CodeMapping, EXPONENTIAL_TABLE, GrowthState, HELD_SAMPLES as HELD_COUNTERS,
+        LOST_RELEASES as LOST_RELEASE_BUCKETS, MAX_PROCESSES, MAX_SAMPLES, MAX_SHARERS, Process, ProcessSlot,
+        ReleaseKey, Sharer, may_hold_sample,
     },
     reason::Counter,
     unwind::Row,
@@ -32,9 +33,16 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 pub static PROCESSES: Array<ProcessSlot> = Array::with_max_entries(MAX_PROCESSES, BPF_F_MMAPABLE);
 
-/// Slots by pid, for tracepoints, which carry no cookie. Userspace alone adds and removes.
+/// Slots by pid, for tracepoints, which carry no cookie. Userspace adds and removes traced processes; those that share the
+/// memory of one ([`SHARERS`]) have its slot.
 #[map]
-pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
+pub static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES + MAX_SHARERS, BPF_F_NO_PREALLOC);
+
+/// Processes that use a traced one's memory (`clone` with `CLONE_VM`, `vfork`), by pid: from their first instruction until
+/// they run another program or end. Userspace adds those that were there before, and removes all with the traced one's slot.
+/// Full: what the process gives back is not seen; userspace hears of it and leaves the traced one out.
+#[map]
+pub static SHARERS: HashMap<u32, Sharer> = HashMap::with_max_entries(MAX_SHARERS, BPF_F_NO_PREALLOC);
 
 /// What is remembered of the process in each slot to see its growth.
 #[map]
@@ -68,9 +76,13 @@ pub static DEFERRED_RELEASES: HashMap<ReleaseKey, u64> = HashMap::with_max_entri
 pub static LOST_RELEASES: Array<u64> = Array::with_max_entries(LOST_RELEASE_BUCKETS, BPF_F_MMAPABLE);
 
 /// Blocks taken as samples, with [`ProcessSlot::execs`] at that time: only their frees leave the kernel. Userspace takes
-/// out those of programs that are gone. Full: the sample is not taken, counted.
+/// out those of programs that are gone. Full, or a user or a process has its share: the sample is not taken, counted.
 #[map]
-pub static SAMPLED: HashMap<BlockKey, u32> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+pub static SAMPLED: HashMap<BlockKey, u32> = HashMap::with_max_entries(MAX_SAMPLES, BPF_F_NO_PREALLOC);
+
+/// How many entries [`SAMPLED`] has: in all, for each slot, for each user.
+#[map]
+pub static HELD_SAMPLES: Array<u64> = Array::with_max_entries(HELD_COUNTERS, BPF_F_MMAPABLE);
 
 /// Ids of stacks that userspace has been sent, two places for each id. An id that finds both taken replaces the first;
 /// the other stack is sent again when it comes next, which does no harm.
@@ -108,10 +120,90 @@ pub fn process_in(slot: u32) -> Option<&'static Process> {
     })
 }
 
-/// The process in a slot, if it is still the one with this pid.
+/// The process in a slot, if it is still the one with this pid, or one that uses its memory.
 #[inline(always)]
 pub fn process(slot: u32, pid: u32) -> Option<&'static Process> {
-    process_in(slot).filter(|process| process.pid == pid)
+    match process_in(slot) {
+        Some(process) if process.pid == pid => Some(process),
+        // SAFETY: null or a map value.
+        _ => unsafe { process_of_sharer(slot, pid).as_ref() },
+    }
+}
+
+/// The process in a slot, if the one with this pid uses its memory; else null.
+#[inline(never)]
+fn process_of_sharer(slot: u32, pid: u32) -> *const Process {
+    match process_in(slot) {
+        Some(process) if is_sharer(pid, slot, process.pid) != 0 => process,
+        _ => core::ptr::null(),
+    }
+}
+
+/// Whether the process with this pid uses the memory of the one in the slot. Asked of nobody but who is not that one.
+#[inline(never)]
+pub fn is_sharer(pid: u32, slot: u32, owner: u32) -> u64 {
+    // SAFETY: read-only access to a map value.
+    let Some(sharer) = (unsafe { SHARERS.get(pid) }) else {
+        return 0;
+    };
+    (sharer.slot == slot && sharer.owner == owner && sharer.execs == execs(slot)) as u64
+}
+
+/// A process begins that uses the memory of the one in the slot. Returns whether it is known from now on.
+#[inline(never)]
+pub fn note_sharer(pid: u32, slot: u32, owner: u32, is_waited_for: u32) -> u64 {
+    let sharer = Sharer {
+        slot,
+        owner,
+        execs: execs(slot),
+        is_waited_for,
+    };
+    if SHARERS.insert(pid, sharer, 0).is_ok() && SLOTS.insert(pid, slot, 0).is_ok() {
+        return 1;
+    }
+    end_sharing(pid);
+    count(Counter::MapRefused, 1);
+    0
+}
+
+/// The process uses memory of its own from now on, or has ended. Returns whether it used another one's.
+#[inline(never)]
+pub fn end_sharing(pid: u32) -> u64 {
+    if SHARERS.remove(pid).is_err() {
+        return 0;
+    }
+    let _ = SLOTS.remove(pid);
+    1
+}
+
+/// Whether one more sample of the process may be held.
+#[inline(never)]
+pub fn may_hold(process: &Process) -> bool {
+    let all = held(0);
+    let of_user = held(process.held_of_user);
+    may_hold_sample(all, of_user, held(process.held))
+}
+
+#[inline(always)]
+fn held(counter: u32) -> u64 {
+    HELD_SAMPLES.get(counter).copied().unwrap_or(0)
+}
+
+/// A sample of the process is held from now on (1), or is not any more (-1).
+#[inline(never)]
+pub fn note_held(process: &Process, change: i64) -> u64 {
+    add_held(0, change);
+    add_held(process.held_of_user, change);
+    add_held(process.held, change)
+}
+
+#[inline(never)]
+fn add_held(counter: u32, change: i64) -> u64 {
+    if let Some(value) = HELD_SAMPLES.get_ptr_mut(counter) {
+        // SAFETY: adds to an aligned map value and touches nothing else.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) change) };
+    }
+    0
 }
 
 /// The slot of the process with this pid, if it is traced.

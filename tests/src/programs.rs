@@ -102,6 +102,8 @@ const RECIPES: &[(&str, Recipe)] = &[
             words: &["-static", "c/innocent.c"],
         },
     ),
+    ("shared_memory", c!["c/shared_memory.c"]),
+    ("many_mappings", c!["c/many_mappings.c"]),
     ("main_leaves", c!["-pthread", "c/main_leaves.c"]),
     ("reload", c!["c/reload.c", "-ldl"]),
     ("libplugin_alpha.so", c!["-shared", "-fPIC", "c/plugin_alpha.c"]),

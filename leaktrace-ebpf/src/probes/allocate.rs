@@ -7,13 +7,13 @@
 //! the event; where returns are probed by instruction, which the jump passes by, the inner one does.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
+    bindings::{BPF_ANY, BPF_NOEXIST},
     cty::c_void,
     helpers::{bpf_get_attach_cookie, bpf_get_func_ip},
 };
 use leaktrace_common::{
     config::{BlockKey, PROCESS_ACTIVE, Process},
-    event::{Alloc, FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
+    event::{FLAG_BEGIN_DEFERRED, KIND_ALLOC, KIND_REALLOC_END, ReallocEnd},
     reason::Counter,
     signature::{Op, Signature},
 };
@@ -32,8 +32,10 @@ const REALLOC: u8 = Op::Realloc as u8;
 const RESIZE: u8 = Op::Resize as u8;
 /// What a map says that is full (`E2BIG`).
 const NO_ROOM: i32 = -7;
-/// What a map says that has no such key (`ENOENT`).
+/// What a map says that has no such key (`ENOENT`),
 const NOT_THERE: i32 = -2;
+/// and one that has it already (`EEXIST`).
+const IS_THERE: i32 = -17;
 /// Calls nested in one pending call before it is treated as abandoned, whatever its frame looks like: no allocator nests
 /// that deep.
 const MAX_NESTED: u64 = 4096;
@@ -196,9 +198,9 @@ fn begin(
 /// any more either; if the reallocation fails, it becomes one again.
 #[inline(never)]
 fn begin_reallocation(thread: &mut Thread, process: &Process) -> u64 {
-    let (old, (pid, tid)) = (thread.pending.old, thread.ids());
-    forget(process, pid, old);
-    thread.pending.flags = emit::realloc_begin(pid, tid, old);
+    let (old, (_, tid)) = (thread.pending.old, thread.ids());
+    forget(process, old);
+    thread.pending.flags = emit::realloc_begin(process.pid, tid, old);
     0
 }
 
@@ -231,7 +233,7 @@ fn note_request(thread: &mut Thread, ctx: *mut c_void, signature: Signature) -> 
 #[inline(always)]
 fn is_taken(thread: &mut Thread, process: &Process) -> bool {
     let old = thread.pending.old;
-    old != 0 && (process.sample_interval == 0 || is_sampled(thread.ids().0, old))
+    old != 0 && (process.sample_interval == 0 || is_sampled(process.pid, old))
 }
 
 /// Whether a block was taken as a sample.
@@ -293,7 +295,7 @@ const TAKEN: u64 = 2;
 /// Puts together the record of a call that returned `result`, all but its stack.
 #[inline(never)]
 fn note_result(thread: &mut Thread, process: &Process, result: u64) -> u64 {
-    let (pid, tid) = thread.ids();
+    let (pid, (_, tid)) = (process.pid, thread.ids());
     let Pending { op, old, flags, .. } = thread.pending;
     let reallocates = (op == REALLOC || op == RESIZE) && old != 0;
     thread.end.old = old;
@@ -330,10 +332,10 @@ fn note_result(thread: &mut Thread, process: &Process, result: u64) -> u64 {
             return NOTHING;
         }
     } else if reallocates && op == RESIZE {
-        forget(process, pid, old);
+        forget(process, old);
     }
     let wanted = !failed && thread.pending.skip_new == 0;
-    if wanted && remember(process, thread.pending.slot, &thread.end.new) {
+    if wanted && remember(process, thread.pending.slot, thread.end.new.address) {
         return TAKEN;
     }
     if wanted {
@@ -360,7 +362,7 @@ fn take_back(process: &Process, pending: &Pending, end: &mut ReallocEnd) -> bool
     }
     // The record names no new block: for a moment it names the old one.
     end.new.address = end.old;
-    let remembered = remember(process, pending.slot, &end.new);
+    let remembered = remember(process, pending.slot, end.new.address);
     end.new.address = 0;
     remembered
 }
@@ -375,7 +377,7 @@ fn lose(thread: &mut Thread, process: &Process) -> u64 {
     } else {
         thread.end.old
     };
-    forget(process, alloc.header.pid, block);
+    forget(process, block);
     if alloc.address != 0 {
         emit::lost(alloc);
     } else {
@@ -387,39 +389,64 @@ fn lose(thread: &mut Thread, process: &Process) -> u64 {
 
 /// Remembers a sampled block, so that its free is told. Every taken block passes here before its record.
 #[inline(always)]
-fn remember(process: &Process, slot: u16, alloc: &Alloc) -> bool {
-    process.sample_interval == 0 || note_sample(slot, alloc)
+fn remember(process: &Process, slot: u16, address: u64) -> bool {
+    process.sample_interval == 0 || note_sample(process, slot, address)
 }
 
 #[inline(never)]
-fn note_sample(slot: u16, alloc: &Alloc) -> bool {
-    let key = BlockKey {
-        address: alloc.address,
-        pid: alloc.header.pid,
-        pad: 0,
-    };
-    let execs = maps::execs(slot.into());
-    match SAMPLED.insert(key, execs, BPF_ANY.into()) {
-        Ok(()) => return true,
-        Err(NO_ROOM) => count(Counter::SampledSetFull, 1),
-        Err(_) => count(Counter::MapRefused, 1),
+fn note_sample(process: &Process, slot: u16, address: u64) -> bool {
+    if !maps::may_hold(process) {
+        count(Counter::SampledSetFull, 1);
+        return false;
+    }
+    match insert_sample(process, slot, address, BPF_NOEXIST) {
+        0 => {
+            maps::note_held(process, 1);
+            return true;
+        }
+        // Its free was missed.
+        IS_THERE if insert_sample(process, slot, address, BPF_ANY) == 0 => return true,
+        NO_ROOM => count(Counter::SampledSetFull, 1),
+        _ => count(Counter::MapRefused, 1),
     }
     false
 }
 
+/// Returns 0, or the map's error.
+#[inline(never)]
+fn insert_sample(process: &Process, slot: u16, address: u64, flags: u32) -> i32 {
+    let key = BlockKey {
+        address,
+        pid: process.pid,
+        pad: 0,
+    };
+    match SAMPLED.insert(key, maps::execs(slot.into()), flags.into()) {
+        Ok(()) => 0,
+        Err(error) => error,
+    }
+}
+
 #[inline(always)]
-fn forget(process: &Process, pid: u32, address: u64) {
+fn forget(process: &Process, address: u64) {
     if process.sample_interval != 0 {
-        unremember(pid, address);
+        unremember(process, address);
     }
 }
 
 /// Takes a block out of the samples. False if it is none (any more); where the map refuses, which is counted, nothing is
 /// known, and it counts as one.
 #[inline(never)]
-pub fn unremember(pid: u32, address: u64) -> bool {
-    match SAMPLED.remove(BlockKey { address, pid, pad: 0 }) {
-        Ok(()) => true,
+pub fn unremember(process: &Process, address: u64) -> bool {
+    let key = BlockKey {
+        address,
+        pid: process.pid,
+        pad: 0,
+    };
+    match SAMPLED.remove(key) {
+        Ok(()) => {
+            maps::note_held(process, -1);
+            true
+        }
         Err(NOT_THERE) => false,
         Err(_) => {
             count(Counter::MapRefused, 1);

@@ -51,7 +51,7 @@ fn followed() -> Option<(u32, u32, &'static Process)> {
     let (pid, _) = thread::current();
     let slot = maps::slot_by_pid(pid)?;
     let process = maps::process(slot, pid).filter(|process| process.growth_interval != 0)?;
-    Some((slot, pid, process))
+    Some((slot, process.pid, process))
 }
 
 /// A counter of `memory` (an `mm_struct`) changed.

@@ -55,11 +55,11 @@ fn field(ctx: &TracePointContext, index: usize) -> u64 {
     unsafe { ctx.as_ptr().cast::<u64>().add(FIRST_FIELD / 8 + index).read() }
 }
 
-/// The traced process that the call belongs to, and its thread unless it is inside an allocator.
+/// The traced process that the call belongs to, and the calling thread unless it is inside an allocator.
 #[inline(always)]
 fn traced() -> Option<(u32, u32, &'static Process)> {
     let (pid, tid) = thread::current();
-    maps::process_by_pid(pid).map(|process| (pid, tid, process))
+    maps::process_by_pid(pid).map(|process| (process.pid, tid, process))
 }
 
 /// The same for a call that begins: while the process is set up or given up, none does.

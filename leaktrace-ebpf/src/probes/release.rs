@@ -29,7 +29,11 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) {
         Some(thread) => thread.ids(),
         None => thread::current(),
     };
-    if process.pid != pid || sampled && !allocate::is_sampled(pid, address) {
+    let owner = process.pid;
+    if owner != pid && maps::is_sharer(pid, signature.process_slot().into(), owner) == 0 {
+        return;
+    }
+    if sampled && !allocate::is_sampled(owner, address) {
         return;
     }
     if sampled {
@@ -42,8 +46,8 @@ pub fn enter(ctx: *mut c_void, regs: &Registers) {
         return;
     }
     // Of two threads that give the same block back, a bug of theirs, one is told.
-    if sampled && !allocate::unremember(pid, address) {
+    if sampled && !allocate::unremember(process, address) {
         return;
     }
-    emit::free(pid, address);
+    emit::free(owner, address);
 }

@@ -12,7 +12,8 @@ use aya::{
     programs::{Program, ProgramError, TracePoint},
 };
 use leaktrace_common::config::{
-    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, LOST_RELEASES, MAX_PROCESSES,
+    EXPONENTIAL_ONE, EXPONENTIAL_TABLE, HELD_SAMPLES, HOME_BY_ID, HOME_STORAGE, HOME_STORAGE_OR_BY_ID, LOST_RELEASES,
+    MAX_PROCESSES,
 };
 
 use super::{
@@ -146,7 +147,7 @@ pub struct Sizes {
     pub rows: u32,
     /// Blocks over all files.
     pub blocks: u32,
-    /// Executable mappings over all processes.
+    /// Executable mappings over all processes; the array has twice as many places.
     pub mappings: u32,
     /// Where the kernel keeps what growth is read from; with zeros growth cannot be followed.
     pub places: Places,
@@ -211,7 +212,8 @@ fn threads_by_id(homes: u32) -> u32 {
 }
 
 /// Tracepoints: program, group, name.
-pub(super) const TRACEPOINTS: [(&str, &str, &str); 10] = [
+pub(super) const TRACEPOINTS: [(&str, &str, &str); 11] = [
+    ("task_created", "task", "task_newtask"),
     ("mmap_enter", "syscalls", "sys_enter_mmap"),
     ("mmap_leave", "syscalls", "sys_exit_mmap"),
     ("mprotect_enter", "syscalls", "sys_enter_mprotect"),
@@ -254,6 +256,8 @@ impl Kernel {
     /// Makes maps; attaches nothing. Programs are loaded when they are needed.
     pub fn load(sizes: Sizes) -> Result<Parts, LoadError> {
         let homes = homes_of_threads();
+        // Of two halves one is in use, so that its runs can be put together in the other.
+        let mappings = sizes.mappings.max(1).saturating_mul(2);
         let mut ebpf = EbpfLoader::new()
             // aya 0.14 has no type for task-local storage, which only the kernel side uses.
             .allow_unsupported_maps()
@@ -267,7 +271,7 @@ impl Kernel {
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
-            .map_max_entries("MAPPINGS", sizes.mappings.max(1))
+            .map_max_entries("MAPPINGS", mappings)
             .load(OBJECT)?;
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let mechanism = UprobeMechanism::of_this_kernel();
@@ -295,20 +299,22 @@ impl Kernel {
                     cause,
                 })?
             },
-            arrays: UnwindArrays {
-                mappings: MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, sizes.mappings)?,
-                blocks: MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
-                rows: MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
-                grace: Arc::clone(&grace),
-            },
+            arrays: UnwindArrays::new(
+                MappedArray::new("MAPPINGS", &duplicate(&ebpf, "MAPPINGS")?, mappings)?,
+                MappedArray::new("BLOCKS", &duplicate(&ebpf, "BLOCKS")?, sizes.blocks)?,
+                MappedArray::new("ROWS", &duplicate(&ebpf, "ROWS")?, sizes.rows)?,
+                Arc::clone(&grace),
+            ),
             log: KernelLog::new(&mut ebpf),
             processes: {
                 let array = MappedArray::new("PROCESSES", &duplicate(&ebpf, "PROCESSES")?, MAX_PROCESSES)?;
                 let fd = duplicate(&ebpf, "SAMPLED")?;
-                let sampled = SampledBlocks::new(take(&mut ebpf, "SAMPLED")?, fd);
+                let held = MappedArray::new("HELD_SAMPLES", &duplicate(&ebpf, "HELD_SAMPLES")?, HELD_SAMPLES)?;
+                let sampled = SampledBlocks::new(take(&mut ebpf, "SAMPLED")?, fd, held);
                 ProcessTable::new(
                     array,
                     take(&mut ebpf, "SLOTS")?,
+                    take(&mut ebpf, "SHARERS")?,
                     take(&mut ebpf, "GROWTH")?,
                     sampled,
                     grace,

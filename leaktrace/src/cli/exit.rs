@@ -132,7 +132,13 @@ fn of_record(error: &RecordError) -> Exit {
         RecordError::Trace(TraceError::Process(error)) => of_process(error),
         RecordError::Trace(TraceError::Load(error)) => of_load(error),
         RecordError::Trace(TraceError::Attach(_)) => Exit::Refused,
-        RecordError::Trace(TraceError::Full { .. } | TraceError::Table { .. } | TraceError::Withdrawn { .. })
+        RecordError::Trace(
+            TraceError::Table { .. }
+            | TraceError::Withdrawn { .. }
+            | TraceError::Shared { .. }
+            | TraceError::SharerMissed { .. }
+            | TraceError::Shares { .. },
+        )
         | RecordError::Thread(_)
         | RecordError::NoAnswer(_) => Exit::Failure,
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,

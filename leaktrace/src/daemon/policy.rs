@@ -3,7 +3,7 @@
 //! Pure: looks in, wishes out; what became of a wish is told back. Every change is a decision with its reason.
 //! Invariant: this process itself is never traced; what it does when it reads its own events would feed on itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::{
     api,
@@ -43,12 +43,29 @@ pub struct Candidate<'a> {
     pub key: ProcessKey,
     /// Its name.
     pub comm: &'a str,
+    /// Its user.
+    pub uid: u32,
     /// The rule that it matches, and the rule's distance between samples.
     pub rule: Option<(&'a str, Option<u64>)>,
     /// Growth over `growth_time`.
     pub growth: Option<Growth>,
     /// Growth over `release_time`.
     pub lately: Option<Growth>,
+}
+
+/// A process that is to be traced.
+struct Wanted<'a> {
+    rank: f64,
+    candidate: &'a Candidate<'a>,
+    by: By,
+    interval: u64,
+    reason: String,
+}
+
+/// Whose turn it is: the first process of the user who has fewest.
+fn next_of_all_users(wanted: &[Wanted<'_>], users: &BTreeMap<u32, Vec<ProcessKey>>) -> Option<usize> {
+    let count = |wanted: &Wanted<'_>| users.get(&wanted.candidate.uid).map_or(0, Vec::len);
+    (0..wanted.len()).min_by_key(|index| count(&wanted[*index]))
 }
 
 /// Who wants a process traced.
@@ -131,7 +148,7 @@ impl Policy {
     /// Looks at every process and says what is to be done.
     pub fn look(&mut self, candidates: &[Candidate<'_>], now: Now) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        let mut wanted: Vec<(f64, ProcessKey, By, u64, String, &str)> = Vec::new();
+        let mut wanted: Vec<Wanted<'_>> = Vec::new();
         for candidate in candidates.iter().filter(|candidate| candidate.key.pid != self.own_pid) {
             let standing = self.standings.get(&candidate.key);
             if standing.is_some_and(|standing| standing.state == api::TraceState::Traced) {
@@ -152,24 +169,83 @@ impl Policy {
                     By::Growth => candidate.growth.map_or(0.0, |growth| growth.per_hour),
                     By::Rule(_) | By::Hand => f64::INFINITY,
                 };
-                wanted.push((rank, candidate.key, by, interval, reason, candidate.comm));
+                wanted.push(Wanted {
+                    rank,
+                    candidate,
+                    by,
+                    interval,
+                    reason,
+                });
             }
         }
-        wanted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let room = self.settings.max_processes.saturating_sub(self.traced().count());
-        let left_out = wanted.split_off(room.min(wanted.len()));
-        for (_, key, by, interval, reason, comm) in wanted {
-            self.begin(key, comm, by, interval, now);
-            wishes.push(Wish::Trace { key, interval, reason });
-        }
-        for (_, key, _, _, reason, comm) in left_out {
-            let reason = format!(
-                "{reason}; but {} processes are traced already",
-                self.settings.max_processes
-            );
-            self.stand(key, comm, api::TraceState::Refused, "refuse", reason, now);
+        wanted.sort_by(|a, b| b.rank.total_cmp(&a.rank).then(a.candidate.key.cmp(&b.candidate.key)));
+        let mut users = self.traced_by_user(candidates);
+        let mut room = self.settings.max_processes.saturating_sub(self.traced().count());
+        while let Some(index) = next_of_all_users(&wanted, &users) {
+            let next = wanted.remove(index);
+            let (key, comm, uid) = (next.candidate.key, next.candidate.comm, next.candidate.uid);
+            if room == 0 {
+                let reason = format!(
+                    "{}; but {} processes are traced already: raise `trace.max_processes` or stop one",
+                    next.reason, self.settings.max_processes
+                );
+                self.stand(key, comm, api::TraceState::Refused, "refuse", reason, now);
+                // Whoever has most gives up one; there is room for somebody else's at the next look.
+                if let Some((victim, count)) = self.one_of_most(&mut users, uid, &wishes) {
+                    let limit = self.settings.max_processes;
+                    let reason =
+                        format!("its user has {count} of the {limit} traced processes, and another one has fewer");
+                    wishes.push(Wish::Release { key: victim, reason });
+                    self.standings.remove(&key);
+                }
+                continue;
+            }
+            room -= 1;
+            users.entry(uid).or_default().push(key);
+            self.begin(key, comm, next.by, next.interval, now);
+            wishes.push(Wish::Trace {
+                key,
+                interval: next.interval,
+                reason: next.reason,
+            });
         }
         wishes
+    }
+
+    /// Which processes of each user are traced.
+    fn traced_by_user(&self, candidates: &[Candidate<'_>]) -> BTreeMap<u32, Vec<ProcessKey>> {
+        let mut users: BTreeMap<u32, Vec<ProcessKey>> = BTreeMap::new();
+        let traced = candidates.iter().filter(|candidate| self.is_traced(candidate.key));
+        traced.for_each(|candidate| users.entry(candidate.uid).or_default().push(candidate.key));
+        users
+    }
+
+    /// Takes a process from the user who has most of them traced, if that is more than `user` would have with one more; not
+    /// one that was asked for by hand. Also tells how many that user has.
+    fn one_of_most(
+        &self,
+        users: &mut BTreeMap<u32, Vec<ProcessKey>>,
+        user: u32,
+        wishes: &[Wish],
+    ) -> Option<(ProcessKey, usize)> {
+        let own = users.get(&user).map_or(0, Vec::len);
+        let (_, most) = users.iter_mut().max_by_key(|(_, processes)| processes.len())?;
+        let count = most.len();
+        let may_go = |key: &ProcessKey| {
+            let by = self.standings.get(key).and_then(|standing| standing.by.as_ref());
+            self.is_traced(*key)
+                && by.is_some_and(|by| *by != By::Hand)
+                && !wishes
+                    .iter()
+                    .any(|wish| matches!(wish, Wish::Release { key: other, .. } if other == key))
+        };
+        let newest = |key: &ProcessKey| self.standings.get(key).map_or(0, |standing| standing.at);
+        let going = most.iter().copied().filter(may_go).max_by_key(newest)?;
+        if count <= own + 1 {
+            return None;
+        }
+        most.retain(|key| *key != going);
+        Some((going, count))
     }
 
     fn wish(&self, candidate: &Candidate<'_>) -> Option<(By, u64, String)> {
@@ -393,6 +469,7 @@ mod tests {
         Candidate {
             key: key(pid),
             comm: "leaky",
+            uid: 1,
             rule: None,
             growth,
             lately: growth,
@@ -446,6 +523,33 @@ mod tests {
         // It is left alone for a while.
         assert_eq!(policy.look(&[grows(3, 5000.0)], now(500)), []);
         assert_eq!(traced_by(&policy.look(&[grows(3, 5000.0)], now(1100))), [3]);
+    }
+
+    #[test]
+    fn a_user_with_many_keeps_no_other_out() {
+        let mut policy = Policy::new(settings(), 99);
+        let mut candidates: Vec<Candidate<'_>> = (1..=5).map(|pid| grows(pid, 9000.0)).collect();
+        assert_eq!(traced_by(&policy.look(&candidates, now(0))), [1, 2]);
+        policy.traces(key(1), "because".to_owned(), now(0));
+        policy.traces(key(2), "because".to_owned(), now(1));
+        let other = Candidate {
+            uid: 2,
+            ..grows(9, 2000.0)
+        };
+        candidates.push(other.clone());
+        let wishes = policy.look(&candidates, now(10));
+        assert!(
+            matches!(&wishes[..], [Wish::Release { key, .. }] if key.pid == 2),
+            "{wishes:?}"
+        );
+        policy.released(key(2), "most".to_owned(), now(10));
+        assert_eq!(traced_by(&policy.look(&candidates, now(12))), [9]);
+        policy.traces(key(9), "because".to_owned(), now(12));
+        // Each has one now.
+        assert_eq!(policy.look(&candidates, now(2000)), []);
+        // With room for both each gets one at once.
+        let mut policy = Policy::new(settings(), 99);
+        assert_eq!(traced_by(&policy.look(&candidates, now(0))), [1, 9]);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Service {
             .map(|watched| Candidate {
                 key: watched.key,
                 comm: &watched.identity.comm,
+                uid: watched.identity.uid,
                 rule: config
                     .trace
                     .rules

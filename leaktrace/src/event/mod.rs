@@ -5,9 +5,9 @@
 
 use leaktrace_common::{
     event::{
-        FLAG_BEGIN_DEFERRED, FLAG_CODE_ANONYMOUS, FLAG_CODE_PROTECTED, FLAG_RESIDENT, KIND_ALLOC, KIND_CODE_MAPPED,
-        KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH, KIND_MMAP, KIND_MREMAP, KIND_MREMAP_BEGIN, KIND_MUNMAP,
-        KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_STACK, KIND_THREAD_EXIT, Stack,
+        FLAG_BEGIN_DEFERRED, FLAG_CODE_ANONYMOUS, FLAG_CODE_PROTECTED, FLAG_RESIDENT, FLAG_SHARER_MISSED, KIND_ALLOC,
+        KIND_CODE_MAPPED, KIND_EXEC, KIND_FORK, KIND_FREE, KIND_GROWTH, KIND_MMAP, KIND_MREMAP, KIND_MREMAP_BEGIN,
+        KIND_MUNMAP, KIND_REALLOC_BEGIN, KIND_REALLOC_END, KIND_SHARER, KIND_STACK, KIND_THREAD_EXIT, Stack,
     },
     reason::WalkEnd,
 };
@@ -128,6 +128,13 @@ pub enum Event<'a> {
     },
     /// A thread ended.
     ThreadExit(u32),
+    /// A child goes on using the process's memory.
+    Sharer {
+        /// Its process id.
+        pid: u32,
+        /// What it gives back is not seen.
+        missed: bool,
+    },
 }
 
 /// Program counters of a stack, innermost first, in the bytes of its record.
@@ -228,6 +235,10 @@ pub fn decode(record: &[u8]) -> Option<(u32, Event<'_>)> {
         KIND_EXEC => Event::Exec,
         KIND_FORK => Event::Fork {
             child: u32_at(record, 8)?,
+        },
+        KIND_SHARER => Event::Sharer {
+            pid: u32_at(record, 8)?,
+            missed: flags & FLAG_SHARER_MISSED != 0,
         },
         KIND_THREAD_EXIT => Event::ThreadExit(u32_at(record, 8)?),
         _ => return None,

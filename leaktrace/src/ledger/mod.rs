@@ -220,8 +220,8 @@ impl Ledger {
                 begun: code.begun,
                 done: code.done,
             }),
-            // A child's heap is a copy that no event of this process changes.
-            Event::Fork { .. } => {}
+            // A child's heap is a copy that no event of this process changes; that of a sharer is this one.
+            Event::Fork { .. } | Event::Sharer { .. } => {}
         }
     }
 

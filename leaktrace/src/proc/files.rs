@@ -19,7 +19,7 @@ use crate::proc::{ProcError, living, process_exists};
 /// One state of one file, as the kernel states it: what was learned of a file holds for exactly this. A build ID does not
 /// do, because whoever writes the file chooses it. The time of the last change of the inode is part of it: unlike the time
 /// of the last modification, the owner of the file cannot set it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileVersion {
     /// Device number, as `stat` shows it: on overlayfs and btrfs another one than in `/proc/PID/maps`.
     pub device: u64,

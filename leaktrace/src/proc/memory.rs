@@ -1,6 +1,6 @@
 //! Reads another process' memory without stopping it.
 //!
-//! Owns the only system call of inspection that needs `unsafe`. What is read may change under the reader and may lie.
+//! Owns the system calls of inspection that need `unsafe`. What is read may change under the reader and may lie.
 
 use std::io;
 
@@ -26,6 +26,29 @@ pub enum MemoryError {
     /// The process is gone or cannot be read.
     #[error(transparent)]
     Process(#[from] ProcError),
+}
+
+/// Whether two processes, or threads of them, use one memory (`kcmp`).
+///
+/// # Errors
+/// One of them is gone, a privilege is missing, or this kernel does not compare processes.
+pub fn is_same_memory(one: u32, other: u32) -> io::Result<bool> {
+    const KCMP_VM: libc::c_long = 1;
+    // SAFETY: takes numbers alone and writes nothing.
+    let order = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            libc::c_long::from(one),
+            libc::c_long::from(other),
+            KCMP_VM,
+            0,
+            0,
+        )
+    };
+    if order < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(order == 0)
 }
 
 /// One piece of memory to read.

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod mounts;
 pub mod pagemap;
 pub mod release;
+pub mod sharing;
 pub mod users;
 pub mod yama;
 

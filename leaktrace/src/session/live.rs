@@ -32,7 +32,7 @@ use crate::{
         usage::Usage,
     },
     model::ProcessKey,
-    proc::{identity, pagemap, release::Release},
+    proc::{identity, living, pagemap, release::Release},
     report::profile::Profile,
     runtime::Runtime,
     symbolize::Symbolizer,
@@ -227,13 +227,15 @@ impl Live {
         for notice in self.notices.take() {
             match self.tracer.act_on(notice) {
                 Ok(()) => {}
-                Err(error @ TraceError::Withdrawn { pid, .. }) => {
-                    self.pump.take(pid);
-                    if let Some(attached) = self.attached.get_mut(&pid) {
-                        attached.remark(error.to_string());
+                Err(error) => match error.doubtful() {
+                    Some(pid) => {
+                        self.pump.take(pid);
+                        if let Some(attached) = self.attached.get_mut(&pid) {
+                            attached.remark(error.to_string());
+                        }
                     }
-                }
-                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
+                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                },
             }
         }
         self.catch_up();
@@ -378,7 +380,7 @@ impl Moment {
     pub fn profile(mut self, symbolizer: &Symbolizer, earlier: Option<ManagedHeap>) -> (Profile, Option<ManagedHeap>) {
         let managed = self.runtime.map(|runtime| {
             let mut heap = earlier.unwrap_or_else(|| ManagedHeap::of_new_program(runtime));
-            heap.finish(self.program.key.pid);
+            heap.finish(self.program.key.pid, living::is_running(self.program.key));
             self.context.remarks.push(heap.since_begin());
             heap
         });

@@ -151,7 +151,9 @@ impl ManagedHeap {
     }
 
     /// Reads the heap again. To be called once, at the end.
-    pub fn finish(&mut self, pid: u32) {
+    ///
+    /// A process that has ended (`is_there` is false) is not asked: another one may have its pid.
+    pub fn finish(&mut self, pid: u32, is_there: bool) {
         let title = self.runtime.title();
         let another =
             || format!("the process runs another program than at the start: {title} allocations are since its begin");
@@ -159,7 +161,12 @@ impl ManagedHeap {
             self.comments.push(another());
         }
         let now = Instant::now();
-        match Look::at(self.runtime, pid) {
+        let looked = if is_there {
+            Look::at(self.runtime, pid).map_err(|error| error.to_string())
+        } else {
+            Err("the process has ended".to_owned())
+        };
+        match looked {
             Ok(look) => {
                 self.finished = Some(now);
                 if let Some(start) = &self.start

@@ -1,14 +1,16 @@
 //! One tracing run: survey the target, attach, pump events into the ledger, make a profile of it.
 //!
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
-//! process up to date, with its `code` in the kernel's arrays. `stream` puts records and releases that did not fit
-//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it, `managed`
-//! reads the heap of a managed runtime beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
+//! process up to date, with its `code` (`code_spans` says which it has) in the kernel's arrays, of which each has a fair
+//! part (`shares`). `stream` puts records and releases that did not fit among them into one order, `source` is the kernel
+//! side as it sees it, `pump` is the thread that reads it, `managed` reads the heap of a managed runtime beside it,
+//! `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
 //! runs them all; `self_test` runs them on this program itself.
 
 pub mod address_space;
 pub mod bare;
 pub mod code;
+pub mod code_spans;
 pub mod feed;
 pub mod jit_names;
 pub mod launch;
@@ -19,6 +21,7 @@ pub mod program;
 pub mod pump;
 pub mod recording;
 pub mod self_test;
+pub mod shares;
 pub mod source;
 pub mod stream;
 pub mod survey;

@@ -2,14 +2,23 @@
 //!
 //! It is plain data and can be copied, so that a profile can be made while tracing goes on, on another thread.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     address_space::{AddressSpace, CodeSpan},
+    code::LeftOut,
     jit_names::JitNames,
     survey::{CodeFile, runtime_of},
 };
-use crate::{model::ProcessKey, probe::plan::Plan, proc::identity, runtime::Runtime};
+use crate::{
+    model::ProcessKey,
+    probe::plan::Plan,
+    proc::{identity, living},
+    runtime::Runtime,
+};
 
 /// A process and the program that it runs.
 #[derive(Clone)]
@@ -26,10 +35,14 @@ pub struct Program {
     pub plan: Plan,
     /// Files that were not read, or not wholly: which, and why.
     pub unread: Vec<String>,
+    /// Code that there was no room for in the kernel's arrays, when most was.
+    pub left_out: LeftOut,
     /// Names of its threads by id, as they were last seen.
     pub threads: HashMap<u32, String>,
-    /// Children that it was seen to have.
+    /// Children that it was seen to have, with memory of their own.
     pub children: u64,
+    /// Processes that use its memory, as far as they were seen: what they do is its doing.
+    pub sharers: BTreeSet<u32>,
     /// How often its probes were gone for a moment: with the thread that they had been attached through.
     pub gaps: u64,
     /// Why the program that it runs now has no probes, if it has none.
@@ -50,8 +63,10 @@ impl Program {
             files: Vec::new(),
             plan: Plan::default(),
             unread: Vec::new(),
+            left_out: LeftOut::default(),
             threads: HashMap::new(),
             children: 0,
+            sharers: BTreeSet::new(),
             gaps: 0,
             untraceable: None,
             has_made_code: false,
@@ -78,6 +93,16 @@ impl Program {
             ..*span
         });
         numbered.collect()
+    }
+
+    /// Notes code that is left out, and says so when it is the first.
+    pub fn note_left_out(&mut self, left_out: LeftOut) {
+        if left_out.is_some() && !self.left_out.is_some() {
+            tracing::warn!("pid {}: {left_out}", self.key.pid);
+        }
+        if left_out.mappings + left_out.tables > self.left_out.mappings + self.left_out.tables {
+            self.left_out = left_out;
+        }
     }
 
     /// It runs another program now.
@@ -108,6 +133,10 @@ impl Program {
         {
             tracing::debug!("failed to read the names of code that pid {pid} makes: {error}");
         }
+        if !living::is_running(self.key) {
+            // Those that are there now may be another process's.
+            return;
+        }
         let threads = identity::read_threads(pid).unwrap_or_default();
         // Threads that ended keep their names as long as there are few.
         if self.threads.len() > MAX_NAMES {
@@ -119,9 +148,16 @@ impl Program {
         self.threads.extend(names);
     }
 
+    /// Notes a process that uses its memory.
+    pub fn note_sharer(&mut self, pid: u32) {
+        if self.sharers.len() < MAX_NAMES {
+            self.sharers.insert(pid);
+        }
+    }
+
     /// Notes a new thread or child.
     pub fn note_task(&mut self, task: u32) {
-        if identity::thread_group(task).is_ok_and(|process| process == task) {
+        if !self.sharers.contains(&task) && identity::thread_group(task).is_ok_and(|process| process == task) {
             self.children += 1;
         }
     }

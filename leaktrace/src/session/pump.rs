@@ -56,6 +56,15 @@ pub enum Notice {
     },
     /// A process runs another program.
     Exec(u32),
+    /// A child of a process goes on using its memory.
+    Sharer {
+        /// The process.
+        pid: u32,
+        /// The child.
+        sharer: u32,
+        /// There was no room to note it: what it gives back is not seen.
+        missed: bool,
+    },
     /// A process has a new thread or a child.
     Fork {
         /// The process.
@@ -336,6 +345,7 @@ impl Books {
                 is_made: code.is_made,
             }),
             Event::Exec => self.notices.send(Notice::Exec(pid)),
+            Event::Sharer { pid: sharer, missed } => self.notices.send(Notice::Sharer { pid, sharer, missed }),
             Event::Fork { child } => self.notices.send(Notice::Fork { pid, child }),
             Event::ThreadExit(tid) => self.notices.send(Notice::ThreadExit { pid, tid }),
             _ => {}

@@ -1,7 +1,7 @@
 //! One recording from start to end: survey, load, attach, follow, detach, profile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     process::Child,
     sync::Arc,
@@ -121,6 +121,8 @@ pub struct Recording {
     logger: KernelLog,
     settings: Settings,
     pids: Vec<ProcessKey>,
+    /// Those that have ended.
+    ended: HashSet<u32>,
     managed: HashMap<u32, ManagedHeap>,
     child: Option<Child>,
     names_held: Instant,
@@ -243,6 +245,7 @@ impl Recording {
             logger: parts.log,
             settings,
             pids: Vec::new(),
+            ended: HashSet::new(),
             managed: HashMap::new(),
             child: None,
             names_held: Instant::now(),
@@ -289,11 +292,13 @@ impl Recording {
             }
             match self.tracer.act_on(notice) {
                 Ok(()) => {}
-                Err(error @ TraceError::Withdrawn { pid, .. }) => {
-                    self.pump.take(pid);
-                    self.remarks.push(error.to_string());
-                }
-                Err(error) => tracing::debug!("failed to follow {notice:?}: {error}"),
+                Err(error) => match error.doubtful() {
+                    Some(pid) => {
+                        self.pump.take(pid);
+                        self.remarks.push(error.to_string());
+                    }
+                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                },
             }
             if let Notice::Exec(pid) = notice {
                 self.find_managed(pid);
@@ -316,7 +321,9 @@ impl Recording {
     /// several times a second.
     pub fn look_at_managed(&mut self) {
         for (pid, heap) in &mut self.managed {
-            heap.look(*pid);
+            if !self.ended.contains(pid) {
+                heap.look(*pid);
+            }
         }
     }
 
@@ -338,7 +345,14 @@ impl Recording {
             self.child = None;
             return true;
         }
-        self.pids.iter().all(|key| !living::is_running(*key))
+        for key in &self.pids {
+            if !self.ended.contains(&key.pid) && !living::is_running(*key) {
+                // Another process may get its pid while the others are recorded.
+                self.ended.insert(key.pid);
+                self.tracer.end(key.pid);
+            }
+        }
+        self.ended.len() == self.pids.len()
     }
 
     /// Detaches, reads what is left and hands everything over.
@@ -348,8 +362,10 @@ impl Recording {
             self.tracer.set_active(key.pid, false);
             self.tracer.read_names(key.pid, NAMES);
         }
-        for (pid, heap) in &mut self.managed {
-            heap.finish(*pid);
+        for key in &self.pids {
+            if let Some(heap) = self.managed.get_mut(&key.pid) {
+                heap.finish(key.pid, living::is_running(*key));
+            }
         }
         let processes = self.pids.iter().filter_map(|key| self.tracer.remove(key.pid)).collect();
         let outcome = self.pump.stop();

@@ -33,6 +33,9 @@ use crate::{
     report::loss::Losses,
 };
 
+/// Nobody else is traced beside this program.
+const OWN_USER: u32 = 0;
+
 /// Calls of each kind that a thread makes; every second block is given back.
 const CALLS: u64 = 8;
 /// Bytes of a block, by how its call's return is probed: sums of both can be told apart.
@@ -280,7 +283,8 @@ fn calls(
     subject: &Subject,
     with_return_probe: bool,
 ) -> Result<Tally, SelfTestError> {
-    let slot = table.add(process(std::process::id(), PROCESS_ACTIVE | PROCESS_TRACK_MMAP, 0))?;
+    let own = process(std::process::id(), PROCESS_ACTIVE | PROCESS_TRACK_MMAP, 0);
+    let slot = table.add(own, OWN_USER)?;
     let attached = subject
         .probes(slot.number(), with_return_probe)
         .map_err(SelfTestError::from)
@@ -332,7 +336,7 @@ fn call(subject: &Subject, returns: &[Return], first: u64, made: &mut Tally) {
 /// Lets a child run another program while it is a traced process.
 fn run_a_program(table: &mut ProcessTable) -> Result<(), SelfTestError> {
     let child = WaitingChild::fork()?;
-    let slot = table.add(process(child.pid(), PROCESS_ACTIVE, 0))?;
+    let slot = table.add(process(child.pid(), PROCESS_ACTIVE, 0), OWN_USER)?;
     let ran = child.run();
     table.remove(slot);
     Ok(ran?)
@@ -341,7 +345,7 @@ fn run_a_program(table: &mut ProcessTable) -> Result<(), SelfTestError> {
 /// Lets memory become resident while that is followed without probes. It stays resident as long as what is returned.
 fn grow(kernel: &mut Kernel, table: &mut ProcessTable) -> Result<Mapped, SelfTestError> {
     let probes = kernel.attach_growth()?;
-    let slot = table.add(process(std::process::id(), 0, GROWTH_INTERVAL))?;
+    let slot = table.add(process(std::process::id(), 0, GROWTH_INTERVAL), OWN_USER)?;
     let mapped = Mapped::touched(MAPPED);
     drop(probes);
     table.remove(slot);

@@ -88,6 +88,9 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
     losses
 }
 
+/// Processes that a comment names.
+const MAX_SHARERS: usize = 8;
+
 /// Calls that were seen and are in no ledger, by the kernel side's counters.
 fn lost_calls(counters: &[u64; Counter::COUNT]) -> u64 {
     let causes = [
@@ -163,6 +166,8 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
 /// Moments without probes, and programs without any.
 pub(super) fn add_gaps(losses: &mut Losses, subjects: &[Subject<'_>]) {
     let gaps = subjects.iter().map(|subject| subject.program.gaps).sum();
+    let left_out = subjects.iter().map(|subject| &subject.program.left_out);
+    let left_out: usize = left_out.map(|left_out| left_out.mappings + left_out.tables).sum();
     let untraceable = subjects.iter().filter(|subject| subject.program.untraceable.is_some());
     add_losses(
         losses,
@@ -172,6 +177,12 @@ pub(super) fn add_gaps(losses: &mut Losses, subjects: &[Subject<'_>]) {
                 gaps,
                 "times that the thread ended which the probes were attached through; calls were missed until they were \
                  attached through another one, a few milliseconds: what was freed then is shown",
+            ),
+            (
+                "code_left_out",
+                left_out as u64,
+                "executable mappings and unwind tables that the kernel's arrays had no room for: stacks end there; the \
+                 comments say whose and what helps",
             ),
             (
                 "not_traced",
@@ -229,10 +240,31 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
                 subject.program.key.pid, subject.program.children
             ));
         }
+        if !subject.program.sharers.is_empty() {
+            let sharers: Vec<String> = subject
+                .program
+                .sharers
+                .iter()
+                .take(MAX_SHARERS)
+                .map(u32::to_string)
+                .collect();
+            comments.push(format!(
+                "processes that use the memory of pid {}, whose calls are included: {} in all, such as {}",
+                subject.program.key.pid,
+                subject.program.sharers.len(),
+                sharers.join(", ")
+            ));
+        }
         if let Some(cause) = &subject.program.untraceable {
             comments.push(format!(
                 "the program of pid {} ({}) is not traced: {cause}",
                 subject.program.key.pid, subject.program.comm
+            ));
+        }
+        if subject.program.left_out.is_some() {
+            comments.push(format!(
+                "code of pid {}: {}",
+                subject.program.key.pid, subject.program.left_out
             ));
         }
         let skipped = subject.program.jit.as_ref().map_or(0, |jit| jit.map().skipped());

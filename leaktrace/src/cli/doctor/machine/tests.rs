@@ -49,7 +49,7 @@ fn a_machine_where_all_works() {
         BTF          present: type information of the kernel
         uprobes      sessions: one probe for a call and its return
         ring buffer  present
-        tracepoints  10 of 10, tracefs is mounted
+        tracepoints  11 of 11, tracefs is mounted
         programs     accepted by the verifier
         self-test    passed: 32 of 32 calls of this program recorded, to the byte
         memory       100 MiB for BPF maps; no limit
@@ -147,7 +147,7 @@ fn an_old_kernel() {
             one link for many probes: no (6.6 and later)
             kernel 6.13 and later have sessions, with which unsampled calls pay no return probe
         ring buffer  present
-    x   tracepoints  9 of 10
+    x   tracepoints  10 of 11
             missing: syscalls:sys_enter_mmap
             remedy: boot a kernel that was built with CONFIG_FTRACE_SYSCALLS
         programs     accepted by the verifier

@@ -1,0 +1,89 @@
+//! Processes that use one memory (`clone` with `CLONE_VM`): what one frees, another has allocated.
+
+use anyhow::{Result, ensure};
+use leaktrace_tests::process::{PATIENCE, Process};
+use leaktrace_tests::recording::{Recording, leaktrace};
+use leaktrace_tests::scenario::{assert_exact, unharmed};
+use leaktrace_tests::{machine, programs};
+
+/// To the byte: what the child freed is free, and what it leaked is there.
+fn exact(when: &str, way: &str, variables: &[(&str, &str)]) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(programs::command("shared_memory")?.args([when, way]))?;
+    let recording = Recording::attach_with_variables(target.pid(), &[], variables)?;
+    target.send("go")?;
+    target.expect("made")?;
+    machine::pause();
+    target.send("on")?;
+    let truth = target.finished()?;
+    let recorded = if way == "stays" {
+        // The parent ends first, and the recording with it.
+        target.exit()?;
+        recording.finish()?
+    } else {
+        let recorded = recording.stop()?;
+        unharmed(&mut target)?;
+        target.exit()?;
+        recorded
+    };
+    assert_exact(&truth, &recorded.profile);
+    let included = recorded
+        .profile
+        .comments
+        .iter()
+        .any(|comment| comment.contains("use the memory of pid"));
+    ensure!(included, "{:#?}", recorded.profile.comments);
+    let jobs = recorded.profile.allocated_through("make_job");
+    ensure!(jobs.objects == 1000, "{}", recorded.profile.shown());
+    Ok(())
+}
+
+#[test]
+fn a_child_that_was_there_before() -> Result<()> {
+    exact("before", "exits", &[])
+}
+
+#[test]
+fn a_child_that_comes_later() -> Result<()> {
+    exact("after", "exits", &[])
+}
+
+#[test]
+fn a_child_that_comes_later_with_perf_events() -> Result<()> {
+    exact("after", "exits", &[("LEAKTRACE_UPROBES", "perf")])
+}
+
+#[test]
+fn a_child_that_becomes_another_program() -> Result<()> {
+    exact("after", "execs", &[])
+}
+
+#[test]
+fn a_child_that_outlives_its_parent() -> Result<()> {
+    exact("before", "stays", &[])
+}
+
+/// One memory has one ledger.
+#[test]
+fn a_child_is_not_traced_beside_its_parent() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut target = Process::ready(programs::command("shared_memory")?.args(["before", "exits"]))?;
+    let pid = target.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let child = children.trim().to_owned();
+    let both = ["record", "-p", &pid.to_string(), "-p", &child, "-d", "1s"];
+    let answer = leaktrace(&both, PATIENCE)?;
+    ensure!(
+        !answer.status.success() && answer.stderr.contains(&format!("uses the memory of pid {pid}")),
+        "{answer:?}"
+    );
+    target.send("go")?;
+    target.expect("made")?;
+    target.send("on")?;
+    target.finished()?;
+    target.exit()
+}
