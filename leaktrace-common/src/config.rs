@@ -1,7 +1,15 @@
 //! Map values that userspace writes and the kernel side reads, and the limits that both agree on.
 
-/// Most frames of a stack.
+/// Most frames of a stack that are told, what stands for those left out included.
 pub const MAX_FRAMES: usize = 127;
+/// Innermost frames that are kept of a stack with more than [`MAX_FRAMES`]; the rest of the room is for the outermost.
+pub const INNER_FRAMES: usize = 64;
+/// Frames of a stack that are walked at most. The callers of a deeper one are not known.
+pub const MAX_WALK: usize = 4096;
+/// Stands for the frames between the innermost and the outermost ones: no program counter that leads on is 0.
+pub const OMITTED_FRAMES: u64 = 0;
+
+const _: () = assert!(INNER_FRAMES == 64 && MAX_FRAMES == 2 * INNER_FRAMES - 1);
 /// Most executable mappings of one process.
 pub const MAX_MAPPINGS: u32 = 4096;
 /// Entries of the table of exponential variates; a power of two.

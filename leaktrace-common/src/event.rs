@@ -134,6 +134,7 @@ pub struct Stack {
     /// A [`crate::reason::WalkEnd`].
     pub end: u32,
     /// Program counters, innermost first; all but the first (and those that a signal interrupted) are return addresses.
+    /// One may be [`crate::config::OMITTED_FRAMES`].
     pub frames: [u64; MAX_FRAMES],
 }
 

@@ -91,7 +91,7 @@ pub enum WalkEnd {
     NoRule = 2,
     /// At a stack slot that could not be read.
     UnreadableStack = 3,
-    /// At the greatest depth.
+    /// At the greatest depth that is walked.
     TooDeep = 4,
     /// At a frame that does not lie above the one it was called from.
     NotProgressing = 5,

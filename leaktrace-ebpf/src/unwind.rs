@@ -5,14 +5,18 @@
 //! through therefore takes the same way from there on if those slots still hold the same values: one comparison a
 //! frame, against a copy of the stack that is read in pieces of 2,048 bytes, instead of two searches.
 //!
-//! Loops: `step` at most [`MAX_FRAMES`] times; the search for a mapping 12 halvings; the search for a row 8.
+//! Of a stack with more than [`MAX_FRAMES`] frames the innermost and the outermost are kept, so that the callers of a deep
+//! recursion stay. How many lie between is no part of its id: recursion to any depth is one stack. Such a walk is not
+//! remembered.
+//!
+//! Loops: `step` at most [`MAX_WALK`] + 1 times, twice if what was remembered turns out to be changed; the search for a mapping 12 halvings; the search for a row 8.
 
 use aya_ebpf::{
     cty::{c_long, c_void},
     helpers::{bpf_loop, generated},
 };
 use leaktrace_common::{
-    config::{MAPPING_FRAME_POINTER, MAX_FRAMES, MAX_MAPPINGS, Process},
+    config::{INNER_FRAMES, MAPPING_FRAME_POINTER, MAX_FRAMES, MAX_MAPPINGS, MAX_WALK, OMITTED_FRAMES, Process},
     reason::WalkEnd,
     unwind::{
         BLOCK_SHIFT, BLOCK_SIZE, BP_VIA_BP, GO_STACK_HI, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER,
@@ -32,6 +36,10 @@ const BELOW: u64 = 96;
 /// Value of [`Frame::bp_slot`] that rules verification out.
 const UNVERIFIABLE: u64 = 1;
 const NO_ROW: u32 = u32::MAX;
+/// Outermost frames that are kept of a deep stack, beside the inner ones and what stands for the frames between.
+const OUTER_FRAMES: u32 = (MAX_FRAMES - INNER_FRAMES - 1) as u32;
+/// Times that `step` is called at most: once more than there may be frames, to see that there are more.
+const STEPS: u32 = MAX_WALK as u32 + 1;
 /// Frames that a callback of a short loop deals with: where the kernel keeps returns from being predicted, a return costs
 /// more than a frame does. (`step` is long: two frames a call gain little and take the verifier half a second more.)
 const FRAMES_A_CALL: usize = 8;
@@ -74,16 +82,15 @@ pub fn walk(walk: &mut Walk, scratch: &mut Scratch, process: &Process) -> u64 {
     walk.cursor = walk.kept;
     // The first piece is asked for sooner or later.
     fill(walk, sp);
-    let frames = MAX_FRAMES as u32;
     let mut context = Context { walk, scratch };
     let pointer = (&raw mut context).cast();
     // SAFETY: each callback gets `context`, which outlives the loops.
-    unsafe { bpf_loop(frames, step as *mut c_void, pointer, 0) };
+    unsafe { bpf_loop(STEPS, step as *mut c_void, pointer, 0) };
     if walk.matched != 0 {
         walk.verify = walk.cursor;
         // SAFETY: as above.
         unsafe { bpf_loop(walk.cursor, verify as *mut c_void, pointer, 0) };
-        if walk.verify > 1 || walk.depth + walk.cursor > frames {
+        if walk.verify > 1 || walk.depth + walk.cursor > MAX_FRAMES as u32 {
             // Something further out changed: what was verified counts as found, the rest is walked anew.
             // SAFETY: as above.
             unsafe { bpf_loop(walk.cursor, adopt as *mut c_void, pointer, 0) };
@@ -91,7 +98,7 @@ pub fn walk(walk: &mut Walk, scratch: &mut Scratch, process: &Process) -> u64 {
             walk.matched = 0;
             walk.unreadable = 0;
             // SAFETY: as above.
-            unsafe { bpf_loop(frames, step as *mut c_void, pointer, 0) };
+            unsafe { bpf_loop(STEPS, step as *mut c_void, pointer, 0) };
         } else {
             walk.end = walk.kept_end;
         }
@@ -102,10 +109,21 @@ pub fn walk(walk: &mut Walk, scratch: &mut Scratch, process: &Process) -> u64 {
     if walk.kept != 0 {
         walk.hash = walk.memo[(walk.kept.wrapping_sub(1) & FRAME_MASK) as usize].hash;
     }
+    if walk.depth > MAX_FRAMES as u32 {
+        walk.kept_generation = 0;
+        if walk.end == WalkEnd::TooDeep as u32 {
+            // What was found last is somewhere in the middle.
+            walk.depth = INNER_FRAMES as u32;
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_loop(MAX_FRAMES as u32, remember_ends as *mut c_void, pointer, 0) };
+            walk.depth = 0;
+        }
+    }
     // SAFETY: as above.
     unsafe { bpf_loop(walk.depth, remember as *mut c_void, pointer, 0) };
     walk.kept_end = walk.end;
-    if walk.end == WalkEnd::TooDeep as u32 || walk.end == WalkEnd::UnreadableStack as u32 {
+    if walk.end == WalkEnd::UnreadableStack as u32 {
         // Such an end depends on more than the remembered slots.
         walk.kept_generation = 0;
     }
@@ -120,24 +138,52 @@ extern "C" fn remember(_index: u32, context: *mut c_void) -> c_long {
             return STOP;
         }
         let from = walk.depth.wrapping_sub(1);
-        let frame = scratch.fresh[(from & FRAME_MASK) as usize];
-        let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 32;
-        hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
-        hash ^= hash >> 29;
-        walk.hash = hash;
-        let FreshFrame { ip, sp, bp, bp_slot } = frame;
-        walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame {
-            ip,
-            sp,
-            bp,
-            bp_slot,
-            hash,
-        };
-        walk.kept += 1;
+        keep(walk, scratch.fresh[(from & FRAME_MASK) as usize]);
         walk.depth = from;
     }
     CONTINUE
+}
+
+/// Puts a frame on top of the remembered ones.
+#[inline(always)]
+fn keep(walk: &mut Walk, frame: FreshFrame) {
+    let mut hash = (walk.hash ^ frame.ip).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    hash ^= hash >> 29;
+    walk.hash = hash;
+    let FreshFrame { ip, sp, bp, bp_slot } = frame;
+    walk.memo[(walk.kept & FRAME_MASK) as usize] = Frame {
+        ip,
+        sp,
+        bp,
+        bp_slot,
+        hash,
+    };
+    walk.kept += 1;
+}
+
+/// As `remember` of a deep stack: the outermost frames found, what stands for those between, and the innermost.
+extern "C" fn remember_ends(index: u32, context: *mut c_void) -> c_long {
+    let (walk, scratch) = parts(context);
+    let from = if index < OUTER_FRAMES {
+        outer_place(walk.depth.wrapping_sub(1).wrapping_sub(index))
+    } else {
+        (MAX_FRAMES as u32 - 1).wrapping_sub(index)
+    };
+    let at = (from & FRAME_MASK) as usize;
+    if index == OUTER_FRAMES {
+        scratch.fresh[at].ip = OMITTED_FRAMES;
+    }
+    keep(walk, scratch.fresh[at]);
+    CONTINUE
+}
+
+/// Where a frame behind the innermost ones stands while a stack is walked: what is further out replaces what is further
+/// in.
+#[inline(always)]
+fn outer_place(number: u32) -> u32 {
+    INNER_FRAMES as u32 | number & (INNER_FRAMES as u32 - 1)
 }
 
 /// Checks that the slots which led from remembered frames to the next ones out still hold what they held.
@@ -207,11 +253,15 @@ extern "C" fn step(_index: u32, context: *mut c_void) -> c_long {
             return STOP;
         }
     }
-    if walk.depth >= MAX_FRAMES as u32 {
-        walk.end = WalkEnd::TooDeep as u32;
-        return STOP;
+    let mut place = walk.depth;
+    if place >= MAX_FRAMES as u32 {
+        if place >= MAX_WALK as u32 {
+            walk.end = WalkEnd::TooDeep as u32;
+            return STOP;
+        }
+        place = outer_place(place);
     }
-    let at = (walk.depth & FRAME_MASK) as usize;
+    let at = (place & FRAME_MASK) as usize;
     let frame = &mut scratch.fresh[at];
     frame.ip = walk.ip;
     frame.sp = walk.sp;

@@ -1,10 +1,11 @@
-//! Stacks of 30 frames and more, complete, without frame pointers, as different code makes them. The plain case:
-//! `tests/kernels/stacks.rs`.
+//! Stacks of 30 frames and more, complete, without frame pointers, as different code makes them, and deep recursion, of
+//! which both ends stay. The plain case: `tests/kernels/stacks.rs`.
 
 use anyhow::{Context, Result};
 use leaktrace_tests::machine;
 use leaktrace_tests::profile::{Profile, Sample};
-use leaktrace_tests::scenario::{amount, assert_exact, record_program};
+use leaktrace_tests::programs;
+use leaktrace_tests::scenario::{amount, assert_exact, record, record_program};
 
 fn recorded(mode: &str) -> Result<Option<Profile>> {
     let Some(_machine) = machine::exclusive() else {
@@ -158,5 +159,62 @@ fn inlined_frames() -> Result<()> {
             assert!(!frame.inlined, "{name} is a function of its own");
         }
     }
+    Ok(())
+}
+
+fn recursion(mode: &str, depth: &str) -> Result<Profile> {
+    let (truth, recorded) = record(programs::command("recursion")?.args([mode, depth]), &[])?;
+    assert_exact(&truth, &recorded.profile);
+    Ok(recorded.profile)
+}
+
+#[test]
+fn callers_of_deep_recursion() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    // The inner frames differ by where in the cycle the recursion ends.
+    for (mode, depth, stacks) in [("direct", "130", 2), ("direct", "3900", 2), ("cycle", "200", 6)] {
+        let profile = recursion(mode, depth)?;
+        let shown = || format!("{mode} {depth}:\n{}", profile.shown());
+        assert_eq!(
+            profile.outstanding_through("load_config"),
+            amount(90, 90 * 64),
+            "{}",
+            shown()
+        );
+        assert_eq!(
+            profile.outstanding_through("load_plugin"),
+            amount(10, 10 * 64),
+            "{}",
+            shown()
+        );
+        assert!(profile.losses.is_empty(), "{:?}", profile.losses);
+        let leaking: Vec<&Sample> = profile.heap().filter(|sample| sample.inuse().objects > 0).collect();
+        assert_eq!(
+            leaking.len(),
+            stacks,
+            "recursion to any depth is one stack; {}",
+            shown()
+        );
+        for sample in leaking {
+            let names = sample.names();
+            assert_eq!(
+                names.iter().filter(|name| **name == "[frames omitted]").count(),
+                1,
+                "{names:?}"
+            );
+            assert!(
+                sample.passes("leak_here") && names.last() == Some(&"_start"),
+                "{names:?}"
+            );
+        }
+    }
+    // Deeper than what is walked: nobody is blamed, and that is said.
+    let profile = recursion("direct", "5000")?;
+    let lost = profile.losses.iter().find(|loss| loss.name == "truncated_too_deep");
+    assert_eq!(lost.map(|loss| loss.count), Some(100), "{:?}", profile.losses);
+    assert_eq!(profile.outstanding_through("load_config"), amount(0, 0));
+    assert_eq!(profile.outstanding_through("walk"), amount(100, 6400));
     Ok(())
 }

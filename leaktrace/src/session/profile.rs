@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use leaktrace_common::reason::{Counter, WalkEnd};
+use leaktrace_common::{
+    config::{MAX_FRAMES, OMITTED_FRAMES},
+    reason::{Counter, WalkEnd},
+};
 
 pub use account::{all_lost, kernel_losses};
 
@@ -165,6 +168,8 @@ struct Outline {
     growth: f64,
     /// Seconds that the growth is measured over.
     seconds: f64,
+    /// Objects through stacks that are shown without their middle.
+    deep: f64,
 }
 
 impl Outline {
@@ -178,9 +183,16 @@ impl Outline {
     }
 
     fn comments(&self) -> Vec<String> {
+        let mut comments = Vec::new();
+        if self.deep > 0.0 {
+            comments.push(format!(
+                "stacks of more than {MAX_FRAMES} frames are shown without the frames in their middle: {:.0} allocations",
+                self.deep
+            ));
+        }
         let total: f64 = self.ages.iter().sum();
         if total <= 0.0 {
-            return Vec::new();
+            return comments;
         }
         let limits = AGE_BOUNDS.map(|bound| humantime::format_duration(Duration::from_secs(bound.into())).to_string());
         let names = limits
@@ -192,13 +204,12 @@ impl Outline {
             .filter(|(_, bytes)| *bytes > 0.0)
             .map(|(name, bytes)| format!("{name} {:.1}%", bytes / total * 100.0))
             .collect();
-        vec![
-            format!("age of the outstanding memory: {}", shares.join(", ")),
-            format!(
-                "growth over the last {:.1}s: {:+.0} bytes in native allocations",
-                self.seconds, self.growth
-            ),
-        ]
+        comments.push(format!("age of the outstanding memory: {}", shares.join(", ")));
+        comments.push(format!(
+            "growth over the last {:.1}s: {:+.0} bytes in native allocations",
+            self.seconds, self.growth
+        ));
+        comments
     }
 }
 
@@ -240,10 +251,17 @@ fn add_process(
         if row.end != WalkEnd::Bottom {
             *truncated.entry(row.end).or_default() += row.allocated.objects.max(row.live.objects);
         }
+        if is_deep(&row.frames) {
+            outline.deep += row.allocated.objects.max(row.live.objects);
+        }
         let mut stack: Vec<LocationId> = row
             .frames
             .iter()
-            .filter_map(|address| {
+            .enumerate()
+            .filter_map(|(index, address)| {
+                if is_omission(index, *address) {
+                    return Some(placeholder(builder, "[frames omitted]"));
+                }
                 let address = call_address(*address);
                 let place = code.find(address, row);
                 *locations
@@ -252,12 +270,7 @@ fn add_process(
             })
             .collect();
         if stack.is_empty() {
-            let line = FrameLine {
-                function: "[stack not recorded]",
-                placeholder: true,
-                ..FrameLine::default()
-            };
-            stack.push(builder.location(None, 0, &[line]));
+            stack.push(placeholder(builder, "[stack not recorded]"));
         }
         add_row(builder, row, stack, pid, &subject.program.threads);
     }
@@ -268,6 +281,26 @@ fn add_process(
         };
         heap.add_samples(builder, &mapping, &pid.map(pid_label).into_iter().collect::<Vec<_>>());
     }
+}
+
+/// What stands for frames that have no address.
+fn placeholder(builder: &mut ProfileBuilder, text: &str) -> LocationId {
+    let line = FrameLine {
+        function: text,
+        placeholder: true,
+        ..FrameLine::default()
+    };
+    builder.location(None, 0, &[line])
+}
+
+/// Whether this stands for the frames in the middle of a deep stack. The first frame is what the program was at, which may
+/// be anything.
+fn is_omission(index: usize, address: ProcessAddress) -> bool {
+    index > 0 && address.0 == OMITTED_FRAMES
+}
+
+fn is_deep(frames: &[ProcessAddress]) -> bool {
+    (0..).zip(frames).any(|(index, address)| is_omission(index, *address))
 }
 
 /// The managed runtime that mapped this for its own heap.

@@ -35,7 +35,9 @@ mod tests;
 pub use cache::{CompileJob, TableCache, TableResult};
 pub use cfi::{CompileError, ForcedRule, compile};
 pub use compact::{TableStats, UnwindTable};
-pub use replay::{Code, FirstPc, MAX_FRAMES, Mapping, Registers, Truncation, Walk, WalkEnd, replay};
+pub use replay::{
+    Code, FirstPc, MAX_FRAMES, MAX_WALK, Mapping, OMITTED_FRAMES, Registers, Truncation, Walk, WalkEnd, replay,
+};
 pub use rule::UnknownReason;
 
 /// Instruction sets whose call-frame information can be compiled.

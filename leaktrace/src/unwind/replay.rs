@@ -1,12 +1,13 @@
 //! Walks a stack in userspace by exactly the steps of the kernel side: mapping, block, row, rule.
 //!
 //! It reads memory and registers through its arguments alone, so that it works on a stopped process and on a recorded
-//! stack alike. Invariant: a walk ends within [`MAX_FRAMES`] frames, and a walk that did not reach the outermost frame
-//! says why.
+//! stack alike. Invariant: a walk ends within [`MAX_WALK`] frames and keeps at most [`MAX_FRAMES`] of them, the innermost and
+//! the outermost; and a walk that did not reach the outermost frame says why.
 
 use std::sync::Arc;
 
-pub use leaktrace_common::config::MAX_FRAMES;
+use leaktrace_common::config::INNER_FRAMES;
+pub use leaktrace_common::config::{MAX_FRAMES, MAX_WALK, OMITTED_FRAMES};
 use leaktrace_common::unwind::{
     BP_VIA_BP, GO_STACK_HI, RULE_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_GO_CGOCALL, RULE_PLT,
     RULE_SIGNAL, RULE_SP, RULE_SP_DEREF, Row, deref_addend, deref_offset,
@@ -63,7 +64,7 @@ pub enum Code {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Walk {
     /// Program counters, innermost first: the first as given, return addresses, and interrupted instructions behind
-    /// signal trampolines.
+    /// signal trampolines. Where there are too many, [`OMITTED_FRAMES`] stands for those in the middle.
     pub frames: Vec<u64>,
     /// How it ended.
     pub end: WalkEnd,
@@ -87,7 +88,7 @@ pub enum Truncation {
     NoRule(UnknownReason),
     /// The stack could not be read at this address.
     UnreadableStack(u64),
-    /// The stack is deeper than [`MAX_FRAMES`].
+    /// The stack is deeper than [`MAX_WALK`].
     TooDeep,
     /// The caller's frame would not lie above its callee's.
     NotProgressing,
@@ -114,7 +115,7 @@ pub fn replay(
     let mut exact = first == FirstPc::Exact;
     let mut frames = Vec::new();
     let end = loop {
-        if frames.len() == MAX_FRAMES {
+        if frames.len() == MAX_WALK {
             break WalkEnd::Truncated(Truncation::TooDeep);
         }
         frames.push(registers.pc);
@@ -129,6 +130,14 @@ pub fn replay(
             Err(stop) => break stop,
         }
     };
+    if frames.len() > MAX_FRAMES {
+        let outer = frames.split_off(frames.len() - (MAX_FRAMES - INNER_FRAMES - 1));
+        frames.truncate(INNER_FRAMES);
+        if end != WalkEnd::Truncated(Truncation::TooDeep) {
+            frames.push(OMITTED_FRAMES);
+            frames.extend(outer);
+        }
+    }
     Walk { frames, end }
 }
 

@@ -155,7 +155,7 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
             WalkEnd::NoMapping => ("truncated_no_mapping", "stacks cut at an address outside known code"),
             WalkEnd::NoRule => ("truncated_no_rule", "stacks cut at code without an unwind rule"),
             WalkEnd::UnreadableStack => ("truncated_unreadable", "stacks cut at memory that could not be read"),
-            WalkEnd::TooDeep => ("truncated_too_deep", "stacks cut at 127 frames"),
+            WalkEnd::TooDeep => ("truncated_too_deep", "stacks cut: they are deeper than 4096 frames"),
             WalkEnd::NotProgressing => ("truncated_not_progressing", "stacks cut at a frame that leads nowhere"),
         };
         losses.add(name, objects.round() as u64, meaning);

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use leaktrace_common::config::INNER_FRAMES;
 use leaktrace_common::unwind::{
     BP_VIA_BP, RULE_BP_DEREF, RULE_END, RULE_FRAME_POINTER, RULE_PLT, RULE_SIGNAL, RULE_SP, RULE_UNKNOWN, Row,
     pack_deref,
@@ -10,8 +11,8 @@ use leaktrace_common::unwind::{
 
 use crate::model::{ElfAddress, ProcessAddress};
 use crate::unwind::{
-    Code, FirstPc, MAX_FRAMES, Machine, Mapping, Registers, TableStats, Truncation, UnknownReason, UnwindTable, Walk,
-    WalkEnd, replay,
+    Code, FirstPc, MAX_FRAMES, MAX_WALK, Machine, Mapping, OMITTED_FRAMES, Registers, TableStats, Truncation,
+    UnknownReason, UnwindTable, Walk, WalkEnd, replay,
 };
 
 const DELTA: u64 = 0x5555_0000_0000;
@@ -186,9 +187,30 @@ fn early_ends_say_why() {
     });
     assert_eq!(
         (endless.frames.len(), truncated(endless)),
-        (MAX_FRAMES, Truncation::TooDeep)
+        (INNER_FRAMES, Truncation::TooDeep)
     );
-    assert_eq!(reads.get(), MAX_FRAMES);
+    assert_eq!(reads.get(), MAX_WALK);
+}
+
+#[test]
+fn of_a_deep_stack_both_ends_stay() {
+    let call = [(RULE_SP, 0, 8)];
+    // Each word of the stack is a return address, the last one 0.
+    let walked = |depth: u64| {
+        let words: Vec<u64> = (1..depth).map(|number| TEXT + 1 + number % 8).chain([0]).collect();
+        (x86(&call, at(0), &words), words)
+    };
+    let (whole, words) = walked(MAX_FRAMES as u64);
+    assert_eq!(whole.frames.len(), MAX_FRAMES);
+    assert_eq!(whole.frames[1..], words[..MAX_FRAMES - 1]);
+    for depth in [MAX_FRAMES as u64 + 1, 200, MAX_WALK as u64] {
+        let (deep, words) = walked(depth);
+        assert_eq!((deep.end, deep.frames.len()), (WalkEnd::Bottom, MAX_FRAMES), "{depth}");
+        let (inner, rest) = deep.frames.split_at(INNER_FRAMES);
+        assert_eq!(inner[1..], words[..INNER_FRAMES - 1]);
+        assert_eq!(rest[0], OMITTED_FRAMES);
+        assert_eq!(rest[1..], words[words.len() - rest.len()..words.len() - 1], "{depth}");
+    }
 }
 
 #[test]
