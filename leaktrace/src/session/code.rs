@@ -458,36 +458,34 @@ fn span_records(span: &CodeSpan, table: Option<(&StoredTable, u64)>) -> Vec<Code
     let Some((table, base)) = table else {
         return vec![whole];
     };
-    let address = |block: u32| base.wrapping_add(u64::from(block) << BLOCK_SHIFT);
+    // Positions from the table's beginning, which a piece of code may begin before.
+    let position = |block: u32| i64::from(block) << BLOCK_SHIFT;
+    let (first, end) = (
+        span.start.wrapping_sub(base).cast_signed(),
+        span.end.wrapping_sub(base).cast_signed(),
+    );
     let pieces = &table.place.pieces;
     let mut records = Vec::with_capacity(1);
     for (index, piece) in pieces.iter().enumerate() {
         // What lies before the table, or behind it, is the first piece's and the last one's: no row is found there.
-        let is_before = |block: u32, at: u64| (at.wrapping_sub(base) as i64) < i64::from(block) << BLOCK_SHIFT;
-        let next = piece.first + piece.count();
-        let start = if index == 0 || !is_before(piece.first, span.start) {
-            span.start
+        let is_last = index + 1 == pieces.len();
+        let low = if index == 0 { i64::MIN } else { position(piece.first) };
+        let high = if is_last {
+            i64::MAX
         } else {
-            address(piece.first)
+            position(piece.first + piece.count())
         };
-        let end = if index + 1 == pieces.len() || is_before(next, span.end) {
-            span.end
-        } else {
-            address(next)
-        };
-        let is_elsewhere =
-            index > 0 && !is_before(piece.first, span.end) || index + 1 < pieces.len() && !is_before(next, span.start);
-        if is_elsewhere || start >= end {
-            continue;
+        let (low, high) = (low.max(first), high.min(end));
+        if low < high {
+            records.push(CodeMapping {
+                start: base.wrapping_add_signed(low),
+                end: base.wrapping_add_signed(high),
+                delta: base.wrapping_add_signed(position(piece.first)),
+                block_first: piece.blocks.start,
+                block_count: piece.count(),
+                ..CodeMapping::default()
+            });
         }
-        records.push(CodeMapping {
-            start,
-            end,
-            delta: address(piece.first),
-            block_first: piece.blocks.start,
-            block_count: piece.count(),
-            ..CodeMapping::default()
-        });
     }
     if records.is_empty() { vec![whole] } else { records }
 }
