@@ -230,7 +230,10 @@ impl<'a> Detector<'a> {
         match candidate.entry.layer {
             Layer::Base => match Walk::new(image, frees, &mut reaches).thunk_target(candidate.address) {
                 Some(target) => Decision::Funnels(format!("only jumps to {target}")),
-                None => Decision::Hook("an allocator's own function".into()),
+                None => Decision::Hook(match file.inspected.shape {
+                    Some(library) => format!("found by shape: {library}'s {}", candidate.names[0]),
+                    None => "an allocator's own function".into(),
+                }),
             },
             Layer::Wrapper => match Walk::new(image, frees, &mut reaches).funnel(candidate.address) {
                 // libstdc++ rounds the size of an aligned `new` up to its alignment before it asks for memory: only a

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::allocator::catalog::{self, Entry};
 use crate::allocator::partial::{self, Coverage};
+use crate::allocator::shape;
 use crate::model::ElfAddress;
 use crate::object::image::{ElfImage, ImageError};
 use crate::object::symbols::{Table, for_each_symbol};
@@ -49,6 +50,8 @@ pub struct InspectedFile {
     pub candidates: Vec<Candidate>,
     /// It has no symbols of functions at all.
     pub nameless: bool,
+    /// Its candidates were found by their shape: whose they are.
+    pub shape: Option<&'static str>,
     /// Symbol tables that could not be read, and why.
     pub complaints: Vec<String>,
     /// The image is read from a copy; see [`open_mapped`].
@@ -80,14 +83,26 @@ impl InspectedFile {
                 names.push((entry, name));
             }
         });
+        let nameless = nameless && complaints.is_empty();
+        let shape = if nameless && is_static_program(&image) {
+            shape::find(&image).ok()
+        } else {
+            None
+        };
+        for function in shape.iter().flat_map(|shape| &shape.functions) {
+            let names = catalog::lookup(function.name.as_bytes()).map(|entry| (entry, function.name.to_owned()));
+            found.insert(ElfAddress(function.start), (function.size, names.into_iter().collect()));
+        }
         let candidates = found
             .into_iter()
+            .filter(|(_, (_, names))| !names.is_empty())
             .map(|(address, (size, names))| candidate(address, size, names))
             .collect();
         Self {
             image,
             candidates,
-            nameless: nameless && complaints.is_empty(),
+            nameless,
+            shape: shape.map(|shape| shape.library),
             complaints,
             copied: None,
             coverage: OnceLock::new(),
@@ -133,6 +148,11 @@ impl InspectedFile {
             .binary_search_by_key(&address, |candidate| candidate.address)
             .ok()
     }
+}
+
+/// A program that needs no dynamic linker: it has an entry point and names no interpreter.
+fn is_static_program(image: &ElfImage) -> bool {
+    image.entry().0 != 0 && image.section(".interp").is_none()
 }
 
 /// Joins aliases. Identical code may have been folded, so the most basic name decides how arguments are read.

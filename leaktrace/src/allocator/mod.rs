@@ -7,3 +7,4 @@ pub mod detect;
 pub mod flow;
 pub mod inspect;
 pub mod partial;
+pub mod shape;

@@ -82,6 +82,8 @@ pub struct FilePlan {
     pub path: PathBuf,
     /// Path by which probes can be attached from here.
     pub access_path: PathBuf,
+    /// The file has no symbols: whose functions these are, by their shape.
+    pub shape: Option<&'static str>,
     /// In order of address.
     pub probes: Vec<PlannedProbe>,
 }
@@ -167,6 +169,7 @@ impl Planner {
                         file: file.id,
                         path: file.path.clone(),
                         access_path: file.access_path.clone(),
+                        shape: file.inspected.shape,
                         probes: vec![probe],
                     }),
                 },

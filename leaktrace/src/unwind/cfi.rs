@@ -13,6 +13,7 @@ use object::ReadRef;
 
 use super::Machine;
 use super::compact::{self, Extent, TableStats, UnwindTable};
+use super::derived;
 use super::program::{BadProgram, Common, Interpreter, Slice};
 use super::rule::{RawRow, Rule};
 use super::sections::{FrameSection, Image};
@@ -144,6 +145,10 @@ pub fn compile<'data, R: ReadRef<'data>>(
     for range in uncovered {
         frames.force(range, Rule::plain(RULE_FRAME_POINTER));
     }
+    // What the caller knows of a file (Go) is all of it.
+    if image.machine == Machine::X86_64 && forced.is_empty() {
+        frames.derive(file);
+    }
     frames.mark_entry(&image);
     for rule in forced {
         let (range, rule) = match rule {
@@ -264,6 +269,28 @@ impl<'i> Frames<'i> {
             });
         }
         Ok(())
+    }
+
+    /// Adds what the code itself shows where nothing is known.
+    fn derive<'data, R: ReadRef<'data>>(&mut self, file: &object::File<'data, R>) {
+        let base = self.base;
+        let covered = self.extents.iter();
+        let covered = covered.map(|extent| base + u64::from(extent.start)..base + u64::from(extent.end));
+        let rules = derived::rules(file, self.text, covered);
+        let mut more = Vec::with_capacity(rules.len());
+        let room = MAX_ROWS.saturating_sub(self.rows.len());
+        for (range, rule) in rules.into_iter().take(room) {
+            let (start, end) = ((range.start - base) as u32, (range.end - base) as u32);
+            more.push(Extent {
+                start,
+                end,
+                first: self.rows.len() as u32,
+                count: 1,
+            });
+            self.rows.push(RawRow { at: start, rule });
+            self.stats.derived_bytes += range.end - range.start;
+        }
+        compact::add_missing(&mut self.extents, more);
     }
 
     /// Whether an entry lies within one executable segment.

@@ -41,6 +41,8 @@ pub struct TableStats {
     pub text_bytes: u64,
     /// Bytes that entries describe.
     pub covered_bytes: u64,
+    /// Bytes among these whose rules were derived from the code, for want of entries.
+    pub derived_bytes: u64,
     /// Bytes among these without a usable rule, by [`UnknownReason`]. `NoTable` counts the gaps between entries.
     pub unknown_bytes: [u64; UnknownReason::COUNT],
 }

@@ -3,6 +3,7 @@
 //! [`compile`] turns the call-frame information of one ELF file into an [`UnwindTable`] of fixed-size rows that the
 //! kernel side searches; [`TableCache`] shares tables between the processes that map the same file; [`replay`] walks a
 //! stack in userspace by the very steps that the kernel side takes. Nothing here knows of processes or maps.
+//! Where a file has no such information for much of its code (musl's), rules are derived from the code itself.
 //! Invariant: every address below the end of a table has a rule, and where there is call-frame information, a rule that is
 //! not exactly what it says is [`RULE_UNKNOWN`](leaktrace_common::unwind::RULE_UNKNOWN).
 //!
@@ -21,6 +22,7 @@ mod cache;
 
 mod cfi;
 mod compact;
+mod derived;
 mod program;
 mod replay;
 mod rule;

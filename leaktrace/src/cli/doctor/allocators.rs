@@ -215,6 +215,7 @@ mod tests {
                 file: FileId { device: 1, inode: 2 },
                 path: "/lib/libc.so.6".into(),
                 access_path: "/proc/7/map_files/0-1".into(),
+                shape: None,
                 probes: vec![
                     probe("malloc", 4, "push rbx", ReturnProbe::FunctionReturn),
                     probe("free", 3, "je", ReturnProbe::None),

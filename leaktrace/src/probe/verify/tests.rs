@@ -66,6 +66,7 @@ fn plan() -> Plan {
         file,
         path: path.into(),
         access_path: path.into(),
+        shape: None,
         probes,
     };
     let both = || {

@@ -287,6 +287,16 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
                 .iter()
                 .map(|file| format!("not read wholly: {file}")),
         );
+        for file in &subject.program.plan.files {
+            if let Some(library) = file.shape {
+                let names: Vec<&str> = file.probes.iter().map(|probe| probe.symbol.as_str()).collect();
+                comments.push(format!(
+                    "{} has no symbols; found by shape: {library}'s {}",
+                    file.path.display(),
+                    names.join(", ")
+                ));
+            }
+        }
         for refused in &subject.program.plan.refused {
             comments.push(format!(
                 "not hooked: {} in {}: {}",

@@ -16,7 +16,8 @@ use std::process::Command;
 
 use leaktrace_common::unwind::{BLOCK_SIZE, RULE_UNKNOWN};
 
-use super::{UnknownReason, UnwindTable, compile};
+use super::{ForcedRule, UnknownReason, UnwindTable, compile};
+use crate::model::ElfAddress;
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -33,12 +34,15 @@ fn optional(path: &str) -> Option<Vec<u8>> {
     bytes
 }
 
+/// A rule of the caller's, for no code: nothing is derived from the code beside such, so that a table is what its entries say.
+const ENTRIES_ALONE: [ForcedRule; 1] = [ForcedRule::End(ElfAddress(0)..ElfAddress(0))];
+
 fn compile_bytes(bytes: &[u8]) -> UnwindTable {
-    compile(&object::File::parse(bytes).unwrap(), &[]).unwrap()
+    compile(&object::File::parse(bytes).unwrap(), &ENTRIES_ALONE).unwrap()
 }
 
 /// Runs gcc on a source in a fresh directory, which the first part of the result keeps alive.
-fn gcc(name: &str, source: &str, arguments: &[&str]) -> (tempfile::TempDir, PathBuf) {
+pub(in crate::unwind) fn gcc(name: &str, source: &str, arguments: &[&str]) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let (input, output) = (directory.path().join(name), directory.path().join("out"));
     std::fs::write(&input, source).unwrap();

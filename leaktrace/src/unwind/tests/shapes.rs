@@ -8,7 +8,7 @@ use leaktrace_common::unwind::{
 };
 use object::{Object, ObjectSection, ObjectSymbol};
 
-use super::{check_layout, compile_bytes, gcc};
+use super::{ENTRIES_ALONE, check_layout, compile_bytes, gcc};
 use crate::model::ElfAddress;
 use crate::unwind::{ForcedRule, UnknownReason, UnwindTable, compile};
 
@@ -53,7 +53,9 @@ fn render(file: &object::File<'_>, table: &UnwindTable, name: &str) -> String {
 
 fn render_all(bytes: &[u8], forced: impl Fn(&object::File<'_>) -> Vec<ForcedRule>, names: &[&str]) -> String {
     let file = object::File::parse(bytes).unwrap();
-    let table = compile(&file, &forced(&file)).unwrap();
+    let mut forced = forced(&file);
+    forced.extend(ENTRIES_ALONE);
+    let table = compile(&file, &forced).unwrap();
     check_layout(&table);
     names.iter().map(|name| render(&file, &table, name)).collect()
 }
