@@ -63,6 +63,8 @@ const MODULES: &[Module] = &[
     module("session", 4, &[]),
     module("daemon", 5, &[]),
     module("cli", 6, &[]),
+    // In tests and in the fuzzer alone.
+    module("fuzzing", 7, &[]),
 ];
 
 /// A crate or keyword that only some places may use.

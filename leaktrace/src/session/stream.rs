@@ -155,6 +155,12 @@ impl<S: Source> Stream<S> {
         &self.source
     }
 
+    /// The source, to be given more.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// Position behind the last record that was handed on.
     pub fn position(&self) -> u64 {
         self.source.position()

@@ -19,6 +19,8 @@ mod text;
 mod token;
 mod views;
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +35,8 @@ use axum::routing::{get, post};
 use tokio::task::JoinHandle;
 use tower_http::compression::CompressionLayer;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::answer_any;
 pub use listen::HttpError;
 pub use token::TokenError;
 
