@@ -49,7 +49,7 @@ pub struct InspectedFile {
     pub candidates: Vec<Candidate>,
     /// It has no symbols of functions at all.
     pub nameless: bool,
-    /// Symbol tables that could not be read, and why.
+    /// Symbol tables and other parts that were not read, or not wholly, and why.
     pub complaints: Vec<String>,
     /// The image is read from a copy; see [`open_mapped`].
     copied: Option<Arc<Charge>>,
@@ -62,14 +62,18 @@ impl InspectedFile {
     pub fn new(image: ElfImage) -> Self {
         let mut found: BTreeMap<ElfAddress, (u64, Vec<(Entry, String)>)> = BTreeMap::new();
         let mut nameless = true;
-        let complaints = for_each_symbol(&image, |_table: Table, symbol| {
+        let mut too_many = 0;
+        let mut complaints = for_each_symbol(&image, |_table: Table, symbol| {
             nameless = false;
             // An indirect function's symbol is its resolver, which allocates nothing.
             let Some(entry) = catalog::lookup(symbol.name).filter(|_| !symbol.indirect) else {
                 return;
             };
-            if !image.is_code(symbol.address) || (found.len() == MAX_CANDIDATES && !found.contains_key(&symbol.address))
-            {
+            if !image.is_code(symbol.address) {
+                return;
+            }
+            if found.len() == MAX_CANDIDATES && !found.contains_key(&symbol.address) {
+                too_many += 1;
                 return;
             }
             let (size, names) = found.entry(symbol.address).or_default();
@@ -84,10 +88,17 @@ impl InspectedFile {
             .into_iter()
             .map(|(address, (size, names))| candidate(address, size, names))
             .collect();
+        let nameless = nameless && complaints.is_empty();
+        complaints.extend(image.left_out());
+        if too_many > 0 {
+            complaints.push(format!(
+                "{too_many} symbols of allocation functions beyond {MAX_CANDIDATES} are not looked at"
+            ));
+        }
         Self {
             image,
             candidates,
-            nameless: nameless && complaints.is_empty(),
+            nameless,
             complaints,
             copied: None,
             coverage: OnceLock::new(),

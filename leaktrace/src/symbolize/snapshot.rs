@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub debug_link: Option<(Box<[u8]>, u32)>,
     /// The mini symbol table of a stripped file.
     pub mini: Option<Box<Snapshot>>,
+    /// Parts that it lacks for being too large, or damaged: which, why, and what is not known for want of them.
+    pub left_out: Vec<String>,
 }
 
 impl Snapshot {
@@ -51,11 +53,12 @@ impl Snapshot {
     pub fn of_file(file: &File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let mut magic = [0; 4];
-        if length > MAX_FILE || file.read_exact_at(&mut magic, 0).is_err() || magic != elf::ELFMAG {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "not an ELF file, or far too large for one",
-            ));
+        let refuse = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        if length > MAX_FILE {
+            return refuse(too_large(length));
+        }
+        if file.read_exact_at(&mut magic, 0).is_err() || magic != elf::ELFMAG {
+            return refuse("not an ELF file".to_owned());
         }
         let memory = memory(length)?;
         let Some(mut plan) = Plan::new(&ReadCache::new(Positioned { file, position: 0 })) else {
@@ -70,15 +73,16 @@ impl Snapshot {
                 build_id: image.and_then(|image| image.build_id().map(|id| id.as_bytes().into())),
                 debug_link: None,
                 mini: None,
+                left_out: beyond_plain(length),
             });
         };
-        let size = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, size)| size).sum::<u64>();
-        let needed = merged(plan.ranges.clone(), length);
-        let expanded = plan.expanded(length);
-        let all = merged([plan.ranges, std::mem::take(&mut plan.debug_ranges)].concat(), length);
-        let debug_info = expanded.is_some_and(|expanded| size(&all).saturating_add(expanded) <= MAX_COPIED);
+        let Choice {
+            ranges,
+            debug_info,
+            mut left_out,
+        } = Choice::of(&plan, length);
         let mut left = MAX_COPIED;
-        for (start, size) in if debug_info { all } else { needed } {
+        for (start, size) in ranges {
             let range = Positioned { file, position: start }.take(size.min(left));
             copy(range, &memory, start)?;
             left = left.saturating_sub(size);
@@ -92,8 +96,12 @@ impl Snapshot {
                 }
                 .take(section.size);
                 // What does not decompress stays a hole, and the library refuses it.
-                let Ok(size) = section.decompress(compressed).and_then(|data| copy(data, &memory, end)) else {
-                    continue;
+                let size = match section.decompress(compressed).and_then(|data| copy(data, &memory, end)) {
+                    Ok(size) => size,
+                    Err(error) => {
+                        left_out.push(format!("{}: failed to decompress: {error}; {NO_LINES}", section.name()));
+                        continue;
+                    }
                 };
                 plan.patches.extend(section.patches(end, size));
                 end = (end + size).next_multiple_of(16);
@@ -109,6 +117,7 @@ impl Snapshot {
             build_id: plan.build_id,
             debug_link: plan.debug_link,
             mini: mini(file),
+            left_out,
         })
     }
 
@@ -122,6 +131,7 @@ impl Snapshot {
             build_id: None,
             debug_link: None,
             mini: None,
+            left_out: Vec::new(),
         })
     }
 
@@ -131,7 +141,82 @@ impl Snapshot {
     }
 }
 
-/// The image in `.gnu_debugdata`, unless it is beyond a limit.
+/// What is not known without debug information.
+const NO_LINES: &str = "source files, lines and inlined functions are not known";
+
+/// What a snapshot of a file lacks for being too large, as far as its headers tell. Copies nothing.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn left_out(file: &File) -> io::Result<Vec<String>> {
+    let length = file.metadata()?.len();
+    if length > MAX_FILE {
+        return Ok(vec![too_large(length)]);
+    }
+    Ok(match Plan::new(&ReadCache::new(Positioned { file, position: 0 })) {
+        Some(plan) => Choice::of(&plan, length).left_out,
+        None => beyond_plain(length),
+    })
+}
+
+fn too_large(length: u64) -> String {
+    format!("a file of {length} bytes, more than {MAX_FILE}; names of its functions are not known")
+}
+
+fn beyond_plain(length: u64) -> Vec<String> {
+    let complaint = || {
+        format!("it has no section headers, and of its {length} bytes {MAX_PLAIN} are searched for names of functions")
+    };
+    (length > MAX_PLAIN).then(complaint).into_iter().collect()
+}
+
+/// What of a file is copied.
+struct Choice {
+    /// Positions and sizes.
+    ranges: Vec<(u64, u64)>,
+    debug_info: bool,
+    left_out: Vec<String>,
+}
+
+impl Choice {
+    fn of(plan: &Plan, length: u64) -> Self {
+        let size = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, size)| size).sum::<u64>();
+        let needed = merged(plan.ranges.clone(), length);
+        let all = merged([plan.ranges.as_slice(), &plan.debug_ranges].concat(), length);
+        let mut left_out = Vec::new();
+        let debug_info = match plan.expanded(length) {
+            Ok(expanded) => {
+                let bytes = size(&all).saturating_add(expanded);
+                if bytes > MAX_COPIED {
+                    left_out.push(format!(
+                        "symbols and debug information of {bytes} bytes, more than {MAX_COPIED}; {NO_LINES}"
+                    ));
+                }
+                bytes <= MAX_COPIED
+            }
+            Err(why) => {
+                left_out.push(format!("debug information: {why}; {NO_LINES}"));
+                false
+            }
+        };
+        if plan.left_out > 0 {
+            left_out.push(format!("{} compressed sections too many; {NO_LINES}", plan.left_out));
+        }
+        let symbols = size(&needed);
+        if symbols > MAX_COPIED {
+            left_out.push(format!(
+                "symbol tables of {symbols} bytes, {MAX_COPIED} are read; names of some functions are not known"
+            ));
+        }
+        Self {
+            ranges: if debug_info { all } else { needed },
+            debug_info,
+            left_out,
+        }
+    }
+}
+
+/// The image in `.gnu_debugdata`, unless it is beyond a limit: whoever looks for symbols in the file tells that.
 fn mini(file: &File) -> Option<Box<Snapshot>> {
     let image = ElfImage::open(file.try_clone().ok()?).ok()?;
     let bytes = mini::unpack(&image)?
@@ -263,7 +348,13 @@ mod tests {
                 .collect();
             let mut file = tempfile::tempfile().expect("temporary file");
             io::Write::write_all(&mut file, &crate::object::fixture::with_sections(&sections, &bytes)).expect("writes");
-            Snapshot::of_file(&file).expect("copies").debug_info
+            let snapshot = Snapshot::of_file(&file).expect("copies");
+            // Headers alone do not show what is damaged.
+            let told = left_out(&file).expect("reads");
+            assert!(snapshot.left_out.starts_with(&told));
+            assert_eq!(snapshot.debug_info, told.is_empty());
+            assert!(!snapshot.left_out.is_empty());
+            snapshot.debug_info
         };
         let empty_blocks = [&[0x78, 1][..], &b"\0\0\0\xff\xff".repeat(100_000)].concat();
         assert!(debug_info(&empty_blocks, 1, 1));

@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) build_id: Option<Box<[u8]>>,
     /// Name and checksum of the debug file.
     pub(super) debug_link: Option<(Box<[u8]>, u32)>,
+    /// Compressed debug sections that were too many.
+    pub(super) left_out: u32,
     /// Note sections that were searched.
     notes: u32,
 }
@@ -92,16 +94,26 @@ impl Plan {
         Some(plan)
     }
 
-    /// Bytes of all decompressed sections together; `None` if that is out of proportion: compressed input is not counted
-    /// twice where sections overlap, and a file cannot state more than it holds.
-    pub(super) fn expanded(&self, length: u64) -> Option<u64> {
-        let sum = |of: fn(&Compressed) -> u64| {
-            let mut sections = self.compressed.iter();
-            sections.try_fold(0u64, |sum, section| sum.checked_add(of(section)))
-        };
-        let (input, output) = (sum(|section| section.size)?, sum(|section| section.decompressed)?);
+    /// Bytes of all decompressed sections together.
+    ///
+    /// # Errors
+    /// Why that is out of proportion: compressed input is not counted twice where sections overlap, and a file cannot
+    /// state more than it holds.
+    pub(super) fn expanded(&self, length: u64) -> Result<u64, String> {
+        let sum = |of: fn(&Compressed) -> u64| self.compressed.iter().map(of).fold(0, u64::saturating_add);
+        let (input, output) = (sum(|section| section.size), sum(|section| section.decompressed));
         let limit = input.saturating_mul(MAX_EXPANSION).saturating_add(EXPANSION_FREE);
-        (input <= length && output <= limit).then_some(output)
+        if input > length {
+            return Err(format!(
+                "compressed sections of {input} bytes in a file of {length} bytes"
+            ));
+        }
+        if output > limit {
+            return Err(format!(
+                "compressed sections of {input} bytes state {output} bytes, more than {limit}"
+            ));
+        }
+        Ok(output)
     }
 
     fn add<'d>(
@@ -153,11 +165,12 @@ impl Plan {
         if flags.contains(elf::SHF_COMPRESSED) {
             // The library reads the first section of a name.
             let known = self.compressed.iter().any(|section| *section.name == *name);
-            if !known
-                && name.starts_with(b".debug_")
-                && self.compressed.len() < MAX_COMPRESSED
-                && let Ok(Some((header, start, size))) = section.compression(endian, data)
-            {
+            if known || !name.starts_with(b".debug_") {
+                return;
+            }
+            if self.compressed.len() == MAX_COMPRESSED {
+                self.left_out += 1;
+            } else if let Ok(Some((header, start, size))) = section.compression(endian, data) {
                 let (kind, decompressed) = (header.ch_type.get(endian), header.ch_size.get(endian));
                 self.compressed.push(Compressed {
                     header: position,
@@ -182,6 +195,11 @@ impl Plan {
 }
 
 impl Compressed {
+    /// Its name, as text.
+    pub(super) fn name(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.name)
+    }
+
     /// The decompressed data, no more of it than stated.
     pub(super) fn decompress<'r>(&self, compressed: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
         let compressed = io::BufReader::with_capacity(1 << 18, compressed);
