@@ -5,7 +5,8 @@
 //! information are copied, by reads, into an anonymous file; code and data are left out as holes. The copy is also
 //! where hostile contents are taken out: links to other files, and sections that decompress to more than they state, or
 //! to far more than they are.
-//! Invariant: the copy holds at most [`MAX_COPIED`] bytes, and reading it opens no file that the target names.
+//! Invariant: the copy holds at most [`MAX_COPIED`] bytes, reading it opens no file that the target names, and no section of it
+//! is compressed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,6 +29,9 @@ use crate::object::mini;
 pub const MAX_FILE: u64 = 64 << 30;
 /// At most so many bytes of a file are held; where it takes more, the debug information is left out.
 pub const MAX_COPIED: u64 = 2 << 30;
+
+/// What a 64-bit ELF file begins with.
+const ELF64: [u8; 5] = [0x7f, b'E', b'L', b'F', 2];
 
 /// A file whose section headers are not understood is copied up to here.
 const MAX_PLAIN: u64 = 128 << 20;
@@ -52,17 +56,18 @@ impl Snapshot {
     /// Copies what is needed from a file.
     pub fn of_file(file: &File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let mut magic = [0; 4];
+        let mut magic = [0; ELF64.len()];
         let refuse = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         if length > MAX_FILE {
             return refuse(too_large(length));
         }
-        if file.read_exact_at(&mut magic, 0).is_err() || magic != elf::ELFMAG {
-            return refuse("not an ELF file".to_owned());
+        if file.read_exact_at(&mut magic, 0).is_err() || magic[..] != ELF64 {
+            return refuse("not a 64-bit ELF file".to_owned());
         }
         let memory = memory(length)?;
         let Some(mut plan) = Plan::new(&ReadCache::new(Positioned { file, position: 0 })) else {
             copy(Positioned { file, position: 0 }.take(MAX_PLAIN), &memory, 0)?;
+            without_sections(&memory)?;
             let image = ElfImage::open(file.try_clone()?).ok();
             if let Some(image) = &image {
                 headers::append(image, &memory)?;
@@ -123,8 +128,19 @@ impl Snapshot {
 
     /// Keeps an image that is in memory already. Of such only symbol tables are read.
     pub fn of_image(bytes: &[u8]) -> io::Result<Self> {
+        if !bytes.starts_with(&ELF64) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a 64-bit ELF file"));
+        }
         let memory = memory(bytes.len() as u64)?;
         memory.write_all_at(bytes, 0)?;
+        match Plan::new(bytes) {
+            Some(plan) => {
+                for (position, bytes) in &plan.patches {
+                    memory.write_all_at(bytes, *position)?;
+                }
+            }
+            None => without_sections(&memory)?,
+        }
         Ok(Self {
             memory,
             debug_info: false,
@@ -242,6 +258,13 @@ fn merged(mut ranges: Vec<(u64, u64)>, length: u64) -> Vec<(u64, u64)> {
     result
 }
 
+/// Takes out section headers that are not understood: the library may understand them.
+fn without_sections(copy: &File) -> io::Result<()> {
+    // e_shoff; e_shnum, e_shstrndx. A file that is shorter has no header.
+    copy.write_all_at(&[0; 8], 40)?;
+    copy.write_all_at(&[0; 4], 60)
+}
+
 fn memory(length: u64) -> io::Result<File> {
     let memory: OwnedFd = memfd_create(c"leaktrace-symbols", MFdFlags::MFD_CLOEXEC)?;
     let memory = File::from(memory);
@@ -323,10 +346,13 @@ mod tests {
     #[test]
     fn without_section_headers_all_is_copied() {
         let mut file = tempfile::tempfile().expect("temporary file");
-        io::Write::write_all(&mut file, b"\x7fELF hello").expect("writes");
+        let whole = [&ELF64[..], &[7; 100]].concat();
+        io::Write::write_all(&mut file, &whole).expect("writes");
         let snapshot = Snapshot::of_file(&file).expect("copies");
         assert!(!snapshot.debug_info);
-        assert_eq!(std::fs::read(snapshot.path()).expect("reads"), b"\x7fELF hello");
+        let copy = std::fs::read(snapshot.path()).expect("reads");
+        assert_eq!((&copy[..40], &copy[64..]), (&whole[..40], &whole[64..]));
+        assert_eq!((&copy[40..48], &copy[60..64]), (&[0; 8][..], &[0; 4][..]));
         file.set_len(MAX_FILE + 1).expect("grows");
         assert!(Snapshot::of_file(&file).is_err(), "far too large");
         assert!(
@@ -362,10 +388,36 @@ mod tests {
         assert!(!debug_info(&empty_blocks, 1 << 40, 1), "out of proportion");
     }
 
+    /// The library would take 1 EiB for it.
+    #[test]
+    fn no_section_of_the_copy_is_compressed() {
+        let mut bytes = [1u32, 0].map(u32::to_le_bytes).concat();
+        bytes.extend([1u64 << 60, 1].map(u64::to_le_bytes).concat());
+        let size = bytes.len() as u64;
+        // Other sections over the same bytes have them copied.
+        let sections = [
+            (".symtab", 2, 0x800, 0, size, 0),
+            (".debug_info", 1, 0x802, 0, size, 0),
+            (".debug_info", 1, 0x800, 0, size, 0),
+            (".gnu_debuglink", 1, 0x800, 0, size, 0),
+            (".other", 1, 0, 0, size, 0),
+        ];
+        let image = crate::object::fixture::with_sections(&sections, &bytes);
+        let mut file = tempfile::tempfile().expect("temporary file");
+        io::Write::write_all(&mut file, &image).expect("writes");
+        let snapshots = [Snapshot::of_file(&file), Snapshot::of_image(&image)];
+        for snapshot in snapshots.map(|snapshot| snapshot.expect("copies")) {
+            let copy = std::fs::read(snapshot.path()).expect("reads");
+            let copy = ElfImage::new(Box::new(copy)).expect("is an ELF file");
+            let sizes: Vec<u64> = copy.sections().iter().map(|section| section.size).collect();
+            assert_eq!(sizes[..6], [0, 0, 0, 0, 0, size]);
+        }
+    }
+
     #[test]
     fn huge_sparse_files_take_no_memory() {
         let mut file = tempfile::tempfile().expect("temporary file");
-        io::Write::write_all(&mut file, b"\x7fELF hello").expect("writes");
+        io::Write::write_all(&mut file, b"\x7fELF\x02 hello").expect("writes");
         file.set_len(256 << 20).expect("grows");
         let snapshot = Snapshot::of_file(&file).expect("copies");
         assert!(std::fs::metadata(snapshot.path()).expect("exists").blocks() <= 4096);

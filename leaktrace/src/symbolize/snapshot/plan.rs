@@ -129,6 +129,11 @@ impl Plan {
             section.sh_flags(endian),
             section.sh_size(endian),
         );
+        // The library takes memory for as much as a compressed section states, whatever it is and wherever its bytes come
+        // from: what is not decompressed here is empty.
+        if flags.contains(elf::SHF_COMPRESSED) {
+            self.patches.extend(plain(position, flags, endian, None));
+        }
         let is_content = kind == elf::SHT_PROGBITS && flags.contains(elf::SHF_ALLOC);
         if kind == elf::SHT_NOBITS || is_content {
             return;
@@ -211,19 +216,28 @@ impl Compressed {
     }
 
     /// Changes to the section header for data that is `size` bytes at `start`, not compressed any more.
-    pub(super) fn patches(&self, start: u64, size: u64) -> [(u64, Vec<u8>); 3] {
-        let bytes = |value: u64| match self.endian {
-            Endianness::Little => value.to_le_bytes().to_vec(),
-            Endianness::Big => value.to_be_bytes().to_vec(),
-        };
-        let flags = self.flags.0 & !elf::SHF_COMPRESSED.0;
-        // Offsets of sh_flags, sh_offset and sh_size in a 64-bit section header.
-        [
-            (self.header + 8, bytes(flags)),
-            (self.header + 24, bytes(start)),
-            (self.header + 32, bytes(size)),
-        ]
+    pub(super) fn patches(&self, start: u64, size: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        plain(self.header, self.flags, self.endian, Some((start, size)))
     }
+}
+
+/// Changes to a section header at a position: its data is not compressed but at this place, of this size; or nothing.
+fn plain(
+    header: u64,
+    flags: elf::SectionFlags,
+    endian: Endianness,
+    place: Option<(u64, u64)>,
+) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    let bytes = move |value: u64| match endian {
+        Endianness::Little => value.to_le_bytes().to_vec(),
+        Endianness::Big => value.to_be_bytes().to_vec(),
+    };
+    let flags = flags.0 & !elf::SHF_COMPRESSED.0;
+    let (start, size) = place.unwrap_or_default();
+    // Offsets of sh_flags, sh_offset and sh_size in a 64-bit section header.
+    [(8, flags), (24, start), (32, size)]
+        .into_iter()
+        .map(move |(at, value)| (header + at, bytes(value)))
 }
 
 /// A file name with its final zero, padding to a multiple of 4, and a checksum.
