@@ -19,6 +19,8 @@ pub mod cli;
 pub mod daemon;
 pub mod event;
 pub mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod ledger;
 pub mod model;
 pub mod monitor;

@@ -65,6 +65,8 @@ const MODULES: &[Module] = &[
     module("monitor", 5, &["api"]),
     module("daemon", 6, &[]),
     module("cli", 7, &[]),
+    // In tests and in the fuzzer alone.
+    module("fuzzing", 8, &[]),
 ];
 
 /// A crate or keyword that only some places may use.

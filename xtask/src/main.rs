@@ -10,6 +10,7 @@ mod build;
 mod check;
 mod command;
 mod dependencies;
+mod fuzz;
 mod go_offsets;
 mod go_toolchains;
 mod layering;
@@ -48,6 +49,8 @@ enum Task {
     /// Build everything and run unit and end-to-end tests (as root), here or on other kernels; arguments are passed on as
     /// test filters.
     Test(test::Options),
+    /// Hand hostile input to every parser, within limits of memory and time.
+    Fuzz(fuzz::Options),
     /// Measure leaktrace beside its peers and write target/bench.json.
     Bench(bench::Options),
     /// Update the table of Go runtime offsets from a release's sources.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(|_| ExitCode::SUCCESS),
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Fuzz(options) => fuzz::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Task::GoOffsets(options) => go_offsets::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Check(options) => check::run(&options).map(|()| ExitCode::SUCCESS),

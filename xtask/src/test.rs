@@ -6,12 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use crate::setup::{self, Purpose};
@@ -115,6 +115,34 @@ fn unit(arguments: &[String]) -> Result<()> {
     }
     command::run(cargo.arg("--").args(arguments))?;
     command::run(of_workspace().args(["--doc", "--"]).args(arguments))
+}
+
+/// Builds the program of a package's unit tests, from the same build as all tests.
+pub fn unit_program(package: &str) -> Result<PathBuf> {
+    let mut cargo = command::cargo();
+    cargo.args([
+        "test",
+        "--workspace",
+        "--lib",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let output = cargo
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("failed to start `{}`", command::shown(&cargo)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", command::shown(&cargo), output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let program = messages.find_map(|message| {
+        let wanted = message["target"]["name"] == package && message["profile"]["test"] == true;
+        Some(PathBuf::from(message["executable"].as_str().filter(|_| wanted)?))
+    });
+    program.with_context(|| format!("`{}` built no tests of {package}", command::shown(&cargo)))
 }
 
 fn end_to_end(program: &Path, arguments: &[String]) -> Result<()> {

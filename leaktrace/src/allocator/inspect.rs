@@ -52,7 +52,7 @@ pub struct InspectedFile {
     pub nameless: bool,
     /// Its candidates were found by their shape: whose they are.
     pub shape: Option<&'static str>,
-    /// Symbol tables that could not be read, and why.
+    /// Symbol tables and other parts that were not read, or not wholly, and why.
     pub complaints: Vec<String>,
     /// The image is read from a copy; see [`open_mapped`].
     copied: Option<Arc<Charge>>,
@@ -65,14 +65,18 @@ impl InspectedFile {
     pub fn new(image: ElfImage) -> Self {
         let mut found: BTreeMap<ElfAddress, (u64, Vec<(Entry, String)>)> = BTreeMap::new();
         let mut nameless = true;
-        let complaints = for_each_symbol(&image, |_table: Table, symbol| {
+        let mut too_many = 0;
+        let mut complaints = for_each_symbol(&image, |_table: Table, symbol| {
             nameless = false;
             // An indirect function's symbol is its resolver, which allocates nothing.
             let Some(entry) = catalog::lookup(symbol.name).filter(|_| !symbol.indirect) else {
                 return;
             };
-            if !image.is_code(symbol.address) || (found.len() == MAX_CANDIDATES && !found.contains_key(&symbol.address))
-            {
+            if !image.is_code(symbol.address) {
+                return;
+            }
+            if found.len() == MAX_CANDIDATES && !found.contains_key(&symbol.address) {
+                too_many += 1;
                 return;
             }
             let (size, names) = found.entry(symbol.address).or_default();
@@ -98,6 +102,12 @@ impl InspectedFile {
             .filter(|(_, (_, names))| !names.is_empty())
             .map(|(address, (size, names))| candidate(address, size, names))
             .collect();
+        complaints.extend(image.left_out());
+        if too_many > 0 {
+            complaints.push(format!(
+                "{too_many} symbols of allocation functions beyond {MAX_CANDIDATES} are not looked at"
+            ));
+        }
         Self {
             image,
             candidates,

@@ -1,9 +1,9 @@
 //! Where the kernel keeps two numbers that no interface tells: places of fields, by the kernel's own type information.
 //!
 //! The format is that of `Documentation/bpf/btf.rst`. Invariant: nothing is read outside the bytes given, and a walk
-//! ends: names and types are looked at at most [`MAX_DEPTH`] levels deep.
+//! ends: names and types are looked at at most [`MAX_DEPTH`] levels deep, and at most [`MAX_MEMBERS`] members in all.
 
-use std::{fs, path::Path};
+use std::{cell::Cell, fs, path::Path};
 
 /// Type information of the running kernel.
 pub const KERNEL: &str = "/sys/kernel/btf/vmlinux";
@@ -11,6 +11,8 @@ pub const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 /// Anonymous structures inside each other, and names of names.
 const MAX_DEPTH: usize = 16;
+/// Members that are looked at in all: those of the structures of interest are some hundreds.
+const MAX_MEMBERS: u32 = 1 << 20;
 /// `MM_ANONPAGES`: which of a process's counters.
 const ANONYMOUS: u64 = 1;
 
@@ -37,7 +39,7 @@ impl Places {
     }
 
     /// By type information.
-    fn of(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let types = Types::read(bytes)?;
         let memory = types.named("mm_struct")?;
         let (counters_at, counters) = types.member(memory, "rss_stat", MAX_DEPTH)?;
@@ -116,6 +118,8 @@ struct Types<'a> {
     bytes: &'a [u8],
     strings: &'a [u8],
     types: Vec<Type>,
+    /// Members that may still be looked at.
+    left: Cell<u32>,
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -138,6 +142,7 @@ impl<'a> Types<'a> {
             bytes: part(types_at, types_length)?,
             strings: part(strings_at, strings_length)?,
             types: Vec::new(),
+            left: Cell::new(MAX_MEMBERS),
         };
         let mut at = 0;
         while at < result.bytes.len() {
@@ -200,6 +205,7 @@ impl<'a> Types<'a> {
             })
         };
         for index in 0..owner.members() {
+            self.left.set(self.left.get().checked_sub(1)?);
             let at = owner.details + 12 * index;
             let called = self.name(u32_at(self.bytes, at)?);
             let kind = u32_at(self.bytes, at + 4)?;
@@ -227,7 +233,7 @@ pub fn names(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Type information that is put together by hand.
@@ -277,7 +283,7 @@ mod tests {
     }
 
     /// As since 6.2: an array of counters inside an anonymous structure.
-    fn new_kernel() -> Vec<u8> {
+    pub(crate) fn new_kernel() -> Vec<u8> {
         let mut builder = Builder::default();
         let long = builder.push(&[0, 1 << 24, 8, 0]);
         let counter = builder.structure("percpu_counter", 40, &[("lock", long, 0), ("count", long, 8)]);
@@ -334,6 +340,19 @@ mod tests {
         // Its own id is 1.
         builder.structure("mm_struct", 8, &[("", 1, 0)]);
         assert_eq!(Places::of(&builder.finish()), None);
+    }
+
+    #[test]
+    fn a_structure_that_contains_itself_often_ends_soon() {
+        let mut builder = Builder::default();
+        builder.structure("mm_struct", 8, &[("", 1, 0); 100]);
+        let begin = std::time::Instant::now();
+        assert_eq!(Places::of(&builder.finish()), None);
+        assert!(
+            begin.elapsed() < std::time::Duration::from_secs(10),
+            "{:?}",
+            begin.elapsed()
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod allocators;
 mod machine;
 mod memory;
+mod names;
 mod privileges;
 mod report;
 mod target;
@@ -53,6 +54,7 @@ fn report(machine: &Machine, target: Option<&Target>) -> Report {
     if let Some(survey) = survey {
         sections.push(allocators::section(survey.key().pid, &survey.detection, &survey.plan));
         sections.push(unwinding::section(&unwinding::mappings(survey)));
+        sections.extend(names::section(survey));
     }
     Report { sections }
 }

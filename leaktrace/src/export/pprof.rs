@@ -613,4 +613,4 @@ fn decode_sample(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

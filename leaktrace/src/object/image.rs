@@ -358,6 +358,32 @@ impl ElfImage {
         self.read(section.offset, section.size, limit, "a section")
     }
 
+    /// Parts that are larger than what is read of them: which, and what is not known for want of them. By headers alone.
+    pub fn left_out(&self) -> Vec<String> {
+        let relocations = self.relocation_sections().map(|section| section.size);
+        let relocations = relocations.fold(0, u64::saturating_add);
+        let table = self.function_table.map_or(0, |(_, size, _)| size);
+        let mut left_out = Vec::new();
+        if relocations > MAX_RELOCATIONS {
+            left_out.push(format!(
+                "relocations of {relocations} bytes, {MAX_RELOCATIONS} are read: where some of its calls into other files \
+                 lead is not known"
+            ));
+        }
+        if table > MAX_FUNCTION_TABLE {
+            left_out.push(format!(
+                ".eh_frame_hdr of {table} bytes, {MAX_FUNCTION_TABLE} would be read: where its functions begin is not known"
+            ));
+        }
+        left_out
+    }
+
+    /// Relocations of the dynamic loader.
+    fn relocation_sections(&self) -> impl Iterator<Item = &Section> {
+        let sections = self.sections.iter();
+        sections.filter(|section| section.kind == elf::SHT_RELA.0 && section.allocated)
+    }
+
     /// `size` bytes at a position of the file.
     ///
     /// # Errors
@@ -467,11 +493,7 @@ impl ElfImage {
     fn read_relocations(&self) -> Vec<Relocation> {
         let mut all = Vec::new();
         let mut left = MAX_RELOCATIONS;
-        for section in self
-            .sections
-            .iter()
-            .filter(|s| s.kind == elf::SHT_RELA.0 && s.allocated)
-        {
+        for section in self.relocation_sections() {
             let Ok(bytes) = self.section_bytes(section, left) else {
                 continue;
             };

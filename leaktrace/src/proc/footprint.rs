@@ -158,6 +158,13 @@ fn parse_brk(maps: &[u8]) -> Option<u64> {
     number(end)?.checked_sub(number(start)?)
 }
 
+/// For `fuzzing`: any bytes as each of the texts.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_any(text: &[u8]) {
+    let _ = (parse_statm(text), parse_swap(text));
+    let _ = (parse_major_faults(text), parse_brk(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -276,6 +276,13 @@ fn malformed(pid: u32, name: &str, reason: &str) -> ProcError {
     }
 }
 
+/// For `fuzzing`: any bytes as the text of `/proc/PID/status`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_any_status(status: &[u8]) {
+    let _ = (parse_status(status), parse_inner(status));
+    let _ = (parse_thread_group(status), parse_tracer(status));
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {

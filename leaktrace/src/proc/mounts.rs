@@ -229,6 +229,17 @@ pub fn served_mapping(pid: u32, mappings: &[Mapping]) -> Option<&Mapping> {
     })
 }
 
+/// For `fuzzing`: any bytes as a list of mounts.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_any(mounts: &[u8]) {
+    for line in mounts.split(|byte| *byte == b'\n') {
+        if let Some((mount, ..)) = parse(line) {
+            assert!(by_mount(mounts, mount).is_some());
+        }
+        assert!(unescaped(line).len() <= line.len());
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {

@@ -123,6 +123,7 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.duration_nanos = nanos(context.duration);
     profile.drop_frames = DROP_FRAMES.to_owned();
     profile.comments = account::comments(subjects, context, &notes);
+    profile.comments.extend(account::left_out(subjects, symbolizer));
     profile.comments.extend(outline.comments());
     profile.comments.extend(context.remarks.iter().cloned());
     profile.trends = Some(Trends {

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Blazes
 use hashbrown::HashMap;
 
 use super::demangle::demangle;
-use super::snapshot::Snapshot;
+use super::snapshot::{self, Snapshot};
 use super::{Addresses, Frame, SymbolSource, debug_file};
 use crate::proc::files::FileVersion;
 
@@ -29,6 +30,8 @@ pub struct Symbolizer {
     /// By content.
     images: RefCell<HashMap<Box<[u8]>, Rc<Opened>>>,
     texts: RefCell<Texts>,
+    /// What the names of a file lack, where they lack something.
+    left_out: RefCell<HashMap<FileVersion, Vec<String>>>,
 }
 
 /// Longer names and paths are cut. Those of C++ templates have some kilobytes.
@@ -74,6 +77,7 @@ impl Symbolizer {
             files: RefCell::default(),
             images: RefCell::default(),
             texts: RefCell::default(),
+            left_out: RefCell::default(),
         }
     }
 
@@ -92,6 +96,16 @@ impl Symbolizer {
         frames
     }
 
+    /// Parts of a file that are too large or damaged, so that names are missing: which, and what is not known. Tells of files
+    /// that were asked for.
+    pub fn left_out(&self, file: &File) -> Vec<String> {
+        let Ok(metadata) = file.metadata() else {
+            return Vec::new();
+        };
+        let left_out = self.left_out.borrow();
+        left_out.get(&FileVersion::from(&metadata)).cloned().unwrap_or_default()
+    }
+
     fn open(&self, source: &SymbolSource<'_>) -> io::Result<Rc<Opened>> {
         let (file, path) = match source {
             SymbolSource::Image { bytes, .. } => return self.open_image(bytes),
@@ -105,7 +119,14 @@ impl Symbolizer {
         if let Some(opened) = self.files.borrow().get(&key) {
             return Ok(opened.clone());
         }
-        let snapshot = Snapshot::of_file(file)?;
+        let snapshot = Snapshot::of_file(file).inspect_err(|_| {
+            if let Ok(left_out) = snapshot::left_out(file) {
+                self.left_out.borrow_mut().insert(key, left_out);
+            }
+        })?;
+        if !snapshot.left_out.is_empty() {
+            self.left_out.borrow_mut().insert(key, snapshot.left_out.clone());
+        }
         let debug_file = debug_file::find(&self.debug_directories, &snapshot, path);
         let opened = Rc::new(Opened { snapshot, debug_file });
         self.files.borrow_mut().insert(key, opened.clone());

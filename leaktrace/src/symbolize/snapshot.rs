@@ -5,7 +5,8 @@
 //! information are copied, by reads, into an anonymous file; code and data are left out as holes. The copy is also
 //! where hostile contents are taken out: links to other files, and sections that decompress to more than they state, or
 //! to far more than they are.
-//! Invariant: the copy holds at most [`MAX_COPIED`] bytes, and reading it opens no file that the target names.
+//! Invariant: the copy holds at most [`MAX_COPIED`] bytes, reading it opens no file that the target names, and no section of it
+//! is compressed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,6 +30,9 @@ pub const MAX_FILE: u64 = 64 << 30;
 /// At most so many bytes of a file are held; where it takes more, the debug information is left out.
 pub const MAX_COPIED: u64 = 2 << 30;
 
+/// What a 64-bit ELF file begins with.
+const ELF64: [u8; 5] = [0x7f, b'E', b'L', b'F', 2];
+
 /// A file whose section headers are not understood is copied up to here.
 const MAX_PLAIN: u64 = 128 << 20;
 
@@ -44,22 +48,26 @@ pub struct Snapshot {
     pub debug_link: Option<(Box<[u8]>, u32)>,
     /// The mini symbol table of a stripped file.
     pub mini: Option<Box<Snapshot>>,
+    /// Parts that it lacks for being too large, or damaged: which, why, and what is not known for want of them.
+    pub left_out: Vec<String>,
 }
 
 impl Snapshot {
     /// Copies what is needed from a file.
     pub fn of_file(file: &File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let mut magic = [0; 4];
-        if length > MAX_FILE || file.read_exact_at(&mut magic, 0).is_err() || magic != elf::ELFMAG {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "not an ELF file, or far too large for one",
-            ));
+        let mut magic = [0; ELF64.len()];
+        let refuse = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        if length > MAX_FILE {
+            return refuse(too_large(length));
+        }
+        if file.read_exact_at(&mut magic, 0).is_err() || magic[..] != ELF64 {
+            return refuse("not a 64-bit ELF file".to_owned());
         }
         let memory = memory(length)?;
         let Some(mut plan) = Plan::new(&ReadCache::new(Positioned { file, position: 0 })) else {
             copy(Positioned { file, position: 0 }.take(MAX_PLAIN), &memory, 0)?;
+            without_sections(&memory)?;
             let image = ElfImage::open(file.try_clone()?).ok();
             if let Some(image) = &image {
                 headers::append(image, &memory)?;
@@ -70,15 +78,16 @@ impl Snapshot {
                 build_id: image.and_then(|image| image.build_id().map(|id| id.as_bytes().into())),
                 debug_link: None,
                 mini: None,
+                left_out: beyond_plain(length),
             });
         };
-        let size = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, size)| size).sum::<u64>();
-        let needed = merged(plan.ranges.clone(), length);
-        let expanded = plan.expanded(length);
-        let all = merged([plan.ranges, std::mem::take(&mut plan.debug_ranges)].concat(), length);
-        let debug_info = expanded.is_some_and(|expanded| size(&all).saturating_add(expanded) <= MAX_COPIED);
+        let Choice {
+            ranges,
+            debug_info,
+            mut left_out,
+        } = Choice::of(&plan, length);
         let mut left = MAX_COPIED;
-        for (start, size) in if debug_info { all } else { needed } {
+        for (start, size) in ranges {
             let range = Positioned { file, position: start }.take(size.min(left));
             copy(range, &memory, start)?;
             left = left.saturating_sub(size);
@@ -92,8 +101,12 @@ impl Snapshot {
                 }
                 .take(section.size);
                 // What does not decompress stays a hole, and the library refuses it.
-                let Ok(size) = section.decompress(compressed).and_then(|data| copy(data, &memory, end)) else {
-                    continue;
+                let size = match section.decompress(compressed).and_then(|data| copy(data, &memory, end)) {
+                    Ok(size) => size,
+                    Err(error) => {
+                        left_out.push(format!("{}: failed to decompress: {error}; {NO_LINES}", section.name()));
+                        continue;
+                    }
                 };
                 plan.patches.extend(section.patches(end, size));
                 end = (end + size).next_multiple_of(16);
@@ -109,19 +122,32 @@ impl Snapshot {
             build_id: plan.build_id,
             debug_link: plan.debug_link,
             mini: mini(file),
+            left_out,
         })
     }
 
     /// Keeps an image that is in memory already. Of such only symbol tables are read.
     pub fn of_image(bytes: &[u8]) -> io::Result<Self> {
+        if !bytes.starts_with(&ELF64) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a 64-bit ELF file"));
+        }
         let memory = memory(bytes.len() as u64)?;
         memory.write_all_at(bytes, 0)?;
+        match Plan::new(bytes) {
+            Some(plan) => {
+                for (position, bytes) in &plan.patches {
+                    memory.write_all_at(bytes, *position)?;
+                }
+            }
+            None => without_sections(&memory)?,
+        }
         Ok(Self {
             memory,
             debug_info: false,
             build_id: None,
             debug_link: None,
             mini: None,
+            left_out: Vec::new(),
         })
     }
 
@@ -131,7 +157,82 @@ impl Snapshot {
     }
 }
 
-/// The image in `.gnu_debugdata`, unless it is beyond a limit.
+/// What is not known without debug information.
+const NO_LINES: &str = "source files, lines and inlined functions are not known";
+
+/// What a snapshot of a file lacks for being too large, as far as its headers tell. Copies nothing.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn left_out(file: &File) -> io::Result<Vec<String>> {
+    let length = file.metadata()?.len();
+    if length > MAX_FILE {
+        return Ok(vec![too_large(length)]);
+    }
+    Ok(match Plan::new(&ReadCache::new(Positioned { file, position: 0 })) {
+        Some(plan) => Choice::of(&plan, length).left_out,
+        None => beyond_plain(length),
+    })
+}
+
+fn too_large(length: u64) -> String {
+    format!("a file of {length} bytes, more than {MAX_FILE}; names of its functions are not known")
+}
+
+fn beyond_plain(length: u64) -> Vec<String> {
+    let complaint = || {
+        format!("it has no section headers, and of its {length} bytes {MAX_PLAIN} are searched for names of functions")
+    };
+    (length > MAX_PLAIN).then(complaint).into_iter().collect()
+}
+
+/// What of a file is copied.
+struct Choice {
+    /// Positions and sizes.
+    ranges: Vec<(u64, u64)>,
+    debug_info: bool,
+    left_out: Vec<String>,
+}
+
+impl Choice {
+    fn of(plan: &Plan, length: u64) -> Self {
+        let size = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, size)| size).sum::<u64>();
+        let needed = merged(plan.ranges.clone(), length);
+        let all = merged([plan.ranges.as_slice(), &plan.debug_ranges].concat(), length);
+        let mut left_out = Vec::new();
+        let debug_info = match plan.expanded(length) {
+            Ok(expanded) => {
+                let bytes = size(&all).saturating_add(expanded);
+                if bytes > MAX_COPIED {
+                    left_out.push(format!(
+                        "symbols and debug information of {bytes} bytes, more than {MAX_COPIED}; {NO_LINES}"
+                    ));
+                }
+                bytes <= MAX_COPIED
+            }
+            Err(why) => {
+                left_out.push(format!("debug information: {why}; {NO_LINES}"));
+                false
+            }
+        };
+        if plan.left_out > 0 {
+            left_out.push(format!("{} compressed sections too many; {NO_LINES}", plan.left_out));
+        }
+        let symbols = size(&needed);
+        if symbols > MAX_COPIED {
+            left_out.push(format!(
+                "symbol tables of {symbols} bytes, {MAX_COPIED} are read; names of some functions are not known"
+            ));
+        }
+        Self {
+            ranges: if debug_info { all } else { needed },
+            debug_info,
+            left_out,
+        }
+    }
+}
+
+/// The image in `.gnu_debugdata`, unless it is beyond a limit: whoever looks for symbols in the file tells that.
 fn mini(file: &File) -> Option<Box<Snapshot>> {
     let image = ElfImage::open(file.try_clone().ok()?).ok()?;
     let bytes = mini::unpack(&image)?
@@ -155,6 +256,13 @@ fn merged(mut ranges: Vec<(u64, u64)>, length: u64) -> Vec<(u64, u64)> {
         }
     }
     result
+}
+
+/// Takes out section headers that are not understood: the library may understand them.
+fn without_sections(copy: &File) -> io::Result<()> {
+    // e_shoff; e_shnum, e_shstrndx. A file that is shorter has no header.
+    copy.write_all_at(&[0; 8], 40)?;
+    copy.write_all_at(&[0; 4], 60)
 }
 
 fn memory(length: u64) -> io::Result<File> {
@@ -238,10 +346,13 @@ mod tests {
     #[test]
     fn without_section_headers_all_is_copied() {
         let mut file = tempfile::tempfile().expect("temporary file");
-        io::Write::write_all(&mut file, b"\x7fELF hello").expect("writes");
+        let whole = [&ELF64[..], &[7; 100]].concat();
+        io::Write::write_all(&mut file, &whole).expect("writes");
         let snapshot = Snapshot::of_file(&file).expect("copies");
         assert!(!snapshot.debug_info);
-        assert_eq!(std::fs::read(snapshot.path()).expect("reads"), b"\x7fELF hello");
+        let copy = std::fs::read(snapshot.path()).expect("reads");
+        assert_eq!((&copy[..40], &copy[64..]), (&whole[..40], &whole[64..]));
+        assert_eq!((&copy[40..48], &copy[60..64]), (&[0; 8][..], &[0; 4][..]));
         file.set_len(MAX_FILE + 1).expect("grows");
         assert!(Snapshot::of_file(&file).is_err(), "far too large");
         assert!(
@@ -263,7 +374,13 @@ mod tests {
                 .collect();
             let mut file = tempfile::tempfile().expect("temporary file");
             io::Write::write_all(&mut file, &crate::object::fixture::with_sections(&sections, &bytes)).expect("writes");
-            Snapshot::of_file(&file).expect("copies").debug_info
+            let snapshot = Snapshot::of_file(&file).expect("copies");
+            // Headers alone do not show what is damaged.
+            let told = left_out(&file).expect("reads");
+            assert!(snapshot.left_out.starts_with(&told));
+            assert_eq!(snapshot.debug_info, told.is_empty());
+            assert!(!snapshot.left_out.is_empty());
+            snapshot.debug_info
         };
         let empty_blocks = [&[0x78, 1][..], &b"\0\0\0\xff\xff".repeat(100_000)].concat();
         assert!(debug_info(&empty_blocks, 1, 1));
@@ -271,10 +388,36 @@ mod tests {
         assert!(!debug_info(&empty_blocks, 1 << 40, 1), "out of proportion");
     }
 
+    /// The library would take 1 EiB for it.
+    #[test]
+    fn no_section_of_the_copy_is_compressed() {
+        let mut bytes = [1u32, 0].map(u32::to_le_bytes).concat();
+        bytes.extend([1u64 << 60, 1].map(u64::to_le_bytes).concat());
+        let size = bytes.len() as u64;
+        // Other sections over the same bytes have them copied.
+        let sections = [
+            (".symtab", 2, 0x800, 0, size, 0),
+            (".debug_info", 1, 0x802, 0, size, 0),
+            (".debug_info", 1, 0x800, 0, size, 0),
+            (".gnu_debuglink", 1, 0x800, 0, size, 0),
+            (".other", 1, 0, 0, size, 0),
+        ];
+        let image = crate::object::fixture::with_sections(&sections, &bytes);
+        let mut file = tempfile::tempfile().expect("temporary file");
+        io::Write::write_all(&mut file, &image).expect("writes");
+        let snapshots = [Snapshot::of_file(&file), Snapshot::of_image(&image)];
+        for snapshot in snapshots.map(|snapshot| snapshot.expect("copies")) {
+            let copy = std::fs::read(snapshot.path()).expect("reads");
+            let copy = ElfImage::new(Box::new(copy)).expect("is an ELF file");
+            let sizes: Vec<u64> = copy.sections().iter().map(|section| section.size).collect();
+            assert_eq!(sizes[..6], [0, 0, 0, 0, 0, size]);
+        }
+    }
+
     #[test]
     fn huge_sparse_files_take_no_memory() {
         let mut file = tempfile::tempfile().expect("temporary file");
-        io::Write::write_all(&mut file, b"\x7fELF hello").expect("writes");
+        io::Write::write_all(&mut file, b"\x7fELF\x02 hello").expect("writes");
         file.set_len(256 << 20).expect("grows");
         let snapshot = Snapshot::of_file(&file).expect("copies");
         assert!(std::fs::metadata(snapshot.path()).expect("exists").blocks() <= 4096);

@@ -154,7 +154,7 @@ fn refuse(stream: Accepted) {
     };
 }
 
-async fn serve<S>(stream: S, peer: Peer, place: Place, router: Router, mut stopped: watch::Receiver<bool>)
+pub(super) async fn serve<S>(stream: S, peer: Peer, place: Place, router: Router, mut stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -18,6 +18,8 @@ mod profiles;
 mod text;
 mod token;
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,8 @@ use axum::routing::{get, post};
 use tokio::task::JoinHandle;
 use tower_http::compression::CompressionLayer;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::answer_any;
 pub use listen::HttpError;
 pub use token::TokenError;
 

@@ -291,3 +291,34 @@ fn lock(directory: &Directory) -> Result<File, StoreError> {
     });
     Ok(file)
 }
+
+/// For `fuzzing`: any bytes as a stored profile. What is read back is what was stored, and can be stored again.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_profile(file: &[u8]) {
+    let Ok(opened) = label::open(file, file.len() as u64) else {
+        return;
+    };
+    let (entry, identity) = (opened.label.entry.clone(), opened.label.identity.clone());
+    let Ok(bytes) = opened.read() else { return };
+    if let Ok(sealed) = label::seal(&entry, &identity, &bytes) {
+        let again = [&sealed.head, sealed.rest].concat();
+        let opened = label::open(&*again, again.len() as u64).expect("what was stored can be read");
+        assert!(opened.read().is_ok_and(|read| read == bytes));
+    }
+}
+
+/// For `fuzzing`: any bytes as the journal.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_journal(file: &[u8]) {
+    let told = journal::read(file);
+    assert!(told.good <= file.len() as u64);
+    // Up to there it is read again as it was.
+    let again = journal::read(&file[..told.good as usize]);
+    assert_eq!((again.good, again.records), (told.good, told.records));
+    for entry in told.index.entries() {
+        assert_eq!(
+            entry::parse_file_name(&entry.file_name()).map(|(key, _)| key),
+            Some(entry.process)
+        );
+    }
+}

@@ -147,4 +147,11 @@ fn relocations_have_one_budget() {
     let file = crate::object::fixture::with_sections(&[section; 50], &bytes);
     let image = ElfImage::new(Box::new(file)).unwrap();
     assert!(image.read_relocations().len() <= (MAX_RELOCATIONS / 24) as usize);
+    let told = image.left_out();
+    assert!(
+        told.len() == 1 && told[0].starts_with("relocations of 1048576000 bytes"),
+        "{told:?}"
+    );
+    let file = crate::object::fixture::with_sections(&[section], &bytes);
+    assert!(ElfImage::new(Box::new(file)).unwrap().left_out().is_empty());
 }

@@ -1,11 +1,16 @@
 //! What a profile says of itself: what was lost, by cause, and the comments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leaktrace_common::reason::{Counter, WalkEnd};
 
 use super::{Context, Mode, Subject};
-use crate::{ledger::Notes, model::HeapKind, report::loss::Losses};
+use crate::{ledger::Notes, model::HeapKind, report::loss::Losses, symbolize::Symbolizer};
+
+/// Files whose names lack something and that are told, at most.
+const MAX_FILES: usize = 16;
+/// What is told of each, at most.
+const MAX_PARTS: usize = 4;
 
 /// What the kernel side lost, by its counters.
 pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Losses {
@@ -307,6 +312,18 @@ pub(super) fn comments(subjects: &[Subject<'_>], context: &Context, notes: &Note
         }
     }
     comments
+}
+
+/// Files whose names lack something, once each.
+pub(super) fn left_out(subjects: &[Subject<'_>], symbolizer: &Symbolizer) -> BTreeSet<String> {
+    let files = subjects.iter().flat_map(|subject| &subject.program.files);
+    let told = files.flat_map(|file| {
+        let parts = symbolizer.left_out(&file.file);
+        let told = !parts.is_empty();
+        let parts: Vec<String> = parts.into_iter().take(MAX_PARTS).collect();
+        told.then(|| format!("not read wholly: {}: {}", file.path.display(), parts.join("; ")))
+    });
+    told.take(MAX_FILES).collect()
 }
 
 #[cfg(test)]

@@ -359,3 +359,26 @@ fn without_section_headers_exported_functions_have_names() {
     assert_eq!(frames.len(), 1);
     assert_eq!((&*frames[0].function, frames[0].placeholder), ("outer", false));
 }
+
+#[test]
+fn a_file_whose_names_lack_something_is_told_of_once_it_was_asked_for() {
+    // The header of a compressed section that states 1 TiB.
+    let mut bytes = [1u32, 0].map(u32::to_le_bytes).concat();
+    bytes.extend([1u64 << 40, 1].map(u64::to_le_bytes).concat());
+    let section = (".debug_info", 1, 0x800, 0, bytes.len() as u64, 0);
+    let mut file = tempfile::tempfile().expect("temporary file");
+    let image = crate::object::fixture::with_sections(&[section], &bytes);
+    std::io::Write::write_all(&mut file, &image).expect("writes");
+    let symbolizer = Symbolizer::with_debug_directories(Vec::new());
+    assert!(symbolizer.left_out(&file).is_empty());
+    let source = SymbolSource::File {
+        file: &file,
+        path: "/bad",
+    };
+    symbolizer.symbolize(&source, Addresses::Elf(&[0x1000]));
+    let told = symbolizer.left_out(&file);
+    assert!(
+        told.len() == 1 && told[0].contains("state 1099511627776 bytes") && told[0].contains("lines"),
+        "{told:?}"
+    );
+}

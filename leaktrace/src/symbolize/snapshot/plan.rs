@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) build_id: Option<Box<[u8]>>,
     /// Name and checksum of the debug file.
     pub(super) debug_link: Option<(Box<[u8]>, u32)>,
+    /// Compressed debug sections that were too many.
+    pub(super) left_out: u32,
     /// Note sections that were searched.
     notes: u32,
 }
@@ -92,16 +94,26 @@ impl Plan {
         Some(plan)
     }
 
-    /// Bytes of all decompressed sections together; `None` if that is out of proportion: compressed input is not counted
-    /// twice where sections overlap, and a file cannot state more than it holds.
-    pub(super) fn expanded(&self, length: u64) -> Option<u64> {
-        let sum = |of: fn(&Compressed) -> u64| {
-            let mut sections = self.compressed.iter();
-            sections.try_fold(0u64, |sum, section| sum.checked_add(of(section)))
-        };
-        let (input, output) = (sum(|section| section.size)?, sum(|section| section.decompressed)?);
+    /// Bytes of all decompressed sections together.
+    ///
+    /// # Errors
+    /// Why that is out of proportion: compressed input is not counted twice where sections overlap, and a file cannot
+    /// state more than it holds.
+    pub(super) fn expanded(&self, length: u64) -> Result<u64, String> {
+        let sum = |of: fn(&Compressed) -> u64| self.compressed.iter().map(of).fold(0, u64::saturating_add);
+        let (input, output) = (sum(|section| section.size), sum(|section| section.decompressed));
         let limit = input.saturating_mul(MAX_EXPANSION).saturating_add(EXPANSION_FREE);
-        (input <= length && output <= limit).then_some(output)
+        if input > length {
+            return Err(format!(
+                "compressed sections of {input} bytes in a file of {length} bytes"
+            ));
+        }
+        if output > limit {
+            return Err(format!(
+                "compressed sections of {input} bytes state {output} bytes, more than {limit}"
+            ));
+        }
+        Ok(output)
     }
 
     fn add<'d>(
@@ -117,6 +129,11 @@ impl Plan {
             section.sh_flags(endian),
             section.sh_size(endian),
         );
+        // The library takes memory for as much as a compressed section states, whatever it is and wherever its bytes come
+        // from: what is not decompressed here is empty.
+        if flags.contains(elf::SHF_COMPRESSED) {
+            self.patches.extend(plain(position, flags, endian, None));
+        }
         let is_content = kind == elf::SHT_PROGBITS && flags.contains(elf::SHF_ALLOC);
         if kind == elf::SHT_NOBITS || is_content {
             return;
@@ -153,11 +170,12 @@ impl Plan {
         if flags.contains(elf::SHF_COMPRESSED) {
             // The library reads the first section of a name.
             let known = self.compressed.iter().any(|section| *section.name == *name);
-            if !known
-                && name.starts_with(b".debug_")
-                && self.compressed.len() < MAX_COMPRESSED
-                && let Ok(Some((header, start, size))) = section.compression(endian, data)
-            {
+            if known || !name.starts_with(b".debug_") {
+                return;
+            }
+            if self.compressed.len() == MAX_COMPRESSED {
+                self.left_out += 1;
+            } else if let Ok(Some((header, start, size))) = section.compression(endian, data) {
                 let (kind, decompressed) = (header.ch_type.get(endian), header.ch_size.get(endian));
                 self.compressed.push(Compressed {
                     header: position,
@@ -182,6 +200,11 @@ impl Plan {
 }
 
 impl Compressed {
+    /// Its name, as text.
+    pub(super) fn name(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.name)
+    }
+
     /// The decompressed data, no more of it than stated.
     pub(super) fn decompress<'r>(&self, compressed: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
         let compressed = io::BufReader::with_capacity(1 << 18, compressed);
@@ -193,19 +216,28 @@ impl Compressed {
     }
 
     /// Changes to the section header for data that is `size` bytes at `start`, not compressed any more.
-    pub(super) fn patches(&self, start: u64, size: u64) -> [(u64, Vec<u8>); 3] {
-        let bytes = |value: u64| match self.endian {
-            Endianness::Little => value.to_le_bytes().to_vec(),
-            Endianness::Big => value.to_be_bytes().to_vec(),
-        };
-        let flags = self.flags.0 & !elf::SHF_COMPRESSED.0;
-        // Offsets of sh_flags, sh_offset and sh_size in a 64-bit section header.
-        [
-            (self.header + 8, bytes(flags)),
-            (self.header + 24, bytes(start)),
-            (self.header + 32, bytes(size)),
-        ]
+    pub(super) fn patches(&self, start: u64, size: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        plain(self.header, self.flags, self.endian, Some((start, size)))
     }
+}
+
+/// Changes to a section header at a position: its data is not compressed but at this place, of this size; or nothing.
+fn plain(
+    header: u64,
+    flags: elf::SectionFlags,
+    endian: Endianness,
+    place: Option<(u64, u64)>,
+) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    let bytes = move |value: u64| match endian {
+        Endianness::Little => value.to_le_bytes().to_vec(),
+        Endianness::Big => value.to_be_bytes().to_vec(),
+    };
+    let flags = flags.0 & !elf::SHF_COMPRESSED.0;
+    let (start, size) = place.unwrap_or_default();
+    // Offsets of sh_flags, sh_offset and sh_size in a 64-bit section header.
+    [(8, flags), (24, start), (32, size)]
+        .into_iter()
+        .map(move |(at, value)| (header + at, bytes(value)))
 }
 
 /// A file name with its final zero, padding to a multiple of 4, and a checksum.
