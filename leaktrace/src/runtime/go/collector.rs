@@ -18,7 +18,6 @@ pub struct Collector {
     pub key: ProcessKey,
     /// Toolchain, such as `go1.23.4`.
     pub version: String,
-    memory: ProcessMemory,
     globals: Globals,
     layout: Layout,
 }
@@ -41,7 +40,6 @@ impl Collector {
         Ok(Self {
             key: process.key,
             version: process.version.to_string(),
-            memory: ProcessMemory::new(process.key.pid),
             globals: process.globals,
             layout: layout.clone(),
         })
@@ -52,6 +50,8 @@ impl Collector {
     /// # Errors
     /// The process is gone, or runs another program.
     pub fn state(&self) -> Result<CollectorState, GoError> {
-        gc::read(&self.memory, &self.globals, &self.layout).map_err(|error| GoError::collector(self.key.pid, error))
+        // Held open, a process's memory would be a descriptor for each.
+        let memory = ProcessMemory::new(self.key.pid);
+        gc::read(&memory, &self.globals, &self.layout).map_err(|error| GoError::collector(self.key.pid, error))
     }
 }
