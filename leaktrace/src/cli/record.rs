@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +24,7 @@ use crate::{
     },
     session::{
         recording::{Finished, Recording, Target},
+        signals,
         tracer::{MAX_INTERVAL, Settings},
     },
     symbolize::Symbolizer,
@@ -37,6 +38,9 @@ const PROGRESS: Duration = Duration::from_millis(500);
 const SAMPLE_INTERVAL: u64 = 512 << 10;
 /// Default size of the ring buffer: a second of a million events.
 pub(super) const RING_BYTES: u32 = 64 << 20;
+
+/// What fails where there are no descriptors for the event loop.
+const WAITING: &str = "failed to prepare to wait for signals and the target's end";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -133,7 +137,11 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
         export::file::check_writable(path)?;
     }
     features::require()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    signals::check().context(WAITING)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(WAITING)?;
     let finished = runtime.block_on(record(&arguments, settings))?;
     write(&arguments, &finished)?;
     if finished.child.is_some() {
@@ -155,8 +163,8 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
 
 async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> {
     // Before anything is announced: who reads "tracing" may send the signal at once.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(WAITING)?;
+    let mut terminate = signal(SignalKind::terminate()).context(WAITING)?;
     let mut recording = Recording::start(&arguments.target(), settings, arguments.ring_bytes())?;
     for process in recording.processes() {
         eprintln!(

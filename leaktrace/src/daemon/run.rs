@@ -13,7 +13,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{bpf::usage, proc::memory};
+use crate::{bpf::usage, proc::memory, session::signals};
 
 use super::{
     backend::Snapshot,
@@ -86,6 +86,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     if let Err(error) = privileges::drop_capabilities() {
         tracing::warn!("failed to give up capabilities that are not needed: {error}");
     }
+    signals::check().map_err(start("the handlers of signals"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)

@@ -19,6 +19,7 @@ pub mod program;
 pub mod pump;
 pub mod recording;
 pub mod self_test;
+pub mod signals;
 pub mod source;
 pub mod stream;
 pub mod survey;

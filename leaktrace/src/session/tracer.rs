@@ -694,6 +694,18 @@ impl Tracer {
     }
 }
 
+/// What a profile has to tell where [`act_on`](Tracer::act_on) failed; nothing where the process has ended.
+pub(super) fn not_followed(error: &TraceError) -> Option<String> {
+    let is_gone = match error {
+        TraceError::Process(error) => matches!(error, ProcError::Exited { .. } | ProcError::NoSuchProcess { .. }),
+        TraceError::Attach(error) => error.is_gone(),
+        _ => false,
+    };
+    (!is_gone).then(|| {
+        format!("new code was not followed: what it allocates may be missing, and stacks through it are cut: {error}")
+    })
+}
+
 fn flags(settings: &Settings, active: bool) -> u32 {
     let mmap = if settings.track_mmap { PROCESS_TRACK_MMAP } else { 0 };
     if active { mmap | PROCESS_ACTIVE } else { mmap }
