@@ -97,6 +97,7 @@ impl Watcher {
             self.look_at_collectors(now);
         }
         self.note_tracked(now);
+        self.detach_withdrawn();
         for wish in self.service.wishes(config, now) {
             self.service.fulfil(wish);
         }
@@ -225,6 +226,17 @@ impl Watcher {
         }
         for key in followed {
             self.service.engine.leave(key);
+        }
+    }
+
+    /// What is not traced any more is not shown as if it were.
+    fn detach_withdrawn(&self) {
+        let readings = self.service.engine.readings();
+        for (key, reason) in &readings.withdrawn {
+            if lock(&self.service.policy).is_traced(*key) {
+                self.service.engine.release(*key);
+                lock(&self.service.policy).refused(*key, reason.clone(), self.service.clock.now());
+            }
         }
     }
 
