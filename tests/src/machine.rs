@@ -56,6 +56,15 @@ pub fn kills() -> u32 {
     number_or("LEAKTRACE_TEST_KILLS", 100)
 }
 
+/// How many faults a test injects that has more of them, by `LEAKTRACE_TEST_FAULTS`: evenly chosen, `all` for all.
+pub fn faults(of: usize) -> usize {
+    const VARIABLE: &str = "LEAKTRACE_TEST_FAULTS";
+    match std::env::var(VARIABLE) {
+        Ok(all) if all == "all" => of,
+        _ => of.min(number_or(VARIABLE, 20) as usize),
+    }
+}
+
 /// A whole number from the environment, 1 where there is none.
 fn number(variable: &str) -> u32 {
     number_or(variable, 1)

@@ -126,6 +126,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("map_files", c!["c/map_files.c"]),
     ("silent_files", c!["c/silent_files.c"]),
     ("innocent", c!["c/innocent.c"]),
+    ("rounds", c!["c/rounds.c", "-ldl"]),
     ("mappings", c!["c/mappings.c"]),
     ("patched", c!["c/patched.c", "-ldl"]),
     ("map_code", c!["-static", "c/map_code.c"]),

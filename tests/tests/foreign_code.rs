@@ -9,11 +9,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use leaktrace_tests::daemon::Home;
 use leaktrace_tests::elf::Library;
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::{Recording, leaktrace};
 use leaktrace_tests::scenario::{assert_exact, unharmed};
-use leaktrace_tests::{machine, programs, user};
+use leaktrace_tests::{breakpoints, machine, programs, user};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
@@ -153,6 +154,50 @@ fn a_function_patched_later() -> Result<()> {
         }
         target.exit()?;
     }
+    Ok(())
+}
+
+/// The same under the daemon: it does not show an empty heap of a traced process, but that it cannot be traced, and why.
+#[test]
+fn a_function_patched_later_under_the_daemon() -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let mut command = programs::command("patched")?;
+    let mut target = Process::ready(command.arg("free").arg(programs::path("libplugin.so")?))?;
+    let pid = target.pid();
+    let home = Home::new("\n[trace]\nauto = false")?;
+    let mut daemon = home.start()?;
+    daemon.until("it is known", PATIENCE, |daemon| Ok(daemon.state(pid)?.is_some()))?;
+    daemon.trace(pid, 16)?;
+    target.send("go")?;
+    target.expect("loaded")?;
+    daemon.until("it is refused", PATIENCE, |daemon| {
+        Ok(daemon.state(pid)?.as_deref() == Some("refused"))
+    })?;
+    let details = daemon.get(&format!("/api/v1/processes/{pid}"))?;
+    let reason = details["tracing"]["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("has ended") && reason.contains("in `/"), "{details}");
+    let decisions = daemon.get("/api/v1/decisions")?;
+    ensure!(decisions.to_string().contains("has ended"), "{decisions}");
+    target.send("on")?;
+    target.finished()?;
+    unharmed_but_for(&mut target, "free")?;
+    daemon.end()?;
+    target.exit()
+}
+
+/// The process lives, and nothing but the jump over this function is in its code.
+fn unharmed_but_for(target: &mut Process, function: &str) -> Result<()> {
+    ensure!(target.alive(), "the target ended:\n{}", target.errors());
+    let (libc, _) = libc_of(target.pid())?;
+    let library = Library::read(&libc)?;
+    let patched = library.offset(library.address(function)?)?;
+    let changed = breakpoints::changed_code(target.pid())?;
+    ensure!(
+        changed.iter().all(|(_, offset)| *offset == patched),
+        "probes are left in the target: {changed:x?}"
+    );
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The one list of them: doctor and messages are made from it, and a test compares README, unit file and manifest with it.
 
-use std::fs;
+use std::{fs, io};
 
 /// A capability: its number and name, and what leaktrace needs it for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +95,23 @@ impl Admin {
     }
 }
 
+/// What tells the capabilities of this process.
+pub(super) const STATUS: &str = "/proc/self/status";
+
 /// The effective capabilities of this process as a bit set; none if they cannot be read.
 pub fn effective() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    try_effective().unwrap_or(0)
+}
+
+/// The same.
+///
+/// # Errors
+/// They cannot be read.
+pub(super) fn try_effective() -> io::Result<u64> {
+    let status = fs::read_to_string(STATUS)?;
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .unwrap_or(0)
+    let digits = line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    Ok(digits.unwrap_or(0))
 }
 
 /// The capabilities that recording needs and `effective` lacks. Without those that let a probe be tried out at all, what

@@ -45,6 +45,14 @@ pub enum FeatureError {
     /// A lock.
     #[error("{}; {}", .0.reason, .0.remedy)]
     Locked(Obstacle),
+    /// It cannot be found out.
+    #[error("failed to look at `{object}`, which shows whether recording can work: {cause}; try again")]
+    Unknown {
+        /// What was to be looked at.
+        object: &'static str,
+        /// Why it could not be.
+        cause: io::Error,
+    },
     /// The view of the kernel side.
     #[error(
         "process ids here differ from the kernel's: run outside the container, or with the host's PID namespace \
@@ -80,7 +88,13 @@ pub enum FeatureError {
 /// Whether process ids are those that the kernel side sees: in the machine's first PID namespace, whose inode number is
 /// fixed (`PROC_PID_INIT_INO`).
 pub fn in_first_pid_namespace() -> bool {
-    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
+    fs::read_link(PID_NAMESPACE).is_ok_and(|link| is_first(&link))
+}
+
+const PID_NAMESPACE: &str = "/proc/self/ns/pid";
+
+fn is_first(link: &Path) -> bool {
+    link.as_os_str() == "pid:[4026531836]"
 }
 
 /// Where the tracepoint `sched_process_fork` keeps the child's id.
@@ -155,6 +169,13 @@ fn instruction(code: u8) -> bpf_insn {
     }
 }
 
+/// Whether aya, which asks the kernel once in a process what it can do and takes every error for a no, went wrong at it:
+/// every kernel that has what the programs need has this, too.
+pub(super) fn were_misjudged() -> bool {
+    let found = aya::features();
+    Obstacle::here().is_none() && (found.btf().is_none() || !found.bpf_global_data())
+}
+
 /// Tries to make a ring buffer.
 pub fn try_ring_buffer() -> Trial {
     match is_map_supported(MapType::RingBuf) {
@@ -202,8 +223,11 @@ pub fn circumstances() -> Circumstances {
 
 /// Checks everything that recording needs; mounts tracefs if need be.
 pub fn require() -> Result<(), FeatureError> {
+    let unknown = |object| move |cause| FeatureError::Unknown { object, cause };
+    let exists = |object| Path::new(object).try_exists().map_err(unknown(object));
     let circumstances = circumstances();
-    let missing = capability::missing(capability::effective(), circumstances);
+    let effective = capability::try_effective().map_err(unknown(capability::STATUS))?;
+    let missing = capability::missing(effective, circumstances);
     if let Some(admin) = circumstances.admin
         && missing == [SYS_ADMIN]
     {
@@ -214,16 +238,17 @@ pub fn require() -> Result<(), FeatureError> {
             names: missing.iter().map(|capability| capability.name).collect(),
         });
     }
-    if !in_first_pid_namespace() {
+    let namespace = fs::read_link(PID_NAMESPACE).map_err(unknown(PID_NAMESPACE))?;
+    if !is_first(&namespace) {
         return Err(FeatureError::PidNamespace);
     }
     if let Some(lock) = Obstacle::lock() {
         return Err(FeatureError::Locked(lock));
     }
-    if !has_btf() {
+    if !exists(btf::KERNEL)? {
         return Err(FeatureError::Btf);
     }
-    if !has_uprobes() {
+    if !exists(UPROBE_PMU)? {
         return Err(FeatureError::Uprobes);
     }
     tracefs::ensure()

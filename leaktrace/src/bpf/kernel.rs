@@ -1,6 +1,7 @@
 //! The kernel side, loaded: programs, maps and what this kernel can do with them.
 
 use std::{
+    error::Error,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -32,6 +33,7 @@ use super::{
     sampled::SampledBlocks,
     syscall::{self, AttachType},
     tables::{MappedArray, UnwindArrays},
+    tracefs::Tracefs,
 };
 use crate::{model::page_size, proc::release::Release};
 
@@ -51,8 +53,15 @@ pub enum LoadError {
         cause = with_causes(.0)
     )]
     Ebpf(#[from] EbpfError),
+    /// Not loaded as this kernel needs it, since it was taken for another.
+    #[error(
+        "failed to load the BPF object: the kernel refused a trial of what it can do, for want of memory or descriptors \
+         most likely; start leaktrace again: {cause}",
+        cause = with_causes(.0)
+    )]
+    Misjudged(#[source] EbpfError),
     /// A map could not be used.
-    #[error("failed to use BPF map `{name}`: {cause}")]
+    #[error("failed to use BPF map `{name}`: {whole}", whole = with_causes(cause))]
     Map {
         /// Which.
         name: &'static str,
@@ -122,6 +131,12 @@ pub enum LoadError {
         preface = requirements::preface()
     )]
     Places,
+    /// Tracepoints were not found where they are.
+    #[error(
+        "failed to attach to tracepoints: tracefs could not be looked at when that was tried first, for want of memory or \
+         descriptors most likely; start leaktrace again: {0}"
+    )]
+    MisjudgedTracefs(#[source] ProgramError),
     /// A tracepoint is missing or cannot be used.
     #[error(
         "{preface}failed to attach to tracepoint `{category}:{name}`: {whole}",
@@ -136,6 +151,29 @@ pub enum LoadError {
         /// Why.
         cause: ProgramError,
     },
+}
+
+impl LoadError {
+    /// Whether the kernel has what was asked for, as far as is known, and refused it for another reason.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Tracepoint { cause, .. } => is_refusal(cause),
+            _ => true,
+        }
+    }
+}
+
+fn is_refusal(error: &ProgramError) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What depends on what is to be traced and on this machine.
@@ -272,7 +310,11 @@ impl Kernel {
             .map_max_entries("ROWS", sizes.rows.max(1))
             .map_max_entries("BLOCKS", sizes.blocks.max(1))
             .map_max_entries("MAPPINGS", mappings)
-            .load(OBJECT)?;
+            .load(OBJECT)
+            .map_err(|error| match features::were_misjudged() {
+                true => LoadError::Misjudged(error),
+                false => error.into(),
+            })?;
         let source = ProgramSource::new(OBJECT, |name| ebpf.map(name).and_then(map_fd))?;
         let mechanism = UprobeMechanism::of_this_kernel();
         let shared = ProgramSet::new(mechanism);
@@ -360,14 +402,19 @@ impl Kernel {
         for (program, category, name) in TRACEPOINTS {
             let tracepoint: &mut TracePoint = self.program(program)?;
             load_tracepoint(tracepoint, program)?;
-            tracepoint
-                .attach(category, name)
-                .map_err(|cause| LoadError::Tracepoint { category, name, cause })?;
+            tracepoint.attach(category, name).map_err(|cause| match cause {
+                // aya looks for tracefs once in a process.
+                ProgramError::IOError(_) if Tracefs::now() == Tracefs::Open => LoadError::MisjudgedTracefs(cause),
+                cause => LoadError::Tracepoint { category, name, cause },
+            })?;
         }
         for (program, category, name) in OPTIONAL_TRACEPOINTS {
             let tracepoint: &mut TracePoint = self.program(program)?;
-            if let Err(error) = tracepoint.attach(category, name) {
-                tracing::debug!("failed to attach to `{category}:{name}`: {error}");
+            if let Err(cause) = tracepoint.attach(category, name) {
+                if is_refusal(&cause) {
+                    return Err(LoadError::Tracepoint { category, name, cause });
+                }
+                tracing::debug!("there is no `{category}:{name}`: {cause}");
             }
         }
         Ok(())

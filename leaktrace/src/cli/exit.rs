@@ -1,6 +1,8 @@
 //! Exit codes: one for each kind of failure, so that scripts can tell them apart.
 
-use std::process::ExitCode;
+use std::{io::ErrorKind, process::ExitCode};
+
+use nix::errno::Errno;
 
 use super::{report::ReportError, target::TargetError, top::source::SourceError};
 use crate::{
@@ -142,7 +144,10 @@ fn of_record(error: &RecordError) -> Exit {
         | RecordError::Thread(_)
         | RecordError::NoAnswer(_) => Exit::Failure,
         RecordError::Launch(LaunchError::Spawn { .. } | LaunchError::Ended { .. }) => Exit::CommandFailed,
-        RecordError::Launch(LaunchError::Trace { .. }) => Exit::Permission,
+        RecordError::Launch(LaunchError::Trace { cause, .. }) => match cause {
+            Errno::EPERM | Errno::EACCES => Exit::Permission,
+            _ => Exit::Failure,
+        },
         RecordError::Gone(_) => Exit::ProcessGone,
     }
 }
@@ -194,7 +199,8 @@ fn of_store(error: &StoreError) -> Exit {
         StoreError::Insecure { .. } => Exit::Permission,
         StoreError::NotGzip(_) | StoreError::TooLarge { .. } | StoreError::Paused(_) => Exit::Unwritable,
         StoreError::Io { source, .. } => match source.kind() {
-            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            ErrorKind::PermissionDenied => Exit::Permission,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => Exit::Unwritable,
             _ => Exit::Unreadable,
         },
     }
@@ -245,7 +251,7 @@ fn of_runtime(error: &RuntimeError) -> Exit {
 
 fn of_load(error: &LoadError) -> Exit {
     match error {
-        LoadError::Tracepoint { .. } => Exit::KernelLacks,
+        LoadError::Tracepoint { .. } if !error.is_refusal() => Exit::KernelLacks,
         // By its age, or by a lock.
         _ if Obstacle::here().is_some() => Exit::KernelLacks,
         _ => Exit::Refused,
@@ -255,6 +261,7 @@ fn of_load(error: &LoadError) -> Exit {
 fn of_feature(error: &FeatureError) -> Exit {
     match error {
         FeatureError::Capability { .. } | FeatureError::Admin(_) | FeatureError::Closed => Exit::Permission,
+        FeatureError::Unknown { .. } => Exit::Failure,
         _ => Exit::KernelLacks,
     }
 }

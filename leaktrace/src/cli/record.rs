@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,6 +28,7 @@ use crate::{
     runtime::Runtime,
     session::{
         recording::{Finished, Recording, Target},
+        signals,
         tracer::{MAX_INTERVAL, Settings},
     },
     symbolize::Symbolizer,
@@ -43,6 +44,9 @@ const SAMPLE_INTERVAL: u64 = 512 << 10;
 const MAX_NUMBER: u32 = 9999;
 /// Default size of the ring buffer: a second of a million events.
 pub(super) const RING_BYTES: u32 = 64 << 20;
+
+/// What fails where there are no descriptors for the event loop.
+const WAITING: &str = "failed to prepare to wait for signals and the target's end";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -122,7 +126,11 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
     }
     let target = arguments.target.resolve("record")?;
     features::require()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    signals::check().context(WAITING)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(WAITING)?;
     let (finished, frame) = runtime.block_on(record(&arguments, &target, settings))?;
     write(&arguments, &finished, &frame)?;
     if finished.child.is_some() {
@@ -144,8 +152,8 @@ pub fn run(arguments: RecordArgs) -> Result<ExitCode> {
 
 async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> Result<(Finished, Frame)> {
     // Before anything is announced: who reads "tracing" may send the signal at once.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(WAITING)?;
+    let mut terminate = signal(SignalKind::terminate()).context(WAITING)?;
     let mut recording = Recording::start(target, settings, arguments.ring_bytes())?;
     for process in recording.processes() {
         eprintln!(

@@ -21,6 +21,7 @@ use crate::{
         table::Scope,
     },
     proc::memory,
+    session::signals,
 };
 
 use super::{
@@ -92,6 +93,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     if let Err(error) = privileges::drop_capabilities() {
         tracing::warn!("failed to give up capabilities that are not needed: {error}");
     }
+    signals::check().map_err(start("the handlers of signals"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)

@@ -83,6 +83,7 @@ impl Watcher {
         }
         let readings = self.service.engine.readings();
         lock(&self.service.monitor).note_tracked(now, |key| Some(readings.targets.get(&key)?.live_bytes));
+        self.detach_withdrawn();
         for wish in self.service.wishes(config, now) {
             self.service.fulfil(wish);
         }
@@ -166,6 +167,17 @@ impl Watcher {
         }
         for key in followed {
             self.service.engine.leave(key);
+        }
+    }
+
+    /// What is not traced any more is not shown as if it were.
+    fn detach_withdrawn(&self) {
+        let readings = self.service.engine.readings();
+        for (key, reason) in &readings.withdrawn {
+            if lock(&self.service.policy).is_traced(*key) {
+                self.service.engine.release(*key);
+                lock(&self.service.policy).refused(*key, reason.clone(), self.service.clock.now());
+            }
         }
     }
 

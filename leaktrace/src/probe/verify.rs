@@ -35,6 +35,9 @@ pub enum Difference {
     /// The file is not the one that was decoded.
     #[error("its file was replaced while it was inspected; try again")]
     Replaced,
+    /// The file could not be opened when it was to be.
+    #[error("its file could not be opened a second time: {0}; try again")]
+    Unopened(String),
     /// The file's bytes are others.
     #[error("its file was changed in place, at {0}, after it was inspected; start the program anew")]
     File(FileOffset),
@@ -83,11 +86,11 @@ pub struct Process<'a, M> {
 }
 
 /// Takes the functions out of a plan that must not be probed, and those that must not be without them. `file` gives the
-/// bytes that the kernel takes.
+/// bytes that the kernel takes, or why it has none.
 pub fn verify<'f, M: MemoryReader>(
     plan: &mut Plan,
     process: &Process<'_, M>,
-    file: impl Fn(FileId) -> Option<&'f dyn Source>,
+    file: impl Fn(FileId) -> Result<&'f dyn Source, Difference>,
 ) {
     let mut by_file: HashMap<FileId, Vec<&Mapping>> = HashMap::new();
     for mapping in process.mappings {
@@ -109,10 +112,7 @@ pub fn verify<'f, M: MemoryReader>(
     for FilePlan { file: id, probes, .. } in &plan.files {
         let mapped = by_file.get(id).map_or(&[][..], Vec::as_slice);
         for (index, probe) in probes.iter().enumerate() {
-            let result = match file(*id) {
-                Some(source) => comparison.compare(probe, source, mapped),
-                None => Err(Difference::Replaced),
-            };
+            let result = file(*id).and_then(|source| comparison.compare(probe, source, mapped));
             if let Err(difference) = result {
                 found.insert((*id, index), difference);
             }

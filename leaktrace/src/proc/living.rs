@@ -6,6 +6,7 @@
 //! Invariant: a process that has a thread which runs has not ended.
 
 use super::{
+    ProcError,
     identity::{self, Stat},
     read_bounded,
 };
@@ -26,9 +27,14 @@ pub fn has_ended(stat: &Stat) -> bool {
     is_dead(stat.state) && (stat.threads < 2 || others(stat.key.pid).next().is_none())
 }
 
-/// Whether it is still there: the same process, with a thread that has not ended.
+/// Whether it is still there: the same process, with a thread that has not ended. One that cannot be looked at at the
+/// moment (for want of descriptors or memory) is.
 pub fn is_running(key: ProcessKey) -> bool {
-    identity::read_stat(key.pid).is_ok_and(|stat| stat.key == key && !has_ended(&stat))
+    match identity::read_stat(key.pid) {
+        Ok(stat) => stat.key == key && !has_ended(&stat),
+        Err(ProcError::NoSuchProcess { .. } | ProcError::Exited { .. }) => false,
+        Err(_) => true,
+    }
 }
 
 /// The thread that stands for a process: its first one, or, if that has ended, another. The pid itself if there is none,

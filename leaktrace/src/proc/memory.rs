@@ -1,20 +1,30 @@
 //! Reads another process' memory without stopping it.
 //!
 //! Owns the system calls of inspection that need `unsafe`. What is read may change under the reader and may lie.
+//! Invariant: no read waits for the process. Whoever touches memory that the process has left to a userfaultfd handler waits
+//! for that handler, in `process_vm_readv` where only SIGKILL ends it. Reads of `/proc/PID/mem` cannot wait there, because the
+//! kernel has no way to let go of the process's mappings meanwhile: they fail. (Memory of files that a process serves is
+//! another matter: see [`mounts`](super::mounts).)
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::ProcessAddress;
 use crate::proc::{ProcError, living, process_exists, read_bounded};
 
-/// Most vectors in one `process_vm_readv` (`UIO_MAXIOV`).
-const MAX_VECTORS: usize = 1024;
+/// Most bytes between two pieces of memory that are read as one: reading a page costs less than another call.
+const MAX_GAP: u64 = 4096;
+/// Most bytes that are read as one.
+const MAX_TOGETHER: u64 = 64 << 10;
 
 /// Why memory could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Nothing readable is mapped there (or not for that many bytes).
-    #[error("failed to read {len} bytes at {address} for pid {pid}: not mapped")]
+    #[error("failed to read {len} bytes at {address} for pid {pid}: not mapped, or left to a userfaultfd handler")]
     Unmapped {
         /// The process.
         pid: u32,
@@ -94,11 +104,11 @@ pub trait MemoryReader {
 }
 
 /// Memory of a live process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct ProcessMemory {
     pid: u32,
-    /// The thread that it is read through.
-    thread: u32,
+    /// `/proc/PID/mem`, which stays that of the program that ran when it was opened.
+    file: Mutex<Option<Arc<File>>>,
 }
 
 impl ProcessMemory {
@@ -106,98 +116,149 @@ impl ProcessMemory {
     pub fn new(pid: u32) -> Self {
         Self {
             pid,
-            thread: living::thread(pid),
+            file: Mutex::new(None),
         }
     }
 
-    /// Bytes transferred by one call over these requests, which are filled in order up to the first unreadable page.
-    fn transfer(&self, requests: &mut [ReadRequest<'_>]) -> Result<usize, MemoryError> {
-        let result = self.transfer_through(self.thread, requests);
-        if let Err(MemoryError::Process(ProcError::Exited { .. } | ProcError::NoSuchProcess { .. })) = result {
-            // That thread ended. Another one may still be there.
-            let thread = living::thread(self.pid);
-            if thread != self.thread {
-                return self.transfer_through(thread, requests);
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/mem", living::thread(self.pid)).into()
+    }
+
+    fn error(&self, source: io::Error) -> MemoryError {
+        match source.raw_os_error() {
+            Some(libc::ESRCH | libc::ENOENT) if !process_exists(self.pid) => {
+                ProcError::NoSuchProcess { pid: self.pid }.into()
             }
+            _ => ProcError::from_io(self.pid, format!("/proc/{}/mem", self.pid).as_ref(), source).into(),
         }
-        result
     }
 
-    fn transfer_through(&self, thread: u32, requests: &mut [ReadRequest<'_>]) -> Result<usize, MemoryError> {
-        debug_assert!(requests.len() <= MAX_VECTORS);
-        let local: Vec<libc::iovec> = requests
-            .iter_mut()
-            .map(|r| libc::iovec {
-                iov_base: r.buffer.as_mut_ptr().cast(),
-                iov_len: r.buffer.len(),
-            })
-            .collect();
-        let remote: Vec<libc::iovec> = requests
-            .iter()
-            .map(|r| libc::iovec {
-                iov_base: r.address.0 as *mut libc::c_void,
-                iov_len: r.buffer.len(),
-            })
-            .collect();
-        let count = requests.len() as libc::c_ulong;
-        let pid = libc::pid_t::try_from(thread).map_err(|_| ProcError::NoSuchProcess { pid: self.pid })?;
-        // SAFETY: each local vector is an exclusively borrowed buffer of exactly `iov_len` bytes that outlives the call;
-        // remote addresses are not dereferenced in this process, the kernel checks them; both arrays hold `count` elements.
-        let done = unsafe { libc::process_vm_readv(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
-        match usize::try_from(done) {
-            Ok(done) => Ok(done),
-            Err(_) => {
-                let source = io::Error::last_os_error();
-                match source.raw_os_error() {
-                    Some(libc::EFAULT) => Ok(0),
-                    Some(libc::ESRCH) if !process_exists(self.pid) => {
-                        Err(ProcError::NoSuchProcess { pid: self.pid }.into())
-                    }
-                    _ => Err(ProcError::from_io(self.pid, format!("/proc/{}/mem", self.pid).as_ref(), source).into()),
+    /// Makes sure that the memory is open, or that it is not for want of a privilege: what fails then fails for what is
+    /// there.
+    ///
+    /// # Errors
+    /// The process is gone, or this process lacks descriptors or memory.
+    pub fn hold(&self) -> Result<(), ProcError> {
+        match self.file(false) {
+            Err(MemoryError::Process(error)) if !matches!(error, ProcError::Permission { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self) -> Result<Arc<File>, MemoryError> {
+        let file = File::open(self.path()).map_err(|source| self.error(source))?;
+        Ok(Arc::new(file))
+    }
+
+    /// The memory of the program that runs; of the one that ran before if that is not asked for `again`.
+    fn file(&self, again: bool) -> Result<Arc<File>, MemoryError> {
+        let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(file) if !again => Ok(Arc::clone(file)),
+            _ => Ok(Arc::clone(held.insert(self.open()?))),
+        }
+    }
+
+    /// Bytes that were read, up to the first that cannot be.
+    fn transfer(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<usize, MemoryError> {
+        let mut file = self.file(false)?;
+        let mut is_new = false;
+        let mut done = 0;
+        while done < buffer.len() {
+            let Some(from) = address
+                .0
+                .checked_add(done as u64)
+                .filter(|from| i64::try_from(*from).is_ok())
+            else {
+                // No process has memory there that could be read.
+                break;
+            };
+            match file.read_at(&mut buffer[done..], from) {
+                // That program is gone, or the thread that it was opened through. Another one may be there.
+                Ok(0) if is_new => return Err(ProcError::Exited { pid: self.pid }.into()),
+                Ok(0) => {
+                    file = self.file(true)?;
+                    (is_new, done) = (true, 0);
                 }
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EFAULT)) => break,
+                Err(error) => return Err(self.error(error)),
             }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of these bytes.
+    ///
+    /// # Errors
+    /// As [`read`](MemoryReader::read).
+    pub fn write(&self, address: ProcessAddress, bytes: &[u8]) -> Result<(), MemoryError> {
+        let file = OpenOptions::new().write(true).open(self.path());
+        let written = file.and_then(|file| file.write_all_at(bytes, address.0));
+        written.map_err(|error| match error.raw_os_error() {
+            Some(libc::EIO | libc::EFAULT) => self.unmapped(address, bytes.len()),
+            _ => self.error(error),
+        })
+    }
+
+    fn unmapped(&self, address: ProcessAddress, len: usize) -> MemoryError {
+        MemoryError::Unmapped {
+            pid: self.pid,
+            address,
+            len,
         }
     }
 }
 
 impl MemoryReader for ProcessMemory {
     fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
-        let len = buffer.len();
-        if len == 0 {
-            return Ok(());
-        }
-        match self.transfer(&mut [ReadRequest {
-            address,
-            buffer,
-            filled: false,
-        }])? {
-            done if done == len => Ok(()),
-            _ => Err(MemoryError::Unmapped {
-                pid: self.pid,
-                address,
-                len,
-            }),
+        match self.transfer(address, buffer)? {
+            done if done == buffer.len() => Ok(()),
+            _ => Err(self.unmapped(address, buffer.len())),
         }
     }
 
+    /// Pieces that lie close to each other are read as one.
     fn read_many(&self, requests: &mut [ReadRequest<'_>]) -> Result<(), MemoryError> {
-        let mut start = 0;
-        // Each round handles at least one request, so this ends.
-        while start < requests.len() {
-            let end = requests.len().min(start + MAX_VECTORS);
-            let batch = &mut requests[start..end];
-            let mut done = self.transfer(batch)?;
-            let mut filled = 0;
-            for request in batch.iter_mut() {
-                request.filled = done >= request.buffer.len();
-                if !request.filled {
-                    break;
-                }
-                done -= request.buffer.len();
-                filled += 1;
+        let mut order: Vec<usize> = (0..requests.len()).collect();
+        order.sort_unstable_by_key(|index| requests[*index].address);
+        let mut bytes = Vec::new();
+        let mut rest = &order[..];
+        while let Some(first) = rest.first() {
+            let start = requests[*first].address.0;
+            let mut end = start;
+            let together = rest
+                .iter()
+                .take_while(|index| {
+                    let request = &requests[**index];
+                    let next = request.address.0.saturating_add(request.buffer.len() as u64).max(end);
+                    let is_near = request.address.0 <= end.saturating_add(MAX_GAP) && next - start <= MAX_TOGETHER;
+                    end = if is_near { next } else { end };
+                    is_near
+                })
+                .count()
+                .max(1);
+            let (group, others) = rest.split_at(together);
+            rest = others;
+            let read = if group.len() > 1 {
+                bytes.resize((end - start) as usize, 0);
+                self.transfer(ProcessAddress(start), &mut bytes)?
+            } else {
+                0
+            };
+            for index in group {
+                let request = &mut requests[*index];
+                let from = (request.address.0 - start) as usize;
+                request.filled = match bytes[..read].get(from..from.saturating_add(request.buffer.len())) {
+                    Some(found) if group.len() > 1 => {
+                        request.buffer.copy_from_slice(found);
+                        true
+                    }
+                    // By itself, or behind something that cannot be read.
+                    _ => self.transfer(request.address, request.buffer)? == request.buffer.len(),
+                };
             }
-            // The request at which the kernel stopped is not readable: step over it.
-            start += if filled == batch.len() { filled } else { filled + 1 };
         }
         Ok(())
     }

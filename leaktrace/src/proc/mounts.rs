@@ -3,7 +3,7 @@
 //! A file system that is served by a process (FUSE) or by another machine may never answer, and whoever asked a FUSE
 //! server then waits in the kernel where no signal reaches it, SIGKILL included. Invariant: nothing here makes a request
 //! of a file system: files are held with `O_PATH`, attributes are taken as the kernel has them, and what is mounted is
-//! read from `/proc`.
+//! read from `/proc`. What overlays lie on is told by [`layers`].
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -18,6 +18,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, statx};
 
 use super::{living, maps::Mapping};
+use layers::Machine;
+
+mod layers;
 
 /// Most bytes of a list of mounts that are read.
 const MAX_MOUNTS: u64 = 16 << 20;
@@ -49,7 +52,7 @@ const NETWORK: [&[u8]; 11] = [
 ];
 
 impl FileSystem {
-    /// By the name in the list of mounts.
+    /// By the name in the list of mounts, other than overlayfs.
     fn named(name: &[u8]) -> Self {
         // virtiofs is served by the hypervisor, as a virtual disk is.
         if name == b"fuse" || name == b"fuseblk" || name.starts_with(b"fuse.") {
@@ -120,7 +123,8 @@ impl Pinned {
             return FileSystem::Local;
         }
         let owners = [pid.to_string(), "self".to_owned()];
-        let find = |owner: &String| by_mount(&read(owner).ok()?, self.mount);
+        let machine = Machine::new();
+        let find = |owner: &String| by_mount(&read(owner).ok()?, self.mount, &machine);
         owners.iter().find_map(find).unwrap_or(FileSystem::Served)
     }
 }
@@ -154,24 +158,58 @@ fn read(owner: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// One mount: its number, the device of its file system, and what that is.
+/// One line of a list of mounts:
 /// `36 35 98:0 /root /mountpoint options [optional fields] - type source options`
-fn parse(line: &[u8]) -> Option<(u64, u64, FileSystem)> {
-    let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse().ok();
-    let mut fields = line.split(|byte| *byte == b' ');
-    let mount = number(fields.next()?)?;
-    let device = fields.nth(1)?;
-    let colon = device.iter().position(|byte| *byte == b':')?;
-    let part = |bytes: &[u8]| number(bytes).and_then(|part| u32::try_from(part).ok());
-    let device = libc::makedev(part(&device[..colon])?, part(&device[colon + 1..])?);
-    // Spaces in names are escaped, so the dash cannot be part of one; three more fields come before it at least.
-    let name = fields.skip(3).skip_while(|field| *field != b"-").nth(1)?;
-    Some((mount, device, FileSystem::named(name)))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mount<'m> {
+    number: u64,
+    device: u64,
+    /// As it is written: see [`unescaped`].
+    point: &'m [u8],
+    /// What it is.
+    name: &'m [u8],
+    /// Options of the file system, as they are written.
+    options: &'m [u8],
 }
 
-fn by_mount(mounts: &[u8], wanted: u64) -> Option<FileSystem> {
-    let mut lines = mounts.split(|byte| *byte == b'\n').filter_map(parse);
-    lines.find(|(mount, ..)| *mount == wanted).map(|(.., kind)| kind)
+impl<'m> Mount<'m> {
+    fn parse(line: &'m [u8]) -> Option<Self> {
+        let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse().ok();
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mount = number(fields.next()?)?;
+        let device = fields.nth(1)?;
+        let colon = device.iter().position(|byte| *byte == b':')?;
+        let part = |bytes: &[u8]| number(bytes).and_then(|part| u32::try_from(part).ok());
+        let device = libc::makedev(part(&device[..colon])?, part(&device[colon + 1..])?);
+        let point = fields.nth(1)?;
+        // Spaces in names are escaped, so the dash cannot be part of one; the options come before it at least.
+        let mut fields = fields.skip(1).skip_while(|field| *field != b"-").skip(1);
+        let name = fields.next()?;
+        Some(Self {
+            number: mount,
+            device,
+            point,
+            name,
+            options: fields.nth(1).unwrap_or_default(),
+        })
+    }
+
+    /// All of a list that are understood.
+    fn all(mounts: &'m [u8]) -> impl Iterator<Item = Self> {
+        mounts.split(|byte| *byte == b'\n').filter_map(Self::parse)
+    }
+
+    fn kind(&self, machine: &Machine) -> FileSystem {
+        match self.name {
+            b"overlay" => machine.overlay(self.device),
+            name => FileSystem::named(name),
+        }
+    }
+}
+
+fn by_mount(mounts: &[u8], wanted: u64, machine: &Machine) -> Option<FileSystem> {
+    let found = Mount::all(mounts).find(|mount| mount.number == wanted);
+    found.map(|mount| mount.kind(machine))
 }
 
 /// Whether a name of a process may lead through a file system that does not answer. `true` if that is not known.
@@ -179,8 +217,8 @@ pub fn any_served(pid: u32) -> bool {
     let Ok(mounts) = read(&living::thread(pid).to_string()) else {
         return true;
     };
-    let mut lines = mounts.split(|byte| *byte == b'\n').filter_map(parse);
-    lines.any(|(.., kind)| kind != FileSystem::Local)
+    let machine = Machine::new();
+    Mount::all(&mounts).any(|mount| mount.kind(&machine) != FileSystem::Local)
 }
 
 /// Whether a path, without links in it, leads over a mount that does not answer for sure. `true` if that is not known.
@@ -188,10 +226,11 @@ pub fn served_on_the_way(pid: u32, path: &Path) -> bool {
     let Ok(mounts) = read(&living::thread(pid).to_string()) else {
         return true;
     };
+    let machine = Machine::new();
     mounts.split(|byte| *byte == b'\n').any(|line| {
         let point = line.split(|byte| *byte == b' ').nth(4).map(unescaped);
         let over = point.is_some_and(|point| path.starts_with(OsStr::from_bytes(&point)));
-        over && parse(line).is_none_or(|(.., kind)| kind != FileSystem::Local)
+        over && Mount::parse(line).is_none_or(|mount| mount.kind(&machine) != FileSystem::Local)
     })
 }
 
@@ -218,10 +257,16 @@ pub fn served_mapping(pid: u32, mappings: &[Mapping]) -> Option<&Mapping> {
         .peekable();
     unsure.peek()?;
     let mounts = [read(&living::thread(pid).to_string()), read("self")].map(Result::unwrap_or_default);
+    let machine = Machine::new();
+    let wanted: std::collections::HashSet<u64> = mappings
+        .iter()
+        .filter_map(|mapping| mapping.file.map(|file| file.device))
+        .collect();
     let known: std::collections::HashMap<u64, FileSystem> = mounts
         .iter()
-        .flat_map(|mounts| mounts.split(|byte| *byte == b'\n').filter_map(parse))
-        .map(|(_, device, kind)| (device, kind))
+        .flat_map(|mounts| Mount::all(mounts))
+        .filter(|mount| wanted.contains(&mount.device))
+        .map(|mount| (mount.device, mount.kind(&machine)))
         .collect();
     unsure.find(|mapping| {
         let kind = mapping.file.and_then(|file| known.get(&file.device).copied());
@@ -232,11 +277,10 @@ pub fn served_mapping(pid: u32, mappings: &[Mapping]) -> Option<&Mapping> {
 /// For `fuzzing`: any bytes as a list of mounts.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn parse_any(mounts: &[u8]) {
-    for line in mounts.split(|byte| *byte == b'\n') {
-        if let Some((mount, ..)) = parse(line) {
-            assert!(by_mount(mounts, mount).is_some());
-        }
-        assert!(unescaped(line).len() <= line.len());
+    let machine = Machine::of(mounts.to_vec());
+    for mount in Mount::all(mounts) {
+        assert!(by_mount(mounts, mount.number, &machine).is_some());
+        assert!(unescaped(mount.point).len() <= mount.point.len());
     }
 }
 
@@ -252,14 +296,16 @@ mod tests {
             30 22 0:52 / /mnt/a\\040-\\040b rw,nosuid - fuse.sshfs host: rw,user_id=1000,group_id=1000\n\
             31 22 0:53 / /data rw shared:7 master:3 - nfs4 host:/data rw\n\
             32 22 0:54 / /host rw - virtiofs tag rw\nrubbish\n\n";
-        assert_eq!(by_mount(text, 22), Some(FileSystem::Local));
-        assert_eq!(by_mount(text, 30), Some(FileSystem::Served));
-        assert_eq!(by_mount(text, 31), Some(FileSystem::Network));
-        assert_eq!(by_mount(text, 32), Some(FileSystem::Local));
-        assert_eq!(by_mount(text, 33), None);
-        let device = |line: &[u8]| parse(line).map(|(_, device, _)| device);
-        assert_eq!(device(&text[..50]), Some(libc::makedev(8, 1)));
-        assert_eq!(parse(b"1 2 3:4 / / rw -"), None);
+        let machine = Machine::of(Vec::new());
+        let kind = |mount| by_mount(text, mount, &machine);
+        assert_eq!(kind(22), Some(FileSystem::Local));
+        assert_eq!(kind(30), Some(FileSystem::Served));
+        assert_eq!(kind(31), Some(FileSystem::Network));
+        assert_eq!(kind(32), Some(FileSystem::Local));
+        assert_eq!(kind(33), None);
+        let first = Mount::parse(&text[..62]).unwrap();
+        assert_eq!((first.device, first.point), (libc::makedev(8, 1), &b"/"[..]));
+        assert_eq!(Mount::parse(b"1 2 3:4 / / rw -"), None);
     }
 
     #[test]

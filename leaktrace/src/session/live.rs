@@ -21,7 +21,7 @@ use super::{
     recording::{RecordError, check_probes},
     source::KernelSource,
     survey::{Survey, Surveyor, uretprobes_kill},
-    tracer::{Settings, TraceError, Tracer},
+    tracer::{Settings, TraceError, Tracer, not_followed},
 };
 use crate::{
     bpf::{
@@ -83,6 +83,8 @@ pub struct Live {
     notices: NoticeReceiver,
     logger: KernelLog,
     attached: HashMap<u32, Attached>,
+    /// Processes whose tracing has ended by itself, and why.
+    withdrawn: Vec<(ProcessKey, String)>,
 }
 
 /// All that a profile is made of, copied while tracing goes on.
@@ -116,6 +118,7 @@ impl Live {
             notices,
             logger: parts.log,
             attached: HashMap::new(),
+            withdrawn: Vec::new(),
         })
     }
 
@@ -232,13 +235,27 @@ impl Live {
                         self.pump.take(pid);
                         if let Some(attached) = self.attached.get_mut(&pid) {
                             attached.remark(error.to_string());
+                            self.withdrawn.push((attached.key, error.to_string()));
                         }
                     }
-                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                    None => {
+                        tracing::debug!("failed to follow {notice:?}: {error}");
+                        if let Some(remark) = not_followed(&error)
+                            && let Some(attached) = self.attached.get_mut(&notice.pid())
+                        {
+                            attached.remark(remark);
+                        }
+                    }
                 },
             }
         }
         self.catch_up();
+    }
+
+    /// Processes whose probes were taken away since the last call, since their code is not what it was; and why. They count
+    /// as traced until they are [removed](Self::remove).
+    pub fn take_withdrawn(&mut self) -> Vec<(ProcessKey, String)> {
+        std::mem::take(&mut self.withdrawn)
     }
 
     /// When [`catch_up`](Self::catch_up) has something to do.

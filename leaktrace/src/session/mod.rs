@@ -22,6 +22,7 @@ pub mod pump;
 pub mod recording;
 pub mod self_test;
 pub mod shares;
+pub mod signals;
 pub mod source;
 pub mod stream;
 pub mod survey;

@@ -126,6 +126,12 @@ pub fn build(subjects: &[Subject<'_>], context: &Context, symbolizer: &Symbolize
     profile.comments.extend(account::left_out(subjects, symbolizer));
     profile.comments.extend(outline.comments());
     profile.comments.extend(context.remarks.iter().cloned());
+    let problems = symbolizer.take_problems();
+    profile.comments.extend(
+        problems
+            .into_iter()
+            .map(|problem| format!("names are missing: {problem}")),
+    );
     profile.trends = Some(Trends {
         age_bounds: AGE_BOUNDS.to_vec(),
         growth_nanos: nanos(Duration::from_secs_f64(outline.seconds)),

@@ -81,6 +81,19 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// The process that it is about.
+    pub fn pid(self) -> u32 {
+        match self {
+            Self::CodeMapped { pid, .. }
+            | Self::Exec(pid)
+            | Self::Sharer { pid, .. }
+            | Self::Fork { pid, .. }
+            | Self::ThreadExit { pid, .. } => pid,
+        }
+    }
+}
+
 /// Where notices go, and whom to wake for them.
 pub struct NoticeSender {
     channel: mpsc::Sender<Notice>,

@@ -108,6 +108,8 @@ pub(super) fn check_probes(survey: &Survey) -> Result<(), RecordError> {
         (Ok(_), None) => Ok(()),
     }
 }
+/// Remarks that a profile has at most.
+const MAX_REMARKS: usize = 32;
 /// Bytes that the names which processes give to their own code may take.
 const NAMES: usize = 256 << 20;
 /// How often files with such names are looked for.
@@ -297,7 +299,13 @@ impl Recording {
                         self.pump.take(pid);
                         self.remarks.push(error.to_string());
                     }
-                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
+                    None => {
+                        tracing::debug!("failed to follow {notice:?}: {error}");
+                        let remark = tracer::not_followed(&error);
+                        let has_room = self.remarks.len() < MAX_REMARKS;
+                        self.remarks
+                            .extend(remark.filter(|remark| has_room && !self.remarks.contains(remark)));
+                    }
                 },
             }
             if let Notice::Exec(pid) = notice {

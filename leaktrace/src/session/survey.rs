@@ -12,7 +12,7 @@ use crate::{
     object::image::Source,
     probe::{
         plan::{Features, Plan, Planner},
-        verify,
+        verify::{self, Difference},
     },
     proc::{
         ProcError,
@@ -91,7 +91,14 @@ pub struct Survey {
     pub detection: Result<Detection, DetectError>,
     /// The probes to place.
     pub plan: Plan,
+    /// Files that were inspected and could not be opened again.
+    unopened: Vec<Unopened>,
 }
+
+/// Which file, and why it could not be opened.
+type Unopened = (FileId, PathBuf, String);
+/// The files that were opened, those that were not, and when all were.
+type OpenFiles = (Vec<Arc<CodeFile>>, Vec<Unopened>, u64);
 
 impl Survey {
     /// The process.
@@ -102,9 +109,12 @@ impl Survey {
     /// Files that were not read, or not wholly: which, and why.
     pub fn unread(&self) -> Vec<String> {
         let (Ok(Detection { looked_in, .. }) | Err(DetectError::NoAllocator { looked_in, .. })) = &self.detection;
+        let unopened = self.unopened.iter().map(|(_, path, why)| (path, Some(why)));
         looked_in
             .iter()
-            .filter_map(|(path, why)| Some(format!("{}: {}", path.display(), why.as_deref()?)))
+            .map(|(path, why)| (path, why.as_ref()))
+            .chain(unopened)
+            .filter_map(|(path, why)| Some(format!("{}: {}", path.display(), why?)))
             .take(MAX_UNREAD)
             .collect()
     }
@@ -120,26 +130,32 @@ impl Survey {
     /// The process ended meanwhile.
     pub fn verify_again(&mut self) -> Result<(), ProcError> {
         self.mappings = maps::read_maps(self.key().pid)?;
-        self.verify();
-        Ok(())
+        self.verify()
     }
 
-    fn verify(&mut self) {
+    fn verify(&mut self) -> Result<(), ProcError> {
         let pid = self.key().pid;
+        let memory = ProcessMemory::new(pid);
+        // Code that cannot be read is refused, so it must not be for a reason of this process's own.
+        if !self.plan.files.is_empty() {
+            memory.hold()?;
+        }
         let process = verify::Process {
             mappings: &self.mappings,
-            memory: &ProcessMemory::new(pid),
+            memory: &memory,
             unwritten: &|start, len| pagemap::is_unwritten(pid, start, len).unwrap_or(false),
             debugger: identity::debugger(pid),
         };
         let file = |id| {
-            let file = self
-                .files
-                .iter()
-                .find(|file| file.id == id && file.inspected.is_some())?;
-            Some(&file.file as &dyn Source)
+            let opened = self.files.iter().find(|file| file.id == id && file.inspected.is_some());
+            let unopened = || self.unopened.iter().find(|(unopened, ..)| *unopened == id);
+            match opened {
+                Some(file) => Ok(&file.file as &dyn Source),
+                None => Err(unopened().map_or(Difference::Replaced, |(.., why)| Difference::Unopened(why.clone()))),
+            }
         };
         verify::verify(&mut self.plan, &process, file);
+        Ok(())
     }
 
     /// Rows and blocks of all unwind tables together.
@@ -191,7 +207,7 @@ impl Surveyor {
         let begun = monotonic();
         let mappings = maps::read_maps(pid)?;
         let inspected = self.inspector.inspect(pid, &mappings)?;
-        let (files, done) = self.open_files(pid, &mappings, &inspected.files)?;
+        let (files, unopened, done) = self.open_files(pid, &mappings, &inspected.files)?;
         let detection = detect::detect(&inspected);
         let plan = match &detection {
             Ok(detection) => self.planner.plan(detection, &inspected.files, self.features(&identity)),
@@ -204,8 +220,9 @@ impl Surveyor {
             files,
             detection,
             plan,
+            unopened,
         };
-        survey.verify();
+        survey.verify()?;
         Ok(survey)
     }
 
@@ -216,15 +233,16 @@ impl Surveyor {
         }
     }
 
-    /// Opens what is new among the mapped files and compiles its unwind tables, all at once. Also tells when all were
-    /// open.
+    /// Opens what is new among the mapped files and compiles its unwind tables, all at once. Also tells which were
+    /// inspected and could not be opened, and when all were open.
     fn open_files(
         &mut self,
         pid: u32,
         mappings: &[Mapping],
         inspected: &[crate::allocator::inspect::ProcessFile],
-    ) -> Result<(Vec<Arc<CodeFile>>, u64), ProcError> {
+    ) -> Result<OpenFiles, ProcError> {
         let mut files = Vec::new();
+        let mut unopened = Vec::new();
         let mut fresh = Vec::new();
         let mut seen = Vec::new();
         for mapping in mappings.iter().filter(|mapping| mapping.execute) {
@@ -241,7 +259,11 @@ impl Surveyor {
             let opened = match open_mapped(pid, mapping) {
                 Ok(opened) => opened,
                 Err(error) if error.is_shortage() => return Err(error),
-                Err(_) => continue,
+                Err(error) => {
+                    // Of the others the inspection has told.
+                    unopened.extend(image.map(|_| (id, mapping.path.clone(), error.to_string())));
+                    continue;
+                }
             };
             // Whatever was inspected must be this very file, and unchanged since.
             let image = image.filter(|image| image.version == opened.version);
@@ -270,7 +292,7 @@ impl Surveyor {
             self.files.insert((file.id, file.version), Arc::clone(&file));
             files.push(file);
         }
-        Ok((files, done))
+        Ok((files, unopened, done))
     }
 
     fn compile(&self, files: &[CodeFile]) -> Vec<Option<TableResult>> {

@@ -439,6 +439,18 @@ impl Tracer {
     }
 }
 
+/// What a profile has to tell where [`act_on`](Tracer::act_on) failed; nothing where the process has ended.
+pub(super) fn not_followed(error: &TraceError) -> Option<String> {
+    let is_gone = match error {
+        TraceError::Process(error) => matches!(error, ProcError::Exited { .. } | ProcError::NoSuchProcess { .. }),
+        TraceError::Attach(error) => error.is_gone(),
+        _ => false,
+    };
+    (!is_gone).then(|| {
+        format!("new code was not followed: what it allocates may be missing, and stacks through it are cut: {error}")
+    })
+}
+
 /// A different seed for each program that a process runs, so that no two of their stacks share an id.
 fn seed(key: ProcessKey, program: u64) -> u64 {
     let mixed = (u64::from(key.pid) << 32 ^ key.start_time).wrapping_add(program.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,8 +33,12 @@ pub struct Symbolizer {
     texts: RefCell<Texts>,
     /// What the names of a file lack, where they lack something.
     left_out: RefCell<HashMap<FileVersion, Vec<String>>>,
+    /// What failed for want of something that this process needs, not for what is in a file.
+    problems: RefCell<BTreeSet<String>>,
 }
 
+/// Problems that are kept, at most.
+const MAX_PROBLEMS: usize = 16;
 /// Longer names and paths are cut. Those of C++ templates have some kilobytes.
 const MAX_NAME: usize = 64 << 10;
 
@@ -78,6 +83,26 @@ impl Symbolizer {
             images: RefCell::default(),
             texts: RefCell::default(),
             left_out: RefCell::default(),
+            problems: RefCell::default(),
+        }
+    }
+
+    /// Why names are missing, as far as that is not due to the files: since the last call.
+    pub fn take_problems(&self) -> BTreeSet<String> {
+        self.problems.take()
+    }
+
+    /// Notes what failed, if the system said so.
+    fn note(&self, name: &str, error: &(dyn std::error::Error + 'static)) {
+        tracing::debug!("failed to read symbols of `{name}`: {error}");
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        let system = causes.filter_map(|cause| cause.downcast_ref::<io::Error>());
+        let Some(error) = system.filter(|error| error.raw_os_error().is_some()).last() else {
+            return;
+        };
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() < MAX_PROBLEMS {
+            problems.insert(format!("failed to read symbols of `{name}`: {error}"));
         }
     }
 
@@ -87,8 +112,8 @@ impl Symbolizer {
         let values = addresses.values();
         let mut frames = vec![Vec::new(); values.len()];
         match self.open(source) {
-            Ok(opened) => self.fill(&opened, addresses, &mut frames),
-            Err(error) => tracing::debug!("failed to read symbols of `{}`: {error}", source.name()),
+            Ok(opened) => self.fill(source.name(), &opened, addresses, &mut frames),
+            Err(error) => self.note(source.name(), &error),
         }
         for (frames, address) in frames.iter_mut().zip(values).filter(|(frames, _)| frames.is_empty()) {
             frames.push(source.placeholder(*address));
@@ -147,22 +172,22 @@ impl Symbolizer {
     }
 
     /// Asks the debug file, the mini symbol table, the file itself, then its symbol table alone, each for what is still without a name.
-    fn fill(&self, opened: &Opened, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
+    fn fill(&self, name: &str, opened: &Opened, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
         // A debug file has the addresses of its file, but not its positions.
         if let (Some(path), Addresses::Elf(_)) = (&opened.debug_file, addresses) {
-            self.ask(path, true, addresses, frames);
+            self.ask(name, path, true, addresses, frames);
         }
         // Before the file's own symbols: one without a size would take what belongs to the functions behind it.
         if let (Some(mini), Addresses::Elf(_)) = (&opened.snapshot.mini, addresses) {
-            self.ask(&mini.path(), false, addresses, frames);
+            self.ask(name, &mini.path(), false, addresses, frames);
         }
         if opened.snapshot.debug_info {
-            self.ask(&opened.snapshot.path(), true, addresses, frames);
+            self.ask(name, &opened.snapshot.path(), true, addresses, frames);
         }
-        self.ask(&opened.snapshot.path(), false, addresses, frames);
+        self.ask(name, &opened.snapshot.path(), false, addresses, frames);
     }
 
-    fn ask(&self, path: &PathBuf, debug_info: bool, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
+    fn ask(&self, name: &str, path: &PathBuf, debug_info: bool, addresses: Addresses<'_>, frames: &mut [Vec<Frame>]) {
         let missing: Vec<usize> = (0..frames.len()).filter(|index| frames[*index].is_empty()).collect();
         if missing.is_empty() {
             return;
@@ -175,8 +200,8 @@ impl Symbolizer {
         let mut elf = Elf::new(path);
         elf.debug_syms = debug_info;
         let source = Source::Elf(elf);
-        let symbols = self.guarded(&source, input);
-        let starts = self.start_lines(&source, &symbols);
+        let symbols = self.guarded(name, &source, input);
+        let starts = self.start_lines(name, &source, &symbols);
         for (index, symbol) in missing.into_iter().zip(&symbols) {
             if let Symbolized::Sym(symbol) = symbol
                 && !symbol.name.is_empty()
@@ -187,11 +212,11 @@ impl Symbolizer {
     }
 
     /// The library parses what the target wrote. A panic in there must not end the recording.
-    fn guarded<'s>(&'s self, source: &Source<'_>, input: Input<&[u64]>) -> Vec<Symbolized<'s>> {
+    fn guarded<'s>(&'s self, name: &str, source: &Source<'_>, input: Input<&[u64]>) -> Vec<Symbolized<'s>> {
         match catch_unwind(AssertUnwindSafe(|| self.blazesym.symbolize(source, input))) {
             Ok(Ok(symbols)) => symbols,
             Ok(Err(error)) => {
-                tracing::debug!("failed to read symbols: {error}");
+                self.note(name, &error);
                 Vec::new()
             }
             Err(_) => Vec::new(),
@@ -199,7 +224,7 @@ impl Symbolizer {
     }
 
     /// Line of the first instruction of each function, by its address. 0 if unknown.
-    fn start_lines(&self, source: &Source<'_>, symbols: &[Symbolized<'_>]) -> HashMap<u64, u32> {
+    fn start_lines(&self, name: &str, source: &Source<'_>, symbols: &[Symbolized<'_>]) -> HashMap<u64, u32> {
         let has_line = |symbol: &&Sym<'_>| symbol.code_info.is_some() && symbol.addr != 0;
         let mut starts: Vec<u64> = symbols
             .iter()
@@ -209,7 +234,7 @@ impl Symbolizer {
             .collect();
         starts.sort_unstable();
         starts.dedup();
-        let found = self.guarded(source, Input::VirtOffset(&starts));
+        let found = self.guarded(name, source, Input::VirtOffset(&starts));
         let line = |symbol: &Symbolized<'_>| symbol.as_sym()?.code_info.as_ref()?.line;
         starts
             .into_iter()

@@ -335,7 +335,11 @@ impl Source for Local {
     }
 
     fn tend(&mut self) {
-        self.probes.follow();
+        for (key, reason) in self.probes.follow() {
+            for watched in self.watched.iter_mut().filter(|watched| watched.key == key) {
+                watched.stands(api::TraceState::Refused, "refuse", reason.clone());
+            }
+        }
         self.look();
     }
 

@@ -69,6 +69,8 @@ pub struct Readings {
     pub losses: Losses,
     /// What traps are held to cost; `None` before something was traced or suspected.
     pub price: Option<Price>,
+    /// Processes whose tracing has ended by itself and that were not released yet, and why.
+    pub withdrawn: HashMap<ProcessKey, String>,
 }
 
 enum Command {
@@ -329,7 +331,11 @@ impl Work {
         if let Some(live) = &mut self.live {
             self.busy.set(true);
             look(live);
+            let withdrawn = live.take_withdrawn();
             self.busy.set(false);
+            if !withdrawn.is_empty() {
+                self.tell(|readings| readings.withdrawn.extend(withdrawn));
+            }
         }
     }
 
@@ -419,6 +425,7 @@ impl Work {
         self.live()?.add(key, interval)?;
         self.keys.insert(key.pid, key);
         self.tell(|readings| {
+            readings.withdrawn.remove(&key);
             readings.targets.insert(
                 key,
                 Reading {
@@ -446,6 +453,7 @@ impl Work {
         let followed = !self.suspects.is_empty();
         self.tell(|readings| {
             readings.targets.remove(&key);
+            readings.withdrawn.remove(&key);
             readings.growth = readings.growth.filter(|_| followed);
         });
     }
@@ -524,6 +532,7 @@ impl Work {
                 number: readings.number + 1,
                 losses,
                 price: readings.price,
+                withdrawn: std::mem::take(&mut readings.withdrawn),
             }
         });
     }

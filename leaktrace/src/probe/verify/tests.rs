@@ -151,7 +151,9 @@ fn verified_with(
         unwritten: &|start, _| start.0 >= UNWRITTEN,
         debugger,
     };
-    verify(&mut plan, &process, |_| file.map(|file| file as &dyn Source));
+    verify(&mut plan, &process, |_| {
+        file.map(|file| file as &dyn Source).ok_or(Difference::Replaced)
+    });
     let name = |path: &std::path::Path, symbol: &str| format!("{}:{symbol}", path.display());
     let kept = plan
         .probes()

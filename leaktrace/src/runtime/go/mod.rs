@@ -1,6 +1,6 @@
 //! Go processes, read from outside: heap profile, goroutines, collector, spans.
 //!
-//! Everything is read with `process_vm_readv` while the target runs on; nothing is stopped, and nothing is written
+//! Everything is read from `/proc/PID/mem` while the target runs on; nothing is stopped, and nothing is written
 //! unless [`rate::ProfilingGuard`] is asked for. [`GoProcess::attach`] finds what the readers need in any binary of
 //! Go 1.19 to 1.27, stripped or not, and in libraries of other programs; each reader takes a memory, the globals and a layout, so that it runs over a
 //! recorded image just as well. `binary/` has what the file says, `read/` the readers, `derive/` what is made of what they

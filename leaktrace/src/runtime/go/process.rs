@@ -81,11 +81,11 @@ impl GoProcess {
         let executable = Executable::new(file).map_err(|source| GoError::elf(pid, name.clone(), source))?;
         let entry = AuxVector::read(pid)?.get(AT_ENTRY);
         let bias = entry.map_or(0, |entry| entry.wrapping_sub(executable.entry));
-        let memory = ProcessMemory::new(pid);
-        match Self::open(identity.key, exe, executable, bias, memory) {
+        let memory = || ProcessMemory::new(pid);
+        match Self::open(identity.key, exe, executable, bias, memory()) {
             // A program of another language may have Go in a library.
             Err(error @ GoError::NotGo { .. }) => match library::find(pid)? {
-                Some(found) => Self::open(identity.key, found.path, found.executable, found.bias, memory),
+                Some(found) => Self::open(identity.key, found.path, found.executable, found.bias, memory()),
                 None => Err(error),
             },
             result => result,

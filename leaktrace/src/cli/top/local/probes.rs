@@ -74,11 +74,15 @@ impl Probes {
         }
     }
 
-    /// Acts on what the kernel side noticed.
-    pub fn follow(&mut self) {
-        if let Some(live) = &mut self.live {
-            live.follow();
+    /// Acts on what the kernel side noticed. Returns processes that are not traced any more, and why.
+    pub fn follow(&mut self) -> Vec<(ProcessKey, String)> {
+        let Some(live) = &mut self.live else { return Vec::new() };
+        live.follow();
+        let withdrawn = live.take_withdrawn();
+        for (key, _) in &withdrawn {
+            self.remove(key.pid);
         }
+        withdrawn
     }
 
     /// Outstanding bytes of each traced process.

@@ -15,7 +15,6 @@ use crate::runtime::{self, Collection, Collector, RuntimeError};
 #[derive(Debug)]
 pub struct GoCollector {
     key: ProcessKey,
-    memory: ProcessMemory,
     globals: Globals,
     layout: Layout,
     follower: Follower,
@@ -30,7 +29,6 @@ impl GoCollector {
         let (layout, _) = process.layout(Area::Collector)?;
         Ok(Self {
             key: process.key,
-            memory: ProcessMemory::new(process.key.pid),
             globals: process.globals,
             layout: layout.clone(),
             follower: Follower::default(),
@@ -44,8 +42,10 @@ impl Collector for GoCollector {
     }
 
     fn follow(&mut self) -> Result<(runtime::CollectorState, Vec<Collection>), RuntimeError> {
-        let state = gc::read(&self.memory, &self.globals, &self.layout)
-            .map_err(|error| GoError::collector(self.key.pid, error))?;
+        // Held open, a process's memory would be a descriptor for each.
+        let memory = ProcessMemory::new(self.key.pid);
+        let state =
+            gc::read(&memory, &self.globals, &self.layout).map_err(|error| GoError::collector(self.key.pid, error))?;
         let ended = self.follower.follow(&state).map(|ended| collection(&ended)).collect();
         Ok((figures(&state), ended))
     }

@@ -4,14 +4,8 @@
 //! changed the value itself meanwhile. A way out that runs none (SIGKILL, a crash) leaves the new value in the program,
 //! which then goes on sampling until it ends: correct in every way, a little slower, and its own profile shows it.
 
-use std::io::IoSlice;
-
-use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
-use nix::unistd::Pid;
-
 use super::memory::Target;
-use crate::proc::ProcError;
+use crate::model::ProcessAddress;
 use crate::runtime::go::error::{Area, GoError};
 use crate::runtime::go::process::GoProcess;
 
@@ -81,17 +75,11 @@ impl<'p> ProfilingGuard<'p> {
     }
 
     fn write(&self, value: u64) -> Result<(), GoError> {
-        let pid = self.process.pid();
-        let bytes = value.to_le_bytes();
-        let remote = [RemoteIoVec {
-            base: self.address as usize,
-            len: bytes.len(),
-        }];
-        match process_vm_writev(Pid::from_raw(pid as i32), &[IoSlice::new(&bytes)], &remote) {
-            Ok(8) => Ok(()),
-            Ok(_) => Err(ProcError::from_io(pid, "MemProfileRate".as_ref(), Errno::EFAULT.into()).into()),
-            Err(errno) => Err(ProcError::from_io(pid, "MemProfileRate".as_ref(), errno.into()).into()),
-        }
+        let written = self
+            .process
+            .memory()
+            .write(ProcessAddress(self.address), &value.to_le_bytes());
+        written.map_err(|source| GoError::memory(self.process.pid(), source))
     }
 }
 
