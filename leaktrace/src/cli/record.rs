@@ -23,7 +23,7 @@ use crate::{
         table::{TableOptions, table},
     },
     session::{
-        recording::{Finished, Recording, Target},
+        recording::{Finished, Recording, Room, Target},
         tracer::{MAX_INTERVAL, Settings},
     },
     symbolize::Symbolizer,
@@ -80,6 +80,9 @@ pub struct RecordArgs {
     /// Rows of the table.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
+    /// Memory for stacks; what is allocated through further ones is one row, `[other stacks]`.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "128MiB")]
+    stack_memory: u64,
     /// Bytes of the ring buffer, rounded up to a power of two.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64MiB", hide = true)]
     ring_size: u64,
@@ -108,8 +111,11 @@ impl RecordArgs {
         })
     }
 
-    fn ring_bytes(&self) -> u32 {
-        (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two()
+    fn room(&self) -> Room {
+        Room {
+            ring_bytes: (self.ring_size.clamp(4096, 1 << 30) as u32).next_power_of_two(),
+            stack_bytes: usize::try_from(self.stack_memory).unwrap_or(usize::MAX),
+        }
     }
 
     fn target(&self) -> Target {
@@ -157,7 +163,7 @@ async fn record(arguments: &RecordArgs, settings: Settings) -> Result<Finished> 
     // Before anything is announced: who reads "tracing" may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut recording = Recording::start(&arguments.target(), settings, arguments.ring_bytes())?;
+    let mut recording = Recording::start(&arguments.target(), settings, arguments.room())?;
     for process in recording.processes() {
         eprintln!(
             "tracing pid {} ({}): {}; {}",
@@ -217,51 +223,15 @@ fn describe(plan: &Plan, is_go: bool) -> String {
 
 fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
     let symbolizer = Symbolizer::new();
-    // Several processes share a file only if one was named; else each gets its own.
-    let profiles: Vec<(PathBuf, Profile)> = match &arguments.output {
-        Some(path) => vec![(path.clone(), finished.profile(None, &symbolizer))],
-        None => finished
-            .processes
-            .iter()
-            .map(|process| {
-                let path = default_name(&process.comm, process.key.pid);
-                (path, finished.profile(Some(process.key.pid), &symbolizer))
-            })
-            .collect(),
-    };
     let mut failure = None;
-    for (path, profile) in &profiles {
-        let sample_type = profile.sample_type(None)?;
-        let mut pruned = profile.clone();
-        crate::report::prune::prune(&mut pruned)?;
-        let written = match Format::of(path) {
-            // Pictures of the table: without allocation functions, as it is.
-            Format::Svg | Format::Folded => &pruned,
-            // What is read again: whoever reads it leaves them out, or does not.
-            Format::Pprof | Format::Json => profile,
-        };
-        let written = export::file::write(path, written, sample_type);
-        let graph = GraphOptions {
-            top: arguments.top,
-            ..GraphOptions::trimmed(sample_type)
-        };
-        print!(
-            "{}",
-            table(
-                &pruned,
-                &TableOptions {
-                    graph,
-                    width: terminal::width()
-                }
-            )
-        );
-        println!("{}", loss_line(profile));
-        match written {
-            Ok(()) => eprintln!("wrote {}", path.display()),
-            // The table is all that is left of this recording; the others may fit.
-            Err(error) => {
-                eprintln!("leaktrace: `{}` is lost but for the table", path.display());
-                failure.get_or_insert(error);
+    // Several processes share a file only if one was named; else each gets its own.
+    match &arguments.output {
+        Some(path) => show(arguments, path, finished.profile(None, &symbolizer), &mut failure)?,
+        None => {
+            for process in &finished.processes {
+                let path = default_name(&process.comm, process.key.pid);
+                let profile = finished.profile(Some(process.key.pid), &symbolizer);
+                show(arguments, &path, profile, &mut failure)?;
             }
         }
     }
@@ -270,6 +240,45 @@ fn write(arguments: &RecordArgs, finished: &Finished) -> Result<()> {
         eprintln!("wrote {}", path.display());
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Writes a profile and prints its table. A file that cannot be written keeps nothing else from being shown.
+fn show(
+    arguments: &RecordArgs,
+    path: &Path,
+    mut profile: Profile,
+    failure: &mut Option<export::file::WriteError>,
+) -> Result<()> {
+    let sample_type = profile.sample_type(None)?;
+    // Pictures of the table come without allocation functions. Of what is read again, whoever reads it leaves them out, or
+    // does not.
+    let is_picture = matches!(Format::of(path), Format::Svg | Format::Folded);
+    if is_picture {
+        crate::report::prune::prune(&mut profile)?;
+    }
+    let written = export::file::write(path, &profile, sample_type);
+    if !is_picture {
+        crate::report::prune::prune(&mut profile)?;
+    }
+    let graph = GraphOptions {
+        top: arguments.top,
+        ..GraphOptions::trimmed(sample_type)
+    };
+    let options = TableOptions {
+        graph,
+        width: terminal::width(),
+    };
+    print!("{}", table(&profile, &options));
+    println!("{}", loss_line(&profile));
+    match written {
+        Ok(()) => eprintln!("wrote {}", path.display()),
+        // The table is all that is left of this recording; the others may fit.
+        Err(error) => {
+            eprintln!("leaktrace: `{}` is lost but for the table", path.display());
+            failure.get_or_insert(error);
+        }
+    }
+    Ok(())
 }
 
 /// What was missed, in one line.

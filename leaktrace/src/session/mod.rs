@@ -2,8 +2,8 @@
 //!
 //! `survey` looks at a process without touching it, `tracer` owns the kernel side and keeps what it knows of each
 //! process up to date, with its `code` in the kernel's arrays. `stream` puts records and releases that did not fit
-//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it, `go` reads the Go
-//! heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
+//! among them into one order, `source` is the kernel side as it sees it, `pump` is the thread that reads it (with
+//! `stack_memory` for its ledgers), `go` reads the Go heap beside it, `profile` turns a ledger into a profile, `launch` starts a command under observation, and `recording`
 //! runs them all; `self_test` runs them on this program itself.
 
 pub mod address_space;
@@ -20,6 +20,7 @@ pub mod pump;
 pub mod recording;
 pub mod self_test;
 pub mod source;
+pub mod stack_memory;
 pub mod stream;
 pub mod survey;
 pub mod tracer;
