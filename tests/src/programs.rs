@@ -60,6 +60,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("libdeep.so", c!["-shared", "-fPIC", "c/deep_library.c"]),
     ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
     ("recursion", c!["c/recursion.c"]),
+    ("many_stacks", c!["c/many_stacks.c"]),
     ("threads8", c!["-pthread", "c/threads8.c"]),
     ("known_truth", c!["-pthread", "c/known_truth.c"]),
     ("crowd", c!["-pthread", "-D_GNU_SOURCE", "c/crowd.c"]),

@@ -27,7 +27,7 @@ use crate::{
     report::{graph::GraphOptions, loss::Losses, profile::Profile, table::TableOptions},
     runtime::Runtime,
     session::{
-        recording::{Finished, Recording, Target},
+        recording::{Finished, Recording, Room, Target},
         signals,
         tracer::{MAX_INTERVAL, Settings},
     },
@@ -86,6 +86,9 @@ pub struct RecordArgs {
     /// Rows of sites (the program's own code nearest to each allocation), or of every function.
     #[arg(long, value_enum, default_value_t)]
     frames: Frames,
+    /// Memory for stacks; what is allocated through further ones is one row, `[other stacks]`.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "128MiB")]
+    stack_memory: u64,
     /// Bytes of the ring buffer, rounded up to a power of two.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size, default_value = "64MiB", hide = true)]
     ring_size: u64,
@@ -111,8 +114,11 @@ impl RecordArgs {
         })
     }
 
-    fn ring_bytes(&self) -> u32 {
-        (self.ring_size.clamp(page_size(), 1 << 30) as u32).next_power_of_two()
+    fn room(&self) -> Room {
+        Room {
+            ring_bytes: (self.ring_size.clamp(page_size(), 1 << 30) as u32).next_power_of_two(),
+            stack_bytes: usize::try_from(self.stack_memory).unwrap_or(usize::MAX),
+        }
     }
 }
 
@@ -154,7 +160,7 @@ async fn record(arguments: &RecordArgs, target: &Target, settings: Settings) -> 
     // Before anything is announced: who reads "tracing" may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt()).context(WAITING)?;
     let mut terminate = signal(SignalKind::terminate()).context(WAITING)?;
-    let mut recording = Recording::start(target, settings, arguments.ring_bytes())?;
+    let mut recording = Recording::start(target, settings, arguments.room())?;
     for process in recording.processes() {
         eprintln!(
             "tracing pid {} ({}): {}; {}",
@@ -218,55 +224,20 @@ fn describe(plan: &Plan, runtime: Option<&'static dyn Runtime>) -> String {
 
 fn write(arguments: &RecordArgs, finished: &Finished, frame: &Frame) -> Result<()> {
     let symbolizer = Symbolizer::new();
-    // Several processes share a file only if one was named; else each gets its own.
+    let mut failure = None;
     let profile = |only| {
         let mut profile = finished.profile(only, &symbolizer);
         let remark = frame.remark(only, &profile);
         profile.comments.extend(remark.map(|remark| remark.as_str().into()));
         profile
     };
-    let profiles: Vec<(PathBuf, Profile)> = match &arguments.output {
-        Some(path) => vec![(path.clone(), profile(None))],
-        None => finished
-            .processes
-            .iter()
-            .map(|process| {
+    // Several processes share a file only if one was named; else each gets its own.
+    match &arguments.output {
+        Some(path) => show(arguments, path, profile(None), &mut failure)?,
+        None => {
+            for process in &finished.processes {
                 let path = unused_name(&process.comm, process.key.pid);
-                (path, profile(Some(process.key.pid)))
-            })
-            .collect(),
-    };
-    let mut failure = None;
-    for (path, profile) in &profiles {
-        let sample_type = profile.sample_type(None)?;
-        let mut pruned = profile.clone();
-        crate::report::prune::prune(&mut pruned)?;
-        let written = match Format::of(path)? {
-            // Pictures of the table: without allocation functions, as it is.
-            Format::Svg | Format::Folded => &pruned,
-            // What is read again: whoever reads it leaves them out, or does not.
-            Format::Pprof | Format::Json => profile,
-        };
-        let written = export::file::write(path, written, sample_type);
-        let graph = GraphOptions {
-            top: arguments.top,
-            ..GraphOptions::trimmed(sample_type)
-        };
-        let options = TableOptions {
-            graph,
-            width: terminal::width(),
-        };
-        print!("{}", top(&pruned, &options, arguments.frames));
-        if let Some(meaning) = resident::nothing_outstanding(profile) {
-            println!("{meaning}");
-        }
-        println!("{}", loss_line(profile));
-        match written {
-            Ok(()) => eprintln!("wrote {}", path.display()),
-            // The table is all that is left of this recording; the others may fit.
-            Err(error) => {
-                eprintln!("leaktrace: `{}` is lost but for the table", path.display());
-                failure.get_or_insert(error);
+                show(arguments, &path, profile(Some(process.key.pid)), &mut failure)?;
             }
         }
     }
@@ -275,6 +246,48 @@ fn write(arguments: &RecordArgs, finished: &Finished, frame: &Frame) -> Result<(
         eprintln!("wrote {}", path.display());
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Writes a profile and prints its table. A file that cannot be written keeps nothing else from being shown.
+fn show(
+    arguments: &RecordArgs,
+    path: &Path,
+    mut profile: Profile,
+    failure: &mut Option<export::file::WriteError>,
+) -> Result<()> {
+    let sample_type = profile.sample_type(None)?;
+    // Pictures of the table come without allocation functions. Of what is read again, whoever reads it leaves them out, or
+    // does not.
+    let is_picture = matches!(Format::of(path)?, Format::Svg | Format::Folded);
+    if is_picture {
+        crate::report::prune::prune(&mut profile)?;
+    }
+    let written = export::file::write(path, &profile, sample_type);
+    if !is_picture {
+        crate::report::prune::prune(&mut profile)?;
+    }
+    let graph = GraphOptions {
+        top: arguments.top,
+        ..GraphOptions::trimmed(sample_type)
+    };
+    let options = TableOptions {
+        graph,
+        width: terminal::width(),
+    };
+    print!("{}", top(&profile, &options, arguments.frames));
+    if let Some(meaning) = resident::nothing_outstanding(&profile) {
+        println!("{meaning}");
+    }
+    println!("{}", loss_line(&profile));
+    match written {
+        Ok(()) => eprintln!("wrote {}", path.display()),
+        // The table is all that is left of this recording; the others may fit.
+        Err(error) => {
+            eprintln!("leaktrace: `{}` is lost but for the table", path.display());
+            failure.get_or_insert(error);
+        }
+    }
+    Ok(())
 }
 
 /// What was missed, in one line.

@@ -143,7 +143,7 @@ pub struct Frames<'a>(&'a [u8]);
 
 impl<'a> Frames<'a> {
     /// The program counters.
-    pub fn iter(self) -> impl ExactSizeIterator<Item = ProcessAddress> + 'a {
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = ProcessAddress> + ExactSizeIterator + 'a {
         self.0
             .as_chunks()
             .0

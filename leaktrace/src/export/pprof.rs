@@ -174,49 +174,57 @@ mod wire {
     }
 }
 
+/// Bytes of the message that are put together before they are compressed.
+const PIECE: usize = 64 << 10;
+
 /// Writes a profile as gzip-compressed pprof. Equal profiles give equal bytes (the gzip header carries no time).
 pub fn write(profile: &Profile, output: impl Write) -> io::Result<()> {
     let mut encoder = GzEncoder::new(output, Compression::fast());
-    encoder.write_all(&encode(profile))?;
+    encode_to(profile, &mut encoder)?;
     encoder.finish()?.flush()
 }
 
 /// A profile as an uncompressed `profile.proto` message.
 pub fn encode(profile: &Profile) -> Vec<u8> {
+    let mut message = Vec::new();
+    encode_to(profile, &mut message).expect("memory takes all that is written to it");
+    message
+}
+
+/// The message piece by piece, in the order of its fields: as a whole it would take more memory than the profile.
+fn encode_to(profile: &Profile, output: &mut impl Write) -> io::Result<()> {
     let mut strings = Strings::default();
     let value_type = |strings: &mut Strings, value: &ValueType| wire::ValueType {
         kind: strings.add_text(&value.kind),
         unit: strings.add_text(&value.unit),
     };
-    let message = wire::Profile {
-        sample_type: profile
-            .sample_types
-            .iter()
-            .map(|value| value_type(&mut strings, value))
-            .collect(),
-        sample: profile
-            .samples
-            .iter()
-            .map(|sample| encode_sample(sample, &mut strings))
-            .collect(),
-        mapping: (1..)
-            .zip(&profile.mappings)
-            .map(|(id, mapping)| encode_mapping(id, mapping, &mut strings))
-            .collect(),
-        location: (1..)
-            .zip(&profile.locations)
-            .map(|(id, location)| encode_location(id, location))
-            .collect(),
-        function: (1..)
-            .zip(&profile.functions)
-            .map(|(id, function)| wire::Function {
-                id,
-                name: strings.add_text(&function.name),
-                system_name: strings.add_text(&function.system_name),
-                filename: strings.add_text(&function.file),
-                start_line: function.start_line,
-            })
-            .collect(),
+    let mut message = Fields {
+        output,
+        piece: Vec::with_capacity(PIECE),
+    };
+    for value in &profile.sample_types {
+        message.add(1, &value_type(&mut strings, value))?;
+    }
+    for sample in &profile.samples {
+        message.add(2, &encode_sample(sample, &mut strings))?;
+    }
+    for (id, mapping) in (1..).zip(&profile.mappings) {
+        message.add(3, &encode_mapping(id, mapping, &mut strings))?;
+    }
+    for (id, location) in (1..).zip(&profile.locations) {
+        message.add(4, &encode_location(id, location))?;
+    }
+    for (id, function) in (1..).zip(&profile.functions) {
+        let function = wire::Function {
+            id,
+            name: strings.add_text(&function.name),
+            system_name: strings.add_text(&function.system_name),
+            filename: strings.add_text(&function.file),
+            start_line: function.start_line,
+        };
+        message.add(5, &function)?;
+    }
+    let rest = wire::Profile {
         drop_frames: strings.add(&profile.drop_frames),
         keep_frames: strings.add(&profile.keep_frames),
         time_nanos: profile.time_nanos,
@@ -231,14 +239,53 @@ pub fn encode(profile: &Profile) -> Vec<u8> {
             .collect(),
         default_sample_type: strings.add(&profile.default_sample_type),
         doc_url: strings.add(&profile.doc_url),
-        string_table: strings.table,
+        ..wire::Profile::default()
     };
-    message.encode_to_vec()
+    for text in &strings.table {
+        message.add_text(6, text)?;
+    }
+    // Messages that follow each other are one message with the fields of all.
+    message.piece.extend(rest.encode_to_vec());
+    message.flush()
+}
+
+/// Fields of a message on their way out.
+struct Fields<'a, W> {
+    output: &'a mut W,
+    piece: Vec<u8>,
+}
+
+impl<W: Write> Fields<'_, W> {
+    fn add(&mut self, tag: u32, message: &impl Message) -> io::Result<()> {
+        prost::encoding::message::encode(tag, message, &mut self.piece);
+        self.flush_full()
+    }
+
+    fn add_text(&mut self, tag: u32, text: &Text) -> io::Result<()> {
+        prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut self.piece);
+        prost::encoding::encode_varint(text.len() as u64, &mut self.piece);
+        self.piece.extend(text.as_bytes());
+        self.flush_full()
+    }
+
+    fn flush_full(&mut self) -> io::Result<()> {
+        if self.piece.len() >= PIECE {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.write_all(&self.piece)?;
+        self.piece.clear();
+        Ok(())
+    }
 }
 
 /// String table under construction: index 0 is the empty string, as the format demands.
 struct Strings {
-    table: Vec<Vec<u8>>,
+    table: Vec<Text>,
     known: HashMap<Text, i64>,
     /// By place: a shared text is looked up without a look at its bytes.
     places: HashMap<(usize, usize), i64>,
@@ -247,7 +294,7 @@ struct Strings {
 impl Default for Strings {
     fn default() -> Self {
         Self {
-            table: vec![Vec::new()],
+            table: vec![Text::default()],
             known: HashMap::from([(Text::default(), 0)]),
             places: HashMap::new(),
         }
@@ -270,7 +317,7 @@ impl Strings {
 
     fn add_new(&mut self, text: Text) -> i64 {
         *self.known.entry(text).or_insert_with_key(|text| {
-            self.table.push(text.as_bytes().to_vec());
+            self.table.push(text.clone());
             self.table.len() as i64 - 1
         })
     }

@@ -88,9 +88,10 @@ impl CodeHistory {
     }
 
     /// Whether one of these addresses is in code that changed after the first `since` changes.
-    pub fn touches(&self, frames: &[ProcessAddress], since: u64) -> bool {
+    pub fn touches(&self, frames: impl IntoIterator<Item = ProcessAddress>, since: u64) -> bool {
         let later = || self.changes.iter().skip(self.position(since));
-        frames.iter().map(|frame| frame.0.saturating_sub(1)).any(|address| {
+        let mut addresses = frames.into_iter().map(|frame| frame.0.saturating_sub(1));
+        addresses.any(|address| {
             (since < self.dropped && self.was_changed(address)) || later().any(|change| change.covers(address))
         })
     }
@@ -172,11 +173,11 @@ mod tests {
         assert_eq!(at(0x1010, 3), (31, u64::MAX));
         assert_eq!(at(0x9000, 2), (0, u64::MAX));
         let frames = [ProcessAddress(0x9000), ProcessAddress(0x1001)];
-        assert!(history.touches(&frames, 2));
-        assert!(!history.touches(&frames, 3));
+        assert!(history.touches(frames, 2));
+        assert!(!history.touches(frames, 3));
         // A return address points behind its call.
-        assert!(history.touches(&[ProcessAddress(0x1100)], 0));
-        assert!(!history.touches(&[ProcessAddress(0x1000)], 0));
+        assert!(history.touches([ProcessAddress(0x1100)], 0));
+        assert!(!history.touches([ProcessAddress(0x1000)], 0));
     }
 
     #[test]
@@ -200,8 +201,8 @@ mod tests {
         );
         // Elsewhere nothing changed at any time.
         assert_eq!(history.interval(ProcessAddress(0x4000), 0), Interval::ALWAYS);
-        assert!(history.touches(&[ProcessAddress(0x1001)], 0));
-        assert!(!history.touches(&[ProcessAddress(0x1001)], history.dropped));
+        assert!(history.touches([ProcessAddress(0x1001)], 0));
+        assert!(!history.touches([ProcessAddress(0x1001)], history.dropped));
     }
 
     #[test]

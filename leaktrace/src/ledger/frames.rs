@@ -118,6 +118,12 @@ impl FrameTree {
         Arc::clone(&self.frames)
     }
 
+    /// Gives up what only new stacks need.
+    pub fn seal(&mut self) {
+        self.known = HashTable::new();
+        self.last = Vec::new();
+    }
+
     /// Bytes that it takes at most.
     pub fn memory(&self) -> usize {
         self.frames.nodes.len() * NODE_BYTES
@@ -144,7 +150,10 @@ mod tests {
         assert_eq!(tree.memory(), 101 * NODE_BYTES);
         assert_ne!(one, other);
         assert_eq!(tree.add(addresses(&long), 0), one, "it is there, and needs no room");
-        assert_eq!(tree.add(addresses(&long[..50]), 0).map(|leaf| tree.of(leaf).count()), Some(50));
+        assert_eq!(
+            tree.add(addresses(&long[..50]), 0).map(|leaf| tree.of(leaf).count()),
+            Some(50)
+        );
         assert_eq!(tree.add(addresses(&[]), 0), Some(Leaf::default()));
         assert_eq!(tree.add(addresses(&[1, 1]), 0), None);
         assert_eq!(tree.add(addresses(&long), 0), one);

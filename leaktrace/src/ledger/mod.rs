@@ -10,18 +10,20 @@
 
 mod blocks;
 mod code;
+mod frames;
 mod pages;
 mod regions;
 mod snapshot;
 mod stacks;
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 pub use blocks::{Block, BlockTable};
 pub use code::{CodeChange, CodeHistory, Interval};
+pub use frames::{Frames, Leaf};
 pub use regions::{Region, Regions};
 pub use snapshot::{AGE_BOUNDS, Ages, Row, Snapshot, Window};
-pub use stacks::{Amount, Stack, StackTable, Threads, Totals};
+pub use stacks::{Amount, DEFAULT_LIMIT, Stack, StackTable, Threads, Totals};
 
 use crate::{
     event::{Event, NewBlock, NewCode},
@@ -39,8 +41,10 @@ pub struct Notes {
     pub unknown_frees: u64,
     /// Allocations at an address that was live: the free in between was not told.
     pub missed_frees: u64,
-    /// Allocations whose stack cannot be told apart from others.
+    /// Allocations whose stack is not known.
     pub unknown_stacks: u64,
+    /// Allocations whose stack is not told apart from others: there was no memory for it.
+    pub other_stacks: u64,
     /// Allocations whose stack is not complete.
     pub truncated_stacks: u64,
     /// Samples of growth for which there was no room.
@@ -59,7 +63,7 @@ pub struct Outstanding {
     /// Its bytes; of a block those that were asked for.
     pub bytes: u64,
     /// Who made it: program counters, innermost first.
-    pub frames: Arc<[ProcessAddress]>,
+    pub frames: Vec<ProcessAddress>,
     /// When, in hundredths of a second since the ledger's beginning.
     pub born: u32,
 }
@@ -283,6 +287,7 @@ impl Ledger {
 
     fn map(&mut self, new: NewBlock, now: u32) {
         let stack = self.stacks.find(new.stack, &self.code);
+        self.notes.other_stacks += u64::from(stack == StackTable::OTHER);
         self.stacks.get_mut(stack).mapped.add(
             Amount {
                 objects: 1.0,
@@ -313,8 +318,10 @@ impl Ledger {
     /// Index of the stack that memory came through; notes what is not known of it.
     fn stack_of(&mut self, new: &NewBlock) -> u32 {
         let index = self.stacks.find(new.stack, &self.code);
-        if index == StackTable::OVERFLOW {
-            self.notes.unknown_stacks += 1;
+        match index {
+            StackTable::UNKNOWN => self.notes.unknown_stacks += 1,
+            StackTable::OTHER => self.notes.other_stacks += 1,
+            _ => {}
         }
         if self.stacks.get_mut(index).end != leaktrace_common::reason::WalkEnd::Bottom {
             self.notes.truncated_stacks += 1;
@@ -393,6 +400,7 @@ impl Ledger {
         };
         *self = Self {
             notes,
+            stacks: self.stacks.emptied(),
             ..Self::default()
         };
     }
@@ -437,6 +445,21 @@ impl Ledger {
                 .iter()
                 .map(|(start, region)| (region.end - start) as f64)
                 .sum::<f64>()
+    }
+
+    /// Gives up memory that only further events need; to be called when there will be none.
+    pub fn seal(&mut self) {
+        self.stacks.seal();
+    }
+
+    /// Says how many bytes of memory stacks may take from now on.
+    pub fn set_stack_limit(&mut self, bytes: usize) {
+        self.stacks.set_limit(bytes);
+    }
+
+    /// Bytes of memory that stacks take in here at most.
+    pub fn stack_memory(&self) -> usize {
+        self.stacks.memory()
     }
 
     /// Bytes of memory that the outstanding blocks occupy in here.

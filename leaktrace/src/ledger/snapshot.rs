@@ -7,7 +7,10 @@ use std::{
 
 use leaktrace_common::reason::WalkEnd;
 
-use super::{Amount, CodeHistory, Ledger, Threads};
+use super::{
+    Amount, CodeHistory, Ledger, StackTable, Threads,
+    frames::{Frames, Leaf},
+};
 use crate::model::{HeapKind, ProcessAddress};
 
 /// Upper bounds of the age classes in seconds; a last class takes what is older.
@@ -21,8 +24,10 @@ pub type Ages = [f64; AGE_BOUNDS.len() + 1];
 pub struct Row {
     /// Kind of memory.
     pub kind: HeapKind,
-    /// Program counters, innermost first; empty for what could not be told apart.
-    pub frames: Arc<[ProcessAddress]>,
+    /// Its frames, for [`Snapshot::frames`]; none for what could not be told apart.
+    pub leaf: Leaf,
+    /// It stands for all stacks for which there was no memory.
+    pub is_other: bool,
     /// Where the walk ended.
     pub end: WalkEnd,
     /// How many changes of code ([`Snapshot::code`]) came before it.
@@ -53,6 +58,8 @@ pub struct Window {
 pub struct Snapshot {
     /// Stacks with anything to tell, in no particular order.
     pub rows: Vec<Row>,
+    /// Frames of all stacks.
+    pub frames: Arc<Frames>,
     /// When code changed where.
     pub code: CodeHistory,
     /// How the live bytes came to be what they are.
@@ -62,6 +69,16 @@ pub struct Snapshot {
     /// What the rows' growth is measured from, in hundredths of a second since the ledger's beginning.
     pub growth_since: u32,
 }
+
+impl Snapshot {
+    /// Program counters of a row's stack, innermost first.
+    pub fn frames(&self, row: &Row) -> impl Iterator<Item = ProcessAddress> + '_ {
+        self.frames.of(row.leaf)
+    }
+}
+
+/// A stack without a row.
+const NO_ROW: usize = usize::MAX;
 
 /// A bounded history: when it is full every second entry goes and the distance doubles.
 #[derive(Default)]
@@ -129,12 +146,6 @@ impl Ledger {
 
     /// What the ledger says now.
     pub fn snapshot(&self, now: u32) -> Snapshot {
-        let mut ages: HashMap<(u32, HeapKind), Ages> = HashMap::new();
-        for (_, block) in self.blocks.iter() {
-            let bytes = self.intervals.amount(block.size, block.interval).bytes;
-            ages.entry((block.stack, HeapKind::Native)).or_default()[age_class(now.saturating_sub(block.born))] +=
-                bytes;
-        }
         let mut mapped: HashMap<u32, Amount> = HashMap::new();
         for (start, region) in self.regions.iter() {
             let bytes = (region.end - start) as f64;
@@ -142,11 +153,12 @@ impl Ledger {
                 .entry(region.stack)
                 .or_default()
                 .add(Amount { objects: 1.0, bytes }, 1.0);
-            ages.entry((region.stack, HeapKind::Mmap)).or_default()[age_class(now.saturating_sub(region.born))] +=
-                bytes;
         }
         let resident = self.pages.by_stack();
-        let mut rows = Vec::new();
+        let stacks = self.stacks.iter().len();
+        let mut rows = Vec::with_capacity(stacks);
+        // Which row a stack's blocks and its mappings are in.
+        let (mut of_blocks, mut of_mappings) = (vec![NO_ROW; stacks], vec![NO_ROW; stacks]);
         for (index, stack) in self.stacks.iter() {
             let native = (HeapKind::Native, stack.native.allocated, stack.native.live);
             let mapping = (
@@ -161,31 +173,50 @@ impl Ledger {
             );
             let reserved = (HeapKind::Reserved, stack.reserved, Amount::default());
             for (kind, allocated, live) in [native, mapping, resident, reserved] {
-                let growth = if kind == HeapKind::Native {
-                    live.bytes - stack.marks[0]
-                } else {
-                    0.0
-                };
-                if allocated.objects != 0.0 || live.objects != 0.0 {
-                    rows.push(Row {
-                        kind,
-                        frames: Arc::clone(&stack.frames),
-                        end: stack.end,
-                        code: stack.code,
-                        thread: match stack.thread {
-                            Threads::One(tid) => Some(tid),
-                            Threads::None | Threads::Many => None,
-                        },
-                        allocated,
-                        live,
-                        growth,
-                        ages: ages.get(&(index, kind)).copied().unwrap_or_default(),
-                    });
+                if allocated.objects == 0.0 && live.objects == 0.0 {
+                    continue;
                 }
+                let growth = match kind {
+                    HeapKind::Native => live.bytes - stack.marks[0],
+                    _ => 0.0,
+                };
+                match kind {
+                    HeapKind::Native => of_blocks[index as usize] = rows.len(),
+                    HeapKind::Mmap => of_mappings[index as usize] = rows.len(),
+                    HeapKind::Resident | HeapKind::Reserved | HeapKind::Go => {}
+                }
+                rows.push(Row {
+                    kind,
+                    leaf: stack.leaf,
+                    is_other: index == StackTable::OTHER,
+                    end: stack.end,
+                    code: stack.code,
+                    thread: match stack.thread {
+                        Threads::One(tid) => Some(tid),
+                        Threads::None | Threads::Many => None,
+                    },
+                    allocated,
+                    live,
+                    growth,
+                    ages: Ages::default(),
+                });
             }
+        }
+        let mut add_age = |places: &[usize], stack: u32, born: u32, bytes: f64| {
+            if let Some(row) = places.get(stack as usize).and_then(|place| rows.get_mut(*place)) {
+                row.ages[age_class(now.saturating_sub(born))] += bytes;
+            }
+        };
+        for (_, block) in self.blocks.iter() {
+            let bytes = self.intervals.amount(block.size, block.interval).bytes;
+            add_age(&of_blocks, block.stack, block.born, bytes);
+        }
+        for (start, region) in self.regions.iter() {
+            add_age(&of_mappings, region.stack, region.born, (region.end - start) as f64);
         }
         Snapshot {
             rows,
+            frames: self.stacks.all_frames(),
             code: self.code.clone(),
             history: self.windows.history.iter().cloned().collect(),
             at: now,

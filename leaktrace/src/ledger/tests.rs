@@ -176,7 +176,7 @@ fn a_grown_mapping_keeps_its_first_part_with_who_mapped_it() {
     let live: BTreeMap<u64, f64> = snapshot
         .rows
         .iter()
-        .map(|row| (row.frames[0].0, row.live.bytes))
+        .map(|row| (snapshot.frames(row).next().unwrap().0, row.live.bytes))
         .collect();
     assert_eq!(live, BTreeMap::from([(1, 0x4000 as f64), (2, 0x2000 as f64)]));
 }
@@ -361,11 +361,50 @@ fn a_stack_is_another_one_when_its_code_was_replaced() {
         .rows
         .iter()
         .map(|row| {
-            let interval = snapshot.code.interval(row.frames[0], row.code);
+            let leaf = snapshot.frames(row).next().unwrap();
+            let interval = snapshot.code.interval(leaf, row.code);
             (interval.from, interval.until, row.live.bytes)
         })
         .collect();
     rows.sort_by_key(|row| row.0);
     assert_eq!(rows, [(0, 30, 10.0), (31, u64::MAX, 10.0)]);
     check(&ledger);
+}
+
+#[test]
+fn stacks_without_memory_are_counted_together() {
+    let mut ledger = Ledger::new();
+    ledger.set_stack_limit(100_000);
+    let mut bytes = 0;
+    for stack in 1..=2000u64 {
+        let frames = (0..50).map(|depth| ProcessAddress(if depth < 3 { stack } else { depth }));
+        ledger
+            .stacks
+            .define(StackId(stack), WalkEnd::Bottom, frames, &CodeHistory::default());
+        assert!(ledger.stack_memory() <= 100_000);
+        ledger.apply(Event::Alloc(new(A + stack * 32, stack, stack)), 0);
+        bytes += stack;
+    }
+    let snapshot = ledger.snapshot(0);
+    let others: Vec<_> = snapshot.rows.iter().filter(|row| row.is_other).collect();
+    assert_eq!(others.len(), 1);
+    assert_eq!(snapshot.frames(others[0]).count(), 0);
+    assert_eq!(others[0].live.objects, 2000.0 - (snapshot.rows.len() - 1) as f64);
+    assert_eq!(ledger.notes.other_stacks as f64, others[0].live.objects);
+    assert_eq!(ledger.notes.unknown_stacks, 0);
+    assert!(snapshot.rows.len() > 150, "{}", snapshot.rows.len());
+    assert!(ledger.stack_memory() > 99_000);
+    assert_eq!(
+        snapshot.rows.iter().map(|row| row.live.bytes).sum::<f64>(),
+        bytes as f64
+    );
+    assert_eq!(ledger.live_bytes(), bytes as f64);
+    check(&ledger);
+    for stack in 1..=2000u64 {
+        ledger.apply(Event::Free(ProcessAddress(A + stack * 32)), 0);
+    }
+    assert_eq!((ledger.live_bytes(), ledger.notes.unknown_frees), (0.0, 0));
+    // Another program has it all to itself.
+    ledger.apply(Event::Exec, 0);
+    assert_eq!((ledger.stack_memory(), ledger.stacks.len()), (0, 0));
 }

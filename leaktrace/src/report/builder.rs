@@ -3,9 +3,9 @@
 //! Interns mappings, functions and locations, and merges samples of the same stack and labels.
 //! Invariant: the result depends on the order of the calls alone, never on hashing.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use super::profile::{
     Function, FunctionId, Line, Location, LocationId, Mapping, MappingId, NumericLabel, Profile, Sample, TextLabel,
@@ -42,14 +42,6 @@ struct MappingKey {
     build_id: Text,
 }
 
-/// What makes a sample the same one.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct SampleKey {
-    locations: Vec<LocationId>,
-    labels: Vec<TextLabel>,
-    numbers: Vec<NumericLabel>,
-}
-
 /// Collects stacks into a [`Profile`].
 #[derive(Debug)]
 pub struct ProfileBuilder {
@@ -57,7 +49,9 @@ pub struct ProfileBuilder {
     mappings: HashMap<MappingKey, MappingId>,
     functions: HashMap<Function, FunctionId>,
     locations: HashMap<Location, LocationId>,
-    samples: HashMap<SampleKey, usize>,
+    /// Positions of samples by stack and labels, which stand in the samples alone: there may be a million.
+    samples: HashTable<u32>,
+    hasher: DefaultHashBuilder,
 }
 
 impl ProfileBuilder {
@@ -79,7 +73,8 @@ impl ProfileBuilder {
             mappings: HashMap::new(),
             functions: HashMap::new(),
             locations: HashMap::new(),
-            samples: HashMap::new(),
+            samples: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
         }
     }
 
@@ -159,6 +154,11 @@ impl ProfileBuilder {
         intern(&mut self.locations, &mut self.profile.locations, location, LocationId)
     }
 
+    /// Makes room for so many more samples, neither less nor more.
+    pub fn reserve_samples(&mut self, additional: usize) {
+        self.profile.samples.reserve_exact(additional);
+    }
+
     /// Adds values to the sample with this stack (leaf first) and these labels. Sums that do not fit saturate.
     ///
     /// # Panics
@@ -193,30 +193,35 @@ impl ProfileBuilder {
         labels.sort();
         numbers.sort();
         let samples = &mut self.profile.samples;
-        let key = SampleKey {
-            locations,
-            labels,
-            numbers,
+        let hash = |locations: &[LocationId], labels: &[TextLabel], numbers: &[NumericLabel]| {
+            self.hasher.hash_one((locations, labels, numbers))
         };
-        let count = samples.len();
-        let position = *self.samples.entry(key).or_insert_with_key(|key| {
-            samples.push(Sample {
-                locations: key.locations.clone(),
-                values: vec![0; values.len()],
-                labels: key.labels.clone(),
-                numbers: key.numbers.clone(),
-                trend: trend.clone(),
-            });
-            count
+        let hashed = hash(&locations, &labels, &numbers);
+        let known = self.samples.find(hashed, |position| {
+            let known = &samples[*position as usize];
+            known.locations == locations && known.labels == labels && known.numbers == numbers
         });
-        if position < count {
-            let known = &mut samples[position].trend;
-            *known = known.take().zip(trend).map(|(mut sum, part)| {
-                sum.add(&part);
-                sum
+        let Some(known) = known else {
+            let position = count(samples);
+            samples.push(Sample {
+                locations,
+                values: values.to_vec(),
+                labels,
+                numbers,
+                trend,
             });
-        }
-        for (sum, value) in samples[position].values.iter_mut().zip(values) {
+            self.samples.insert_unique(hashed, position, |position| {
+                let known = &samples[*position as usize];
+                hash(&known.locations, &known.labels, &known.numbers)
+            });
+            return;
+        };
+        let known = &mut samples[*known as usize];
+        known.trend = known.trend.take().zip(trend).map(|(mut sum, part)| {
+            sum.add(&part);
+            sum
+        });
+        for (sum, value) in known.values.iter_mut().zip(values) {
             *sum = sum.saturating_add(*value);
         }
     }

@@ -9,9 +9,13 @@ use super::{
     pump::{self, Pump},
     recording::RecordError,
     source::KernelSource,
+    stack_memory::StackMemory,
     tracer,
 };
-use crate::bpf::{feed::PAIRS, kernel::Kernel};
+use crate::{
+    bpf::{feed::PAIRS, kernel::Kernel},
+    ledger,
+};
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -38,7 +42,7 @@ pub fn measure(events: u64, live: u64, rate: f64) -> Result<Measured, RecordErro
     let mut feed = parts.kernel.feed(live)?;
     let (sender, _notices) = pump::notice_channel();
     let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
-    let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
+    let pump = Pump::start(source, sender, StackMemory::Each(ledger::DEFAULT_LIMIT)).map_err(RecordError::Thread)?;
     let started = Instant::now();
     let mut made = 0;
     while made < events {

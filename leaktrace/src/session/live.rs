@@ -20,6 +20,7 @@ use super::{
     pump::{self, Captured, Held, NoticeReceiver, Pump},
     recording::{RecordError, check_probes},
     source::KernelSource,
+    stack_memory::StackMemory,
     survey::{Survey, Surveyor, uretprobes_kill},
     tracer::{Settings, TraceError, Tracer, not_followed},
 };
@@ -46,6 +47,9 @@ const BLOCKS: u32 = 1 << 20;
 const MAPPINGS: u32 = 16 << 10;
 /// Bytes that the names which processes give to their own code may take, of all together.
 const NAMES: usize = 16 << 20;
+/// Bytes that the stacks of all processes may take: by samples there are few, and this leaves most of a daemon's memory to
+/// others.
+const STACKS: usize = 32 << 20;
 /// Remarks that a profile has at most; the last ones.
 const MAX_REMARKS: usize = 32;
 
@@ -111,7 +115,7 @@ impl Live {
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, Surveyor::new())?;
         let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
-        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
+        let pump = Pump::start(source, sender, StackMemory::Shared(STACKS)).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,

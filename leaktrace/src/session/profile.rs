@@ -17,11 +17,12 @@ pub use account::{all_lost, kernel_losses};
 
 use super::{managed::ManagedHeap, program::Program};
 use crate::{
-    ledger::{AGE_BOUNDS, Ages, CodeHistory, Interval, Notes, Row, Snapshot},
+    ledger::{AGE_BOUNDS, Ages, Interval, Notes, Row, Snapshot},
     model::{HeapKind, ProcessAddress},
     report::{
         builder::{FrameLine, ProfileBuilder},
         profile::{LocationId, Mapping, Metadata, NumericLabel, Profile, TextLabel, Trend, Trends},
+        text::Text,
     },
     runtime::Runtime,
     symbolize::{Addresses, Frame, SymbolSource, Symbolizer},
@@ -162,6 +163,7 @@ fn add_notes(sum: &mut Notes, notes: Notes) {
     sum.unknown_frees += notes.unknown_frees;
     sum.missed_frees += notes.missed_frees;
     sum.unknown_stacks += notes.unknown_stacks;
+    sum.other_stacks += notes.other_stacks;
     sum.truncated_stacks += notes.truncated_stacks;
     sum.crowded_pages += notes.crowded_pages;
     sum.left_out += notes.left_out;
@@ -244,9 +246,12 @@ fn add_process(
 ) {
     let snapshot = subject.snapshot;
     let code = Code::new(subject.program, snapshot);
-    let names = symbolize(&code, &snapshot.rows, symbolizer);
+    let names = symbolize(&code, symbolizer);
+    let mut labels = Labels::new(pid, &subject.program.threads);
     let mappings = intern_mappings(builder, subject.program);
     let mut locations: HashMap<(u64, Option<Place>), Option<LocationId>> = HashMap::new();
+    builder.reserve_samples(snapshot.rows.len());
+    let mut frames = Vec::new();
     for row in &snapshot.rows {
         if row.kind == HeapKind::Mmap
             && let Some(runtime) = mapped_by(&code, &names, row)
@@ -258,28 +263,30 @@ fn add_process(
         if row.end != WalkEnd::Bottom {
             *truncated.entry(row.end).or_default() += row.allocated.objects.max(row.live.objects);
         }
-        if is_deep(&row.frames) {
+        let mut is_deep = false;
+        frames.clear();
+        frames.extend(snapshot.frames(row));
+        let mut stack = Vec::with_capacity(frames.len().max(1));
+        stack.extend(frames.iter().enumerate().filter_map(|(index, address)| {
+            if is_omission(index, *address) {
+                is_deep = true;
+                return Some(placeholder(builder, "[frames omitted]"));
+            }
+            let address = call_address(*address);
+            let place = code.find(address, row);
+            *locations
+                .entry((address.0, place))
+                .or_insert_with(|| location(builder, subject.program, &mappings, &names, address, place))
+        }));
+        if is_deep {
             outline.deep += row.allocated.objects.max(row.live.objects);
         }
-        let mut stack: Vec<LocationId> = row
-            .frames
-            .iter()
-            .enumerate()
-            .filter_map(|(index, address)| {
-                if is_omission(index, *address) {
-                    return Some(placeholder(builder, "[frames omitted]"));
-                }
-                let address = call_address(*address);
-                let place = code.find(address, row);
-                *locations
-                    .entry((address.0, place))
-                    .or_insert_with(|| location(builder, subject.program, &mappings, &names, address, place))
-            })
-            .collect();
-        if stack.is_empty() {
+        if row.is_other {
+            stack.push(placeholder(builder, "[other stacks]"));
+        } else if stack.is_empty() {
             stack.push(placeholder(builder, "[stack not recorded]"));
         }
-        add_row(builder, row, stack, pid, &subject.program.threads);
+        labels.add_row(builder, row, stack);
     }
     if let Some(heap) = subject.managed {
         let mapping = |address| {
@@ -306,14 +313,10 @@ fn is_omission(index: usize, address: ProcessAddress) -> bool {
     index > 0 && address.0 == OMITTED_FRAMES
 }
 
-fn is_deep(frames: &[ProcessAddress]) -> bool {
-    (0..).zip(frames).any(|(index, address)| is_omission(index, *address))
-}
-
 /// The managed runtime that mapped this for its own heap.
 fn mapped_by(code: &Code<'_>, names: &Names, row: &Row) -> Option<&'static dyn Runtime> {
-    row.frames.iter().find_map(|address| {
-        let place = code.find(call_address(*address), row)?;
+    code.snapshot.frames(row).find_map(|address| {
+        let place = code.find(call_address(address), row)?;
         let managed = code.program.files[place.file].managed_at(place.address)?;
         let frames = names.get(&(place.file, place.address))?;
         let maps = frames.iter().any(|frame| managed.maps_heap(&frame.function));
@@ -329,44 +332,74 @@ fn pid_label(pid: u32) -> NumericLabel {
     }
 }
 
-fn add_row(
-    builder: &mut ProfileBuilder,
-    row: &Row,
-    stack: Vec<LocationId>,
-    pid: Option<u32>,
-    threads: &HashMap<u32, String>,
-) {
-    let whole = |value: f64| value.round() as i64;
-    let values = [
-        whole(row.allocated.objects),
-        whole(row.allocated.bytes),
-        whole(row.live.objects),
-        whole(row.live.bytes),
-    ];
-    let mut labels = vec![TextLabel::heap(row.kind)];
-    if let Some(name) = row.thread.and_then(|tid| threads.get(&tid)) {
-        labels.push(TextLabel {
-            key: "thread".into(),
-            value: name.as_str().into(),
-        });
+/// The labels of one process's samples. They share their texts: there may be a million samples.
+struct Labels<'a> {
+    /// By kind of memory.
+    heaps: HashMap<HeapKind, TextLabel>,
+    thread: Text,
+    names: HashMap<u32, Text>,
+    threads: &'a HashMap<u32, String>,
+    bytes: Text,
+    pid: Option<NumericLabel>,
+}
+
+impl<'a> Labels<'a> {
+    fn new(pid: Option<u32>, threads: &'a HashMap<u32, String>) -> Self {
+        Self {
+            heaps: HashMap::new(),
+            thread: "thread".into(),
+            names: HashMap::new(),
+            threads,
+            bytes: "bytes".into(),
+            pid: pid.map(pid_label),
+        }
     }
-    let mean_size = if row.allocated.objects > 0.0 {
-        row.allocated.bytes / row.allocated.objects
-    } else {
-        0.0
-    };
-    let mut numbers = vec![NumericLabel {
-        key: "bytes".into(),
-        value: whole(mean_size),
-        unit: "bytes".into(),
-    }];
-    numbers.extend(pid.map(pid_label));
-    let trend = Trend {
-        // Mappings are cut and joined: what a stack had of them earlier is not kept.
-        growth: (row.kind == HeapKind::Native).then(|| whole(row.growth)),
-        ages: row.ages.map(whole).to_vec(),
-    };
-    builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));
+
+    fn add_row(&mut self, builder: &mut ProfileBuilder, row: &Row, stack: Vec<LocationId>) {
+        let whole = |value: f64| value.round() as i64;
+        let values = [
+            whole(row.allocated.objects),
+            whole(row.allocated.bytes),
+            whole(row.live.objects),
+            whole(row.live.bytes),
+        ];
+        let heap = self
+            .heaps
+            .entry(row.kind)
+            .or_insert_with(|| TextLabel::heap(row.kind))
+            .clone();
+        let thread = row.thread.and_then(|tid| {
+            let name = self.threads.get(&tid)?;
+            Some(TextLabel {
+                key: self.thread.clone(),
+                value: self.names.entry(tid).or_insert_with(|| name.into()).clone(),
+            })
+        });
+        let mean_size = if row.allocated.objects > 0.0 {
+            row.allocated.bytes / row.allocated.objects
+        } else {
+            0.0
+        };
+        let size = NumericLabel {
+            key: self.bytes.clone(),
+            value: whole(mean_size),
+            unit: self.bytes.clone(),
+        };
+        let trend = Trend {
+            // Mappings are cut and joined: what a stack had of them earlier is not kept.
+            growth: (row.kind == HeapKind::Native).then(|| whole(row.growth)),
+            ages: row.ages.map(whole).to_vec(),
+        };
+        let labels = match thread {
+            Some(thread) => vec![heap, thread],
+            None => vec![heap],
+        };
+        let numbers = match self.pid.clone() {
+            Some(pid) => vec![size, pid],
+            None => vec![size],
+        };
+        builder.sample_with_trend(stack, &values, labels, numbers, Some(trend));
+    }
 }
 
 /// A place in a file's code.
@@ -383,7 +416,7 @@ struct Place {
 /// Where the addresses of stacks lead, each in its time.
 struct Code<'a> {
     program: &'a Program,
-    history: &'a CodeHistory,
+    snapshot: &'a Snapshot,
     /// What was asked before: stacks share their frames.
     known: RefCell<HashMap<(u64, u64), Option<Place>>>,
 }
@@ -392,7 +425,7 @@ impl<'a> Code<'a> {
     fn new(program: &'a Program, snapshot: &'a Snapshot) -> Self {
         Self {
             program,
-            history: &snapshot.code,
+            snapshot,
             known: RefCell::default(),
         }
     }
@@ -400,7 +433,7 @@ impl<'a> Code<'a> {
     /// The code at an address when the row's stack came.
     fn find(&self, address: ProcessAddress, row: &Row) -> Option<Place> {
         let find = || {
-            let during = self.history.interval(address, row.code);
+            let during = self.snapshot.code.interval(address, row.code);
             let (span, elf_address) = self.program.space.find(address, during)?;
             Some(Place {
                 start: span.start,
@@ -416,13 +449,11 @@ impl<'a> Code<'a> {
     }
 }
 
-fn symbolize(code: &Code<'_>, rows: &[Row], symbolizer: &Symbolizer) -> Names {
+fn symbolize(code: &Code<'_>, symbolizer: &Symbolizer) -> Names {
     let mut wanted: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
-    for row in rows {
-        let places = row
-            .frames
-            .iter()
-            .filter_map(|address| code.find(call_address(*address), row));
+    for row in &code.snapshot.rows {
+        let frames = code.snapshot.frames(row);
+        let places = frames.filter_map(|address| code.find(call_address(address), row));
         for place in places {
             wanted.entry(place.file).or_default().insert(place.address);
         }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use super::{
     source::KernelSource,
+    stack_memory::{StackBudget, StackMemory},
     stream::{Doubt, Ordered, Source, Stream},
 };
 use crate::{
@@ -228,7 +229,7 @@ pub struct Pump {
 
 impl Pump {
     /// Starts the thread. Notices go to `notices`.
-    pub fn start(source: KernelSource, notices: NoticeSender) -> std::io::Result<Self> {
+    pub fn start(source: KernelSource, notices: NoticeSender, stacks: StackMemory) -> std::io::Result<Self> {
         let figures = Arc::new(Figures::default());
         let (requests, asked) = mpsc::channel();
         let mut state = State {
@@ -240,6 +241,7 @@ impl Pump {
                 started: Instant::now(),
                 looked: monotonic(),
                 ledgers: HashMap::new(),
+                stacks: StackBudget::new(stacks),
                 given_up: HashMap::new(),
                 undecodable: 0,
             },
@@ -331,6 +333,7 @@ struct Books {
     /// When the turn before began, by the kernel's monotonic clock.
     looked: u64,
     ledgers: HashMap<u32, Ledger>,
+    stacks: StackBudget,
     /// Processes whose ledger was given up before all was read of them: what stands before the position is not theirs who
     /// have the pid next.
     given_up: HashMap<u32, u64>,
@@ -363,7 +366,11 @@ impl Books {
             Event::ThreadExit(tid) => self.notices.send(Notice::ThreadExit { pid, tid }),
             _ => {}
         }
-        self.ledgers.entry(pid).or_default().apply(event, now);
+        let ledger = self.ledgers.entry(pid).or_default();
+        match event {
+            Event::Stack { .. } | Event::Exec => self.stacks.account(ledger, |ledger| ledger.apply(event, now)),
+            _ => ledger.apply(event, now),
+        }
     }
 
     /// Code may have come to be anywhere in any process since the turn before.
@@ -471,7 +478,9 @@ impl State {
                     if self.stream.position() < until {
                         self.books.given_up.insert(pid, until);
                     }
-                    let _ = reply.send(self.books.ledgers.remove(&pid).unwrap_or_default());
+                    let ledger = self.books.ledgers.remove(&pid).unwrap_or_default();
+                    self.books.stacks.release(&ledger);
+                    let _ = reply.send(ledger);
                 }
                 Request::Pages(pid, reply) => {
                     let ledger = self.books.ledgers.get(&pid);
@@ -519,6 +528,7 @@ impl State {
         let books = &mut self.books;
         self.stream.finish(|next| books.apply(next, now));
         self.publish();
+        self.books.ledgers.values_mut().for_each(Ledger::seal);
         Outcome {
             now: self.books.now(),
             counters: self.stream.source_mut().counters(),

@@ -15,6 +15,7 @@ use super::{
     program::Program,
     pump::{self, Captured, Figures, Notice, NoticeReceiver, Outcome, Pump},
     source::KernelSource,
+    stack_memory::StackMemory,
     survey::{Survey, Surveyor},
     tracer::{self, Settings, TraceError, Tracer},
 };
@@ -39,6 +40,15 @@ pub enum Target {
     Processes(Vec<u32>),
     /// A command to start.
     Command(Vec<OsString>),
+}
+
+/// Memory that a recording may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Size of the ring buffer, a power of two.
+    pub ring_bytes: u32,
+    /// For the stacks of all processes.
+    pub stack_bytes: usize,
 }
 
 /// Why a recording could not be made.
@@ -150,15 +160,14 @@ pub struct Finished {
 
 impl Recording {
     /// Surveys the targets, loads the kernel side and attaches. On return everything is traced.
-    /// `ring_bytes` is the size of the ring buffer, a power of two.
-    pub fn start(target: &Target, settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
+    pub fn start(target: &Target, settings: Settings, room: Room) -> Result<Self, RecordError> {
         match target {
-            Target::Processes(pids) => Self::attach(pids, settings, ring_bytes),
-            Target::Command(command) => Self::launch(command, settings, ring_bytes),
+            Target::Processes(pids) => Self::attach(pids, settings, room),
+            Target::Command(command) => Self::launch(command, settings, room),
         }
     }
 
-    fn attach(pids: &[u32], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
+    fn attach(pids: &[u32], settings: Settings, room: Room) -> Result<Self, RecordError> {
         let mut surveyor = Surveyor::new();
         let mut surveys = Vec::new();
         for &pid in pids {
@@ -169,7 +178,7 @@ impl Recording {
             }
             surveys.push(survey);
         }
-        let mut recording = Self::load(surveyor, &surveys, settings, ring_bytes)?;
+        let mut recording = Self::load(surveyor, &surveys, settings, room)?;
         for survey in surveys {
             let key = survey.key();
             let runtime = survey.runtime();
@@ -187,10 +196,10 @@ impl Recording {
         Ok(recording)
     }
 
-    fn launch(command: &[OsString], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
+    fn launch(command: &[OsString], settings: Settings, room: Room) -> Result<Self, RecordError> {
         let held = Held::start(command)?;
         let pid = held.pid();
-        let mut recording = match Self::prepare(pid, settings, ring_bytes) {
+        let mut recording = match Self::prepare(pid, settings, room) {
             Ok(recording) => recording,
             Err(error) => {
                 held.kill();
@@ -203,7 +212,7 @@ impl Recording {
     }
 
     /// Attaches to a command that has not begun.
-    fn prepare(pid: u32, settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
+    fn prepare(pid: u32, settings: Settings, room: Room) -> Result<Self, RecordError> {
         let mut surveyor = Surveyor::new();
         let survey = surveyor.survey(pid)?;
         let key = survey.key();
@@ -216,7 +225,7 @@ impl Recording {
             } if is_foreign => return Err(RecordError::NoAllocator { pid, cause }),
             survey => survey,
         };
-        let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, ring_bytes)?;
+        let mut recording = Self::load(surveyor, std::slice::from_ref(&survey), settings, room)?;
         recording.add(survey)?;
         if let Some(runtime) = runtime {
             recording.managed.insert(pid, ManagedHeap::of_new_program(runtime));
@@ -234,12 +243,13 @@ impl Recording {
         }
     }
 
-    fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings, ring_bytes: u32) -> Result<Self, RecordError> {
-        let parts = Kernel::load(tracer::sizes(surveys, ring_bytes))?;
+    fn load(surveyor: Surveyor, surveys: &[Survey], settings: Settings, room: Room) -> Result<Self, RecordError> {
+        let parts = Kernel::load(tracer::sizes(surveys, room.ring_bytes))?;
         let (sender, notices) = pump::notice_channel();
         let tracer = Tracer::new(parts.kernel, parts.arrays, parts.processes, surveyor)?;
         let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
-        let pump = Pump::start(source, sender).map_err(RecordError::Thread)?;
+        let stacks = StackMemory::Each(room.stack_bytes / surveys.len().max(1));
+        let pump = Pump::start(source, sender, stacks).map_err(RecordError::Thread)?;
         Ok(Self {
             tracer,
             pump,

@@ -16,6 +16,7 @@ use super::{
     profile,
     pump::{self, Captured, Notice, NoticeReceiver, Pump},
     source::KernelSource,
+    stack_memory::StackMemory,
     survey::uretprobes_kill,
 };
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
         self_test::{Mapped, Return, Subject, WaitingChild},
         tracefs::Tracefs,
     },
+    ledger,
     model::HeapKind,
     proc::{ProcError, identity, release::Release},
     report::loss::Losses,
@@ -225,7 +227,7 @@ pub fn run() -> Result<Passed, SelfTestError> {
     }
     let (sender, notices) = pump::notice_channel();
     let source = KernelSource::new(parts.ring, parts.deferred, parts.lost, parts.counters);
-    let pump = Pump::start(source, sender)?;
+    let pump = Pump::start(source, sender, StackMemory::Each(ledger::DEFAULT_LIMIT))?;
     let subject = Subject::find()?;
     let own = identity::read_identity(std::process::id())?;
     let with_return_probe = !uretprobes_kill(own.seccomp, Release::running().version());

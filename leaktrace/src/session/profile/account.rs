@@ -148,6 +148,12 @@ pub(super) fn losses(context: &Context, notes: &Notes, truncated: &BTreeMap<Walk
                 "allocations whose stack is not known",
             ),
             (
+                "other_stacks",
+                notes.other_stacks,
+                "allocations that are shown as [other stacks]: there are more different stacks than there is memory for \
+                 (record: --stack-memory)",
+            ),
+            (
                 "truncated_stack",
                 notes.truncated_stacks,
                 "allocations whose stack is incomplete",
