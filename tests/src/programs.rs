@@ -56,6 +56,27 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("libclock_shift.so", c!["-shared", "-fPIC", "c/clock_shift.c"]),
     ("malloc_family", c!["c/malloc_family.c"]),
     ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
+    ("malloc_family_static_pie", c!["-static-pie", "c/malloc_family.c"]),
+    (
+        "malloc_family_stripped",
+        Recipe::Strip {
+            of: "malloc_family_static",
+        },
+    ),
+    (
+        "malloc_family_stripped_pie",
+        Recipe::Strip {
+            of: "malloc_family_static_pie",
+        },
+    ),
+    (
+        "malloc_family_musl_stripped",
+        Recipe::Strip {
+            of: "malloc_family_musl_static",
+        },
+    ),
+    ("own_malloc", c!["-static", "c/own_malloc.c"]),
+    ("own_malloc_stripped", Recipe::Strip { of: "own_malloc" }),
     ("realloc_moves", c!["c/realloc_moves.c"]),
     ("libdeep.so", c!["-shared", "-fPIC", "c/deep_library.c"]),
     ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
@@ -100,6 +121,18 @@ const RECIPES: &[(&str, Recipe)] = &[
         "innocent_musl_static",
         Recipe::Musl {
             words: &["-static", "c/innocent.c"],
+        },
+    ),
+    (
+        "through_libc_musl",
+        Recipe::Musl {
+            words: &["c/through_libc.c"],
+        },
+    ),
+    (
+        "through_libc_musl_static",
+        Recipe::Musl {
+            words: &["-static", "c/through_libc.c"],
         },
     ),
     ("main_leaves", c!["-pthread", "c/main_leaves.c"]),
