@@ -56,6 +56,27 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("libclock_shift.so", c!["-shared", "-fPIC", "c/clock_shift.c"]),
     ("malloc_family", c!["c/malloc_family.c"]),
     ("malloc_family_static", c!["-static", "c/malloc_family.c"]),
+    ("malloc_family_static_pie", c!["-static-pie", "c/malloc_family.c"]),
+    (
+        "malloc_family_stripped",
+        Recipe::Strip {
+            of: "malloc_family_static",
+        },
+    ),
+    (
+        "malloc_family_stripped_pie",
+        Recipe::Strip {
+            of: "malloc_family_static_pie",
+        },
+    ),
+    (
+        "malloc_family_musl_stripped",
+        Recipe::Strip {
+            of: "malloc_family_musl_static",
+        },
+    ),
+    ("own_malloc", c!["-static", "c/own_malloc.c"]),
+    ("own_malloc_stripped", Recipe::Strip { of: "own_malloc" }),
     ("realloc_moves", c!["c/realloc_moves.c"]),
     ("libdeep.so", c!["-shared", "-fPIC", "c/deep_library.c"]),
     ("deep", c!["c/deep.c", "-L.", "-l:libdeep.so", "-Wl,-rpath,$ORIGIN"]),
@@ -106,6 +127,18 @@ const RECIPES: &[(&str, Recipe)] = &[
     ),
     ("shared_memory", c!["c/shared_memory.c"]),
     ("many_mappings", c!["c/many_mappings.c"]),
+    (
+        "through_libc_musl",
+        Recipe::Musl {
+            words: &["c/through_libc.c"],
+        },
+    ),
+    (
+        "through_libc_musl_static",
+        Recipe::Musl {
+            words: &["-static", "c/through_libc.c"],
+        },
+    ),
     ("main_leaves", c!["-pthread", "c/main_leaves.c"]),
     ("reload", c!["c/reload.c", "-ldl"]),
     ("libplugin_alpha.so", c!["-shared", "-fPIC", "c/plugin_alpha.c"]),

@@ -159,6 +159,18 @@ fn no_known_allocator() -> Result<i32> {
     Ok(status)
 }
 
+/// A static program without symbols whose malloc is nobody's that is known by its shape.
+fn own_allocator_without_symbols() -> Result<i32> {
+    let mut target = Process::ready(&mut programs::command("own_malloc_stripped")?)?;
+    let status = refused(
+        &mut Command::new(machine::leaktrace()),
+        target.pid(),
+        &["linked statically and stripped", "run a copy that is not stripped"],
+    )?;
+    unharmed(&mut target)?;
+    Ok(status)
+}
+
 /// A static program whose section headers, and with them its symbols, lie outside the file. The kernel runs it all the
 /// same: it does not look at them.
 fn hostile_program() -> Result<i32> {
@@ -262,6 +274,7 @@ each!(
     no_btf,
     no_uprobes,
     no_known_allocator,
+    own_allocator_without_symbols,
     hostile_program,
     unwritable_output,
     corrupt_profile,

@@ -1,7 +1,7 @@
-//! Each function of the malloc family on its own: exact objects and bytes, dynamically and statically linked.
+//! Each function of the malloc family on its own: exact objects and bytes, dynamically and statically linked, and stripped.
 
 use anyhow::Result;
-use leaktrace_tests::scenario::{assert_exact, record_program};
+use leaktrace_tests::scenario::{assert_exact, assert_exact_in_total, record_program};
 use leaktrace_tests::{machine, scenario};
 
 /// Leaks 250 blocks of 1,000 through one function.
@@ -50,6 +50,60 @@ each! { "malloc_family_static":
     static_realloc "realloc",
     static_aligned_alloc "aligned_alloc",
     static_posix_memalign "posix_memalign",
+}
+
+/// As [`alone`], where no function has a name and the allocator's are found by their shape.
+fn nameless(program: &str, library: &str, function: &str) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let (truth, recorded) = record_program(program, function)?;
+    let profile = &recorded.profile;
+    assert_exact_in_total(&truth, profile);
+    let mut allocated = 0;
+    for sample in profile.heap() {
+        allocated += sample.allocated().objects;
+    }
+    // 500 empty blocks that musl's realloc to nothing hands out.
+    let expected = if library == "musl" && function == "realloc" {
+        1500
+    } else {
+        1000
+    };
+    assert_eq!(allocated, expected, "{}", profile.shown());
+    let found = format!("found by shape: {library}'s ");
+    assert!(
+        profile.comments.iter().any(|comment| comment.contains(&found)),
+        "no `{found}` in {:?}",
+        profile.comments
+    );
+    Ok(())
+}
+
+macro_rules! each_nameless {
+    ($program:literal, $library:literal: $($name:ident $function:literal),+ $(,)?) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            nameless($program, $library, $function)
+        }
+    )+};
+}
+
+each_nameless! { "malloc_family_stripped", "glibc":
+    stripped_malloc "malloc",
+    stripped_calloc "calloc",
+    stripped_realloc "realloc",
+    stripped_posix_memalign "posix_memalign",
+}
+
+each_nameless! { "malloc_family_stripped_pie", "glibc":
+    stripped_pie_malloc "malloc",
+}
+
+each_nameless! { "malloc_family_musl_stripped", "musl":
+    stripped_musl_malloc "malloc",
+    stripped_musl_realloc "realloc",
+    stripped_musl_aligned_alloc "aligned_alloc",
 }
 
 #[test]

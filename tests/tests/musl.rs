@@ -1,5 +1,5 @@
 //! Programs on musl, whose C library is its dynamic linker, too, and has no unwind tables: exact numbers all the same, by
-//! stacks that end at main.
+//! stacks that reach main through the library's own functions.
 
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,45 @@ each! { "malloc_family_musl_static":
     static_calloc "calloc",
     static_realloc "realloc",
     static_posix_memalign "posix_memalign",
+}
+
+/// Through functions of the library that allocate, or call back.
+fn reaches_main(program: &str) -> Result<()> {
+    let Some(_machine) = machine::exclusive() else {
+        return Ok(());
+    };
+    let (truth, recorded) = record_program(program, "")?;
+    let profile = &recorded.profile;
+    for function in [
+        "through_strdup",
+        "through_asprintf",
+        "through_fopen",
+        "through_getline",
+        "through_tsearch",
+        "through_qsort",
+        "through_signal",
+    ] {
+        let objects = profile.outstanding_through(function).objects;
+        assert_eq!(objects, 50, "{function}: {}", profile.shown());
+    }
+    for function in ["main", "work"] {
+        let objects = profile.outstanding_through(function).objects;
+        assert_eq!(objects, truth.objects() as i64, "{function}: {}", profile.shown());
+    }
+    for sample in profile.heap().filter(|sample| sample.allocated().objects > 0) {
+        assert!(sample.passes("main"), "{:?}", sample.names());
+    }
+    Ok(())
+}
+
+#[test]
+fn stacks_through_libc_reach_main() -> Result<()> {
+    reaches_main("through_libc_musl")
+}
+
+#[test]
+fn stacks_through_a_static_libc_reach_main() -> Result<()> {
+    reaches_main("through_libc_musl_static")
 }
 
 /// Traced from the first instruction, and let go when its libraries are loaded: not held until the limit of 20 seconds.

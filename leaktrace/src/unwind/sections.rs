@@ -21,7 +21,7 @@ use super::cfi::CompileError;
 /// Largest section that is read. libLLVM's is 7 MB, a browser's 30 MB.
 pub(super) const MAX_SECTION: u64 = 96 << 20;
 /// Most program headers that are looked at.
-const MAX_SEGMENTS: usize = 256;
+pub(super) const MAX_SEGMENTS: usize = 256;
 
 /// What compilation needs of a file.
 pub(super) struct Image<'data> {

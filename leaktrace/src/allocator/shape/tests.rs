@@ -1,7 +1,6 @@
 //! Programs built here, whose symbols say what is to be found.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::process::Command;
 
 use super::*;
@@ -37,12 +36,11 @@ void *realloc(void *block, size_t size) { void *other = malloc(size); return blo
 int main(int count, char **words) { (void)count; puts(strdup(words[0])); return 0; }
 "#;
 
-/// Builds a program, and says what its symbols call the functions that were found.
-fn named(
-    compiler: &str,
-    arguments: &[&str],
-    source: &str,
-) -> Option<Result<BTreeMap<&'static str, Vec<String>>, String>> {
+/// Names in a program's symbols, by what was found there.
+type Names = BTreeMap<&'static str, Vec<String>>;
+
+/// Builds a program.
+fn build(compiler: &str, arguments: &[&str], source: &str) -> Option<Vec<u8>> {
     if Command::new(compiler).arg("--version").output().is_err() {
         eprintln!("skipped: no {compiler} here");
         return None;
@@ -51,24 +49,18 @@ fn named(
     let (input, output) = (folder.path().join("program.c"), folder.path().join("program"));
     std::fs::write(&input, source).unwrap();
     let mut command = Command::new(compiler);
-    let built = command
-        .args(arguments)
-        .arg(&input)
-        .arg("-o")
-        .arg(&output)
-        .output()
-        .unwrap();
-    assert!(
-        built.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    let image = ElfImage::open(File::open(&output).unwrap()).unwrap();
-    let shape = match find(&image) {
-        Ok(shape) => shape,
-        Err(why) => return Some(Err(why)),
-    };
-    let mut names: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    command.args(arguments).arg(&input).arg("-o").arg(&output);
+    let built = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{command:?}: {errors}");
+    Some(std::fs::read(&output).unwrap())
+}
+
+/// What a program's symbols call the functions that were found.
+fn named(program: Vec<u8>) -> Result<Names, String> {
+    let image = ElfImage::new(Box::new(program)).unwrap();
+    let shape = find(&image)?;
+    let mut names = Names::new();
     for_each_symbol(&image, |_, symbol| {
         for found in shape.functions.iter().filter(|found| found.start == symbol.address.0) {
             let name = String::from_utf8_lossy(symbol.name).into_owned();
@@ -76,14 +68,14 @@ fn named(
         }
     });
     assert_eq!(names.len(), shape.functions.len(), "{shape:?}: {names:?}");
-    Some(Ok(names))
+    Ok(names)
 }
 
 fn assert_named(compiler: &str, arguments: &[&str], expected: &[(&str, &str)]) {
-    let Some(names) = named(compiler, arguments, PROGRAM) else {
+    let Some(program) = build(compiler, arguments, PROGRAM) else {
         return;
     };
-    let names = names.unwrap();
+    let names = named(program).unwrap();
     for (function, symbol) in expected {
         let names = names.get(function).unwrap_or_else(|| panic!("{function}: {names:?}"));
         assert!(
@@ -122,8 +114,35 @@ fn musl() {
 #[test]
 fn an_allocator_of_its_own_is_refused() {
     for compiler in ["gcc", "musl-gcc"] {
-        if let Some(names) = named(compiler, &["-O2", "-static"], OWN) {
-            names.unwrap_err();
+        if let Some(program) = build(compiler, &["-O2", "-static"], OWN) {
+            named(program).unwrap_err();
+        }
+    }
+}
+
+/// What is damaged is found or not; what is found lies in code.
+#[test]
+fn damaged_programs() {
+    let Some(program) = build("musl-gcc", &["-O2", "-static"], PROGRAM) else {
+        return;
+    };
+    let mut state = 1u32;
+    let mut random = |limit: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % limit
+    };
+    for round in 0..40 {
+        let mut damaged = program.clone();
+        for _ in 0..1 << (round % 12) {
+            // The ELF header stays, so that the rest is reached.
+            let at = 64 + random(damaged.len() - 64);
+            damaged[at] = random(256) as u8;
+        }
+        let Ok(image) = ElfImage::new(Box::new(damaged)) else {
+            continue;
+        };
+        for found in find(&image).into_iter().flat_map(|shape| shape.functions) {
+            assert!(image.is_code(crate::model::ElfAddress(found.start)), "{found:?}");
         }
     }
 }

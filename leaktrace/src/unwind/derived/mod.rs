@@ -20,6 +20,7 @@ use self::starts::piece;
 use self::state::State;
 use self::walk::{Bytes, Walker};
 use super::rule::Rule;
+use super::sections::MAX_SEGMENTS;
 
 /// Gaps that together are smaller, and less than an eighth of the code, are stubs and single functions.
 const MIN_CODE: u64 = 4 << 10;
@@ -168,7 +169,7 @@ impl<'data, R: ReadRef<'data>> Bytes for Code<'_, 'data, R> {
 
 /// Up to `len` bytes of a segment.
 fn bytes_at<'data, R: ReadRef<'data>>(file: &object::File<'data, R>, address: u64, len: u64) -> Option<&'data [u8]> {
-    let segment = file.segments().find(|segment| {
+    let segment = file.segments().take(MAX_SEGMENTS).find(|segment| {
         address
             .checked_sub(segment.address())
             .is_some_and(|skipped| skipped < segment.size())

@@ -9,6 +9,7 @@ use std::ops::Range;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use object::{Object, ObjectSegment, ObjectSymbol, ReadRef, RelocationTarget, SegmentFlags, SymbolKind, elf};
 
+use super::super::sections::MAX_SEGMENTS;
 use super::walk::is_padding;
 
 /// Most code that is searched for calls into what is analysed.
@@ -47,7 +48,7 @@ pub(super) fn find<'data, R: ReadRef<'data>>(
         sweep.linear(*start, bytes, &known, true);
     }
     let mut left = MAX_SWEPT;
-    for segment in file.segments() {
+    for segment in file.segments().take(MAX_SEGMENTS) {
         let is_text = text.iter().any(|range| range.contains(&segment.address()));
         let (_, in_file) = segment.file_range();
         if is_text && in_file <= left {
@@ -57,7 +58,7 @@ pub(super) fn find<'data, R: ReadRef<'data>>(
             }
         }
     }
-    if sweep.known.len().max(sweep.taken.len()) > MAX_NOTED {
+    if sweep.is_full() {
         return None;
     }
     let mut known: Vec<u64> = sweep.known.iter().copied().collect();
@@ -96,7 +97,7 @@ impl Sweep<'_> {
             .filter(|at| *at > start && at - start < bytes.len() as u64)
             .collect();
         cuts.sort_unstable();
-        cuts.push(start + bytes.len() as u64);
+        cuts.push(start.saturating_add(bytes.len() as u64));
         let mut from = start;
         let mut ended = true;
         for to in cuts {
@@ -105,7 +106,7 @@ impl Sweep<'_> {
                 .unwrap_or_default();
             let mut decoder = Decoder::with_ip(64, part, from, DecoderOptions::NONE);
             let mut instruction = Instruction::default();
-            while decoder.can_decode() {
+            while decoder.can_decode() && !self.is_full() {
                 decoder.decode_out(&mut instruction);
                 self.note(&instruction);
                 if own {
@@ -117,6 +118,11 @@ impl Sweep<'_> {
             }
             from = to;
         }
+    }
+
+    fn is_full(&self) -> bool {
+        let most = self.known.len().max(self.taken.len()).max(self.behind_ends.len());
+        most > MAX_NOTED
     }
 
     fn note(&mut self, instruction: &Instruction) {
@@ -172,7 +178,7 @@ fn symbols<'data, R: ReadRef<'data>>(file: &object::File<'data, R>, analysed: &[
 fn data<'data, R: ReadRef<'data>>(file: &object::File<'data, R>, analysed: &[(u64, &[u8])]) -> Vec<u64> {
     let mut found = Vec::new();
     let mut left = MAX_WORDS;
-    for segment in file.segments() {
+    for segment in file.segments().take(MAX_SEGMENTS) {
         let writable = matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags & elf::PF_W == elf::PF_W);
         let (_, in_file) = segment.file_range();
         if !writable || in_file / 8 > left as u64 {
