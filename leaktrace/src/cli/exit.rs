@@ -130,6 +130,7 @@ fn of_record(error: &RecordError) -> Exit {
             | TraceError::Withdrawn { .. }
             | TraceError::Shared { .. }
             | TraceError::SharerMissed { .. }
+            | TraceError::TooManySamples { .. }
             | TraceError::Shares { .. },
         )
         | RecordError::Thread(_)

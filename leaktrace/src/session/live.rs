@@ -224,20 +224,32 @@ impl Live {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            match self.tracer.act_on(notice) {
-                Ok(()) => {}
-                Err(error) => match error.doubtful() {
-                    Some(pid) => {
-                        self.pump.take(pid);
-                        if let Some(attached) = self.attached.get_mut(&pid) {
-                            attached.remark(error.to_string());
-                        }
-                    }
-                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
-                },
-            }
+            let done = self.tracer.act_on(notice);
+            self.leave_out_doubtful(done, || format!("{notice:?}"));
         }
         self.catch_up();
+    }
+
+    /// Leaves out what may have been freed unseen, and says so; what else went wrong is said in the debug log.
+    fn leave_out_doubtful(&mut self, done: Result<(), TraceError>, what: impl FnOnce() -> String) {
+        let Err(error) = done else {
+            return;
+        };
+        match error.doubtful() {
+            Some(pid) => {
+                self.pump.take(pid);
+                if let Some(attached) = self.attached.get_mut(&pid) {
+                    attached.remark(error.to_string());
+                }
+            }
+            None => tracing::debug!("failed to follow {}: {error}", what()),
+        }
+    }
+
+    /// Makes room for samples if there is hardly any left. To be called from time to time.
+    pub fn make_room_for_samples(&mut self) {
+        let room = self.tracer.make_room_for_samples();
+        self.leave_out_doubtful(room, String::new);
     }
 
     /// When [`catch_up`](Self::catch_up) has something to do.

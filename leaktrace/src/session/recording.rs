@@ -289,19 +289,25 @@ impl Recording {
             {
                 heap.note_exec();
             }
-            match self.tracer.act_on(notice) {
-                Ok(()) => {}
-                Err(error) => match error.doubtful() {
-                    Some(pid) => {
-                        self.pump.take(pid);
-                        self.remarks.push(error.to_string());
-                    }
-                    None => tracing::debug!("failed to follow {notice:?}: {error}"),
-                },
-            }
+            let done = self.tracer.act_on(notice);
+            self.leave_out_doubtful(done, || format!("{notice:?}"));
             if let Notice::Exec(pid) = notice {
                 self.find_go(pid);
             }
+        }
+    }
+
+    /// Leaves out what may have been freed unseen, and says so; what else went wrong is said in the debug log.
+    fn leave_out_doubtful(&mut self, done: Result<(), TraceError>, what: impl FnOnce() -> String) {
+        let Err(error) = done else {
+            return;
+        };
+        match error.doubtful() {
+            Some(pid) => {
+                self.pump.take(pid);
+                self.remarks.push(error.to_string());
+            }
+            None => tracing::debug!("failed to follow {}: {error}", what()),
         }
     }
 
@@ -330,6 +336,8 @@ impl Recording {
     /// files in which they name it. To be called several times a second.
     pub fn catch_up(&mut self) {
         self.tracer.catch_up();
+        let room = self.tracer.make_room_for_samples();
+        self.leave_out_doubtful(room, String::new);
         if self.names_held.elapsed() >= NAMES_INTERVAL {
             self.names_held = Instant::now();
             self.tracer.hold_names();
