@@ -29,7 +29,7 @@ fn an_innocent_process_beside_greedy_ones_has_all_its_stacks() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let mut greedy = greedy()?;
+    let greedy = greedy()?;
     let mut innocent = Process::ready(programs::command("malloc_family")?.arg("malloc"))?;
     let pids: Vec<String> = greedy[1..].iter().map(|process| process.pid().to_string()).collect();
     let innocent_pid = innocent.pid().to_string();
@@ -57,7 +57,11 @@ fn an_innocent_process_beside_greedy_ones_has_all_its_stacks() -> Result<()> {
     ensure!(profile.loss("code_left_out") > 4 * 100, "{}", profile.shown());
     unharmed(&mut innocent)?;
     innocent.exit()?;
-    for process in &mut greedy {
+    end(greedy)
+}
+
+fn end(greedy: Vec<Process>) -> Result<()> {
+    for mut process in greedy {
         process.close_input();
         process.wait(PATIENCE)?;
     }

@@ -227,6 +227,16 @@ impl ProcessTable {
         }
     }
 
+    /// Samples that are held: of all processes, and of the one in a slot.
+    pub fn samples(&self, slot: &Slot) -> (u64, u64) {
+        (self.sampled.held(0), self.sampled.held(held_of_slot(slot.index)))
+    }
+
+    /// Forgets the samples of a process that goes on being traced: what it holds has to be forgotten elsewhere, too.
+    pub fn forget_samples(&mut self, slot: &Slot) {
+        self.sampled.begin_anew(&slot.process());
+    }
+
     /// A process has ended: another one may have its pid from now on, and nothing that it does is the ended one's.
     pub fn end(&mut self, slot: &mut Slot) {
         if !slot.has_ended {

@@ -33,12 +33,23 @@ impl SampledBlocks {
         }
     }
 
+    /// How many are held by one of the counters.
+    pub fn held(&self, counter: u32) -> u64 {
+        // SAFETY: an aligned word of the mapping; programs in the kernel change it by atomic instructions.
+        self.held.look(counter, |held| unsafe { held.read_volatile() })
+    }
+
+    /// Takes out all blocks of a process that goes on being traced.
+    pub fn begin_anew(&mut self, process: &Process) {
+        let count = self.take_out(process.pid, None);
+        self.count_out(process, count);
+    }
+
     /// Takes out all blocks of a process that is not traced any more.
     pub fn forget_all(&mut self, process: &Process) {
         self.take_out(process.pid, None);
         // What was counted and is gone in another way, if anything, must not stay counted.
-        // SAFETY: an aligned word of the mapping, which no program changes any more: the process is not traced.
-        let left = self.held.look(process.held, |held| unsafe { held.read_volatile() });
+        let left = self.held(process.held);
         self.count_out(process, left);
     }
 

@@ -139,6 +139,7 @@ fn of_record(error: &RecordError) -> Exit {
             | TraceError::Withdrawn { .. }
             | TraceError::Shared { .. }
             | TraceError::SharerMissed { .. }
+            | TraceError::TooManySamples { .. }
             | TraceError::Shares { .. },
         )
         | RecordError::Thread(_)

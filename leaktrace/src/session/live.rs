@@ -232,26 +232,9 @@ impl Live {
     pub fn follow(&mut self) {
         self.logger.flush();
         for notice in self.notices.take() {
-            match self.tracer.act_on(notice) {
-                Ok(()) => {}
-                Err(error) => match error.doubtful() {
-                    Some(pid) => {
-                        self.pump.take(pid);
-                        if let Some(attached) = self.attached.get_mut(&pid) {
-                            attached.remark(error.to_string());
-                            self.withdrawn.push((attached.key, error.to_string()));
-                        }
-                    }
-                    None => {
-                        tracing::debug!("failed to follow {notice:?}: {error}");
-                        if let Some(remark) = not_followed(&error)
-                            && let Some(attached) = self.attached.get_mut(&notice.pid())
-                        {
-                            attached.remark(remark);
-                        }
-                    }
-                },
-            }
+            let pid = notice.pid();
+            let done = self.tracer.act_on(notice);
+            self.leave_out_doubtful(done, Some(pid), || format!("{notice:?}"));
         }
         self.catch_up();
     }
@@ -260,6 +243,35 @@ impl Live {
     /// as traced until they are [removed](Self::remove).
     pub fn take_withdrawn(&mut self) -> Vec<(ProcessKey, String)> {
         std::mem::take(&mut self.withdrawn)
+    }
+
+    /// Leaves out what may have been freed unseen, and says so; what was not followed is told in the profile of `pid`.
+    fn leave_out_doubtful(&mut self, done: Result<(), TraceError>, pid: Option<u32>, what: impl FnOnce() -> String) {
+        let Err(error) = done else {
+            return;
+        };
+        if let Some(doubtful) = error.doubtful() {
+            self.pump.take(doubtful);
+            if let Some(attached) = self.attached.get_mut(&doubtful) {
+                attached.remark(error.to_string());
+                if matches!(error, TraceError::Withdrawn { .. }) {
+                    self.withdrawn.push((attached.key, error.to_string()));
+                }
+            }
+            return;
+        }
+        tracing::debug!("failed to follow {}: {error}", what());
+        if let Some(remark) = not_followed(&error)
+            && let Some(attached) = pid.and_then(|pid| self.attached.get_mut(&pid))
+        {
+            attached.remark(remark);
+        }
+    }
+
+    /// Makes room for samples if there is hardly any left. To be called from time to time.
+    pub fn make_room_for_samples(&mut self) {
+        let room = self.tracer.make_room_for_samples();
+        self.leave_out_doubtful(room, None, String::new);
     }
 
     /// When [`catch_up`](Self::catch_up) has something to do.

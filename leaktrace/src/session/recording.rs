@@ -302,26 +302,28 @@ impl Recording {
             {
                 heap.note_exec();
             }
-            match self.tracer.act_on(notice) {
-                Ok(()) => {}
-                Err(error) => match error.doubtful() {
-                    Some(pid) => {
-                        self.pump.take(pid);
-                        self.remarks.push(error.to_string());
-                    }
-                    None => {
-                        tracing::debug!("failed to follow {notice:?}: {error}");
-                        let remark = tracer::not_followed(&error);
-                        let has_room = self.remarks.len() < MAX_REMARKS;
-                        self.remarks
-                            .extend(remark.filter(|remark| has_room && !self.remarks.contains(remark)));
-                    }
-                },
-            }
+            let done = self.tracer.act_on(notice);
+            self.leave_out_doubtful(done, || format!("{notice:?}"));
             if let Notice::Exec(pid) = notice {
                 self.find_managed(pid);
             }
         }
+    }
+
+    /// Leaves out what may have been freed unseen, and says so, as it does of new code that was not followed.
+    fn leave_out_doubtful(&mut self, done: Result<(), TraceError>, what: impl FnOnce() -> String) {
+        let Err(error) = done else {
+            return;
+        };
+        let remark = if let Some(pid) = error.doubtful() {
+            self.pump.take(pid);
+            Some(error.to_string())
+        } else {
+            tracing::debug!("failed to follow {}: {error}", what());
+            tracer::not_followed(&error).filter(|_| self.remarks.len() < MAX_REMARKS)
+        };
+        self.remarks
+            .extend(remark.filter(|remark| !self.remarks.contains(remark)));
     }
 
     /// Begins to record the heap of a process whose new program has a managed runtime.
@@ -349,6 +351,8 @@ impl Recording {
     /// files in which they name it. To be called several times a second.
     pub fn catch_up(&mut self) {
         self.tracer.catch_up();
+        let room = self.tracer.make_room_for_samples();
+        self.leave_out_doubtful(room, String::new);
         if self.names_held.elapsed() >= NAMES_INTERVAL {
             self.names_held = Instant::now();
             self.tracer.hold_names();

@@ -15,7 +15,7 @@ use std::{
 
 use attach::flags;
 pub(super) use attach::wanted;
-use leaktrace_common::config::{MAX_MAPPINGS, Process};
+use leaktrace_common::config::{MAX_MAPPINGS, MAX_SAMPLES, Process};
 
 use super::{
     code::CodeTables,
@@ -143,6 +143,17 @@ pub enum TraceError {
         pid: u32,
         /// The other one.
         sharer: u32,
+    },
+    /// It had more samples than others, for which there was no room any more.
+    #[error(
+        "what was sampled of pid {pid} before is left out: it held {samples} of the {MAX_SAMPLES} samples that all processes \
+         share, and there was hardly any room left for others; with larger intervals between samples there is"
+    )]
+    TooManySamples {
+        /// Process.
+        pid: u32,
+        /// How many it held.
+        samples: u64,
     },
     /// It uses the memory of a process that is traced.
     #[error(

@@ -472,6 +472,9 @@ impl Work {
     }
 
     fn begin_measuring(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.make_room_for_samples();
+        }
         if let Some(live) = &self.live {
             self.suspects.keys().for_each(|pid| live.look_at_pages(*pid));
         }

@@ -40,7 +40,7 @@ pub fn kernel_losses(counters: &[u64; Counter::COUNT], undecodable: u64) -> Loss
         (
             "sampled_set_full",
             count(Counter::SampledSetFull),
-            "samples not taken: too many outstanding",
+            "samples not taken: too many outstanding, in all or of one process or user",
         ),
         (
             "return_missed",

@@ -2,14 +2,24 @@
 //!
 //! Invariant: what may have been given back unseen is left out ([`TraceError::doubtful`]).
 
+use std::collections::HashMap;
+
+use leaktrace_common::config::MAX_SAMPLES;
+
 use super::{TraceError, Tracer};
 use crate::{bpf::kernel::UprobeMechanism, bpf::links::Links, probe::plan::Refused};
+
+/// Samples of all processes from which on one gives up its own.
+const CROWDED_SAMPLES: u64 = MAX_SAMPLES as u64 / 8 * 7;
 
 impl TraceError {
     /// The process of which all that was recorded before is doubtful, since frees may have been missed.
     pub fn doubtful(&self) -> Option<u32> {
         match self {
-            Self::Withdrawn { pid, .. } | Self::Shared { pid, .. } | Self::SharerMissed { pid, .. } => Some(*pid),
+            Self::Withdrawn { pid, .. }
+            | Self::Shared { pid, .. }
+            | Self::SharerMissed { pid, .. }
+            | Self::TooManySamples { pid, .. } => Some(*pid),
             _ => None,
         }
     }
@@ -31,6 +41,39 @@ impl Tracer {
             traced.links = Links::new();
             traced.probed.clear();
         }
+    }
+
+    /// Makes room for the samples of others if there is hardly any left: begins anew with the process that has most, of the
+    /// user who has most. To be called from time to time.
+    pub fn make_room_for_samples(&mut self) -> Result<(), TraceError> {
+        let mut users: HashMap<u32, (u64, u64, u32)> = HashMap::new();
+        let mut all = 0;
+        for (pid, traced) in &self.processes {
+            let Some(slot) = traced.slot.as_ref().filter(|_| traced.settings.sample_interval != 0) else {
+                continue;
+            };
+            let (held, own) = self.table.samples(slot);
+            all = held;
+            let (sum, most, of) = users.entry(traced.user).or_insert((0, 0, *pid));
+            *sum += own;
+            if own > *most {
+                (*most, *of) = (own, *pid);
+            }
+        }
+        if all < CROWDED_SAMPLES {
+            return Ok(());
+        }
+        let Some((_, samples, pid)) = users.into_values().max() else {
+            return Ok(());
+        };
+        // Of many that hold little none is greedy.
+        if samples < CROWDED_SAMPLES / 8 {
+            return Ok(());
+        }
+        if let Some(slot) = self.processes.get(&pid).and_then(|traced| traced.slot.as_ref()) {
+            self.table.forget_samples(slot);
+        }
+        Err(TraceError::TooManySamples { pid, samples })
     }
 
     /// A child of the process goes on using its memory.
