@@ -32,7 +32,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
 pub(super) fn call_frames(data: &[u8]) {
     let mut input = Input::new(data);
     let mut elf = Elf::new();
-    let text = elf.section(".text", 1, 6, &[0x90; 4096], 0);
+    elf.section(".text", 1, 6, &[0x90; 4096], 0);
     let text_at = BASE + 512;
     let kind = input.byte();
     let is_debug = kind & 1 != 0;
@@ -80,7 +80,6 @@ pub(super) fn call_frames(data: &[u8]) {
     }
     let name = if is_debug { ".debug_frame" } else { ".eh_frame" };
     elf.section(name, 1, if is_debug { 0 } else { 2 }, &frames, 0);
-    let _ = text;
     let bytes = elf.finish(if kind & 2 != 0 { text_at } else { 0 });
     let Ok(file) = object::File::parse(bytes.as_slice()) else {
         return;
