@@ -114,6 +114,10 @@ impl Fault {
             let errors = ERRORS.iter().find(|(names, _)| names.contains(&name));
             let mut places = vec![1, count.div_ceil(2), *count];
             places.dedup();
+            // The first one is the trial before tokio's own, which panics.
+            if name == "socketpair" {
+                places.truncate(1);
+            }
             for errno in errors.map_or(&[][..], |(_, errors)| errors) {
                 // It never waits.
                 if *errno == Errno::EINTR && object.contains("eventfd") {
