@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use leaktrace::daemon::{api, backend, http};
-use leaktrace::{export, report};
+use leaktrace::{export, model, report};
 
 #[path = "../src/daemon/http/tests/fake.rs"]
 mod fake;

@@ -49,10 +49,7 @@ impl HeapKind {
 
     /// Whether a managed runtime allocates from it, and counts by itself what it allocated.
     pub const fn is_managed(self) -> bool {
-        match self {
-            Self::Native | Self::Mmap | Self::Resident | Self::Reserved => false,
-            Self::Go => true,
-        }
+        matches!(self, Self::Go)
     }
 }
 
