@@ -4,6 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     backend::{Backend, Failure, ProfileKind, Snapshot},
+    control::{ATTACH_LIMIT, state::Mode},
+    controller::{Answer, Message},
+    reply::reply,
     service::{Service, lock, profile_of},
     store::{Filter, StoreError},
     trace::cost::{Cost, Price},
@@ -16,12 +19,27 @@ use crate::{
     runtime::{self, RuntimeError},
 };
 
+/// How long the controller may take to answer, over the time of attaching.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 500;
 
 impl Service {
     fn known(&self, pid: u32) -> Result<(ProcessKey, Arc<api::Identity>), Failure> {
         self.identity(pid).ok_or(Failure::UnknownProcess(pid))
+    }
+
+    /// Asks the controller. Who waits no longer has not got what was asked for: the controller undoes it.
+    fn ask(&self, limit: Duration, message: impl FnOnce(Answer) -> Message) -> Result<api::Tracing, Failure> {
+        let (answer, awaited) = reply();
+        let _ = self.messages.send(message(answer));
+        let silent = || {
+            Err(Failure::Failed(format!(
+                "no answer within {} s: given up",
+                limit.as_secs()
+            )))
+        };
+        awaited.wait(limit).unwrap_or_else(silent)
     }
 
     fn goroutines_of<T>(&self, pid: u32, answer: impl FnOnce(&Goroutines) -> T) -> Result<T, Failure> {
@@ -33,7 +51,11 @@ impl Service {
 
     fn heap(&self, pid: u32) -> Result<Profile, Failure> {
         let (key, identity) = self.known(pid)?;
-        if !identity.runtime.is_managed() || lock(&self.policy).is_traced(key) {
+        let tracing = self.tracing(key);
+        let is_traced = tracing
+            .as_ref()
+            .is_some_and(|tracing| tracing.state == api::TraceState::Traced);
+        if !identity.runtime.is_managed() || is_traced {
             if let Some(moment) = self.moment(key) {
                 return Ok(profile_of(moment, None).0);
             }
@@ -42,11 +64,10 @@ impl Service {
             let profile = heap.map(|heap| heap.profile(wall() as i64));
             return profile.map_err(|error| Failure::Failed(error.to_string()));
         }
-        let tracing = lock(&self.policy).tracing(key, identity.started);
         Err(Failure::Nothing(format!(
             "pid {pid} ({}) is not traced: {}; POST /api/v1/processes/{pid}/trace begins to trace it",
             identity.comm.escape_debug(),
-            tracing.reason
+            tracing.map_or_else(|| "nothing was decided yet".to_owned(), |tracing| tracing.reason)
         )))
     }
 }
@@ -78,11 +99,13 @@ impl Backend for Service {
     }
 
     fn decisions(&self, pid: Option<u32>) -> Vec<api::Decision> {
-        let policy = lock(&self.policy);
-        let wanted = policy
-            .decisions()
-            .filter(|decision| pid.is_none_or(|pid| decision.process.pid == pid));
-        wanted.take(MAX_DECISIONS).cloned().collect()
+        let decided = self.decided();
+        let wanted = decided.decisions.iter();
+        wanted
+            .filter(|decision| pid.is_none_or(|pid| decision.process.pid == pid))
+            .take(MAX_DECISIONS)
+            .cloned()
+            .collect()
     }
 
     fn timeline(&self, pid: u32, since: u64, until: u64) -> Result<api::Timeline, Failure> {
@@ -130,29 +153,17 @@ impl Backend for Service {
     }
 
     fn start_trace(&self, pid: u32, interval: Option<u64>) -> Result<api::Tracing, Failure> {
-        let (key, identity) = self.known(pid)?;
+        let (key, _) = self.known(pid)?;
         if pid == std::process::id() {
             return Err(Failure::Refused("leaktrace does not trace itself".to_owned()));
         }
-        let wish = lock(&self.policy).ask(key, &identity.comm, interval, self.clock.now());
-        self.fulfil(wish);
-        let readings = self.engine.readings();
-        let tracing = self.tracing(&lock(&self.policy), key, identity.started, &readings);
-        match tracing.state {
-            api::TraceState::Traced => Ok(tracing),
-            _ => Err(Failure::Refused(tracing.reason)),
-        }
+        let limit = Duration::from_secs(ATTACH_LIMIT.into()) + ANSWER_LIMIT;
+        self.ask(limit, |answer| Message::Start(key, interval, answer))
     }
 
     fn stop_trace(&self, pid: u32) -> Result<api::Tracing, Failure> {
-        let (key, identity) = self.known(pid)?;
-        if !lock(&self.policy).is_traced(key) {
-            return Err(Failure::Nothing(format!("pid {pid} is not traced")));
-        }
-        self.engine.release(key);
-        let mut policy = lock(&self.policy);
-        policy.stopped(key, self.clock.now());
-        Ok(policy.tracing(key, identity.started))
+        let (key, _) = self.known(pid)?;
+        self.ask(ANSWER_LIMIT, |answer| Message::End(key, answer))
     }
 
     fn status(&self) -> api::Status {
@@ -172,8 +183,8 @@ impl Backend for Service {
             host: self.host.clone(),
             started: self.started,
             processes: snapshot.processes.len(),
-            traced: lock(&self.policy).traced().count(),
-            suspects: lock(&self.suspects).followed().count(),
+            traced: self.count(Mode::Probes),
+            suspects: self.count(Mode::Growth),
             own: api::Own {
                 cpu: own.cpu,
                 cpu_budget: config.budget.own_cpu,

@@ -308,14 +308,13 @@ impl Exporter {
         });
     }
 
-    /// Last profiles of all traced processes and suspects, as many as there is time for.
+    /// Last profiles of all processes that are traced or whose growth is sampled, as many as there is time for.
     fn finish(&mut self, deadline: Instant) {
-        let mut traced: Vec<ProcessKey> = lock(&self.service.policy).traced().collect();
-        traced.extend(lock(&self.service.suspects).followed());
         // Copies first: they are what detaching takes away.
-        let moments: Vec<(ProcessKey, Moment)> = traced
-            .into_iter()
-            .filter_map(|key| Some((key, self.service.moment(key)?)))
+        let observed = &self.service.decided().observed;
+        let moments: Vec<(ProcessKey, Moment)> = observed
+            .iter()
+            .filter_map(|(key, _)| Some((*key, self.service.moment(*key)?)))
             .collect();
         for (key, moment) in moments {
             if Instant::now() >= deadline {

@@ -27,16 +27,14 @@ use crate::{
 use super::{
     backend::Snapshot,
     config::{Config, ConfigError, Http},
+    controller::{Controller, Message},
     exporter::{Exporter, Job},
     http::{self, HttpError},
-    own,
-    policy::Policy,
-    privileges,
+    own, privileges,
     push::Pusher,
-    service::{Service, lock, policy_settings},
+    service::{Service, lock},
     store::{self, Store, StoreError},
     trace::engine::Engine,
-    watcher::{Message, Watcher},
 };
 
 /// How long last profiles may take after SIGTERM.
@@ -106,12 +104,13 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         let _inside = runtime.enter();
         Pusher::start(config.push.clone(), &host)
     };
+    let (messages, told) = mpsc::channel();
     let service = Arc::new(Service {
         clock: Clock::default(),
         monitor: Mutex::new(Monitor::new(Scope::Machine, config.watch.monitor())),
-        suspects: Mutex::default(),
-        policy: Mutex::new(Policy::new(policy_settings(&config), std::process::id())),
         engine: Engine::start().map_err(start("the engine's thread"))?,
+        messages,
+        decided: RwLock::default(),
         store: Mutex::new(store),
         pusher,
         snapshot: RwLock::new(Arc::new(Snapshot::default())),
@@ -123,10 +122,10 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         config: RwLock::new(Arc::new(config)),
     });
     service.trouble("budget of probes", usage::obstacle());
-    runtime.block_on(serve(&service, options))
+    runtime.block_on(serve(&service, told, options))
 }
 
-async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonError> {
+async fn serve(service: &Arc<Service>, told: mpsc::Receiver<Message>, options: Options) -> Result<(), DaemonError> {
     let start = |what| move |source| DaemonError::Start { what, source };
     let mut hangup = signal(SignalKind::hangup()).map_err(start("the handler of SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(start("the handler of SIGTERM"))?;
@@ -140,12 +139,11 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
     announce(&options.config, &server);
 
     let (jobs, todo) = mpsc::channel();
-    let (messages, told) = mpsc::channel();
-    let watcher = Watcher::new(Arc::clone(service), jobs.clone());
-    let watching = thread::Builder::new()
-        .name("watcher".to_owned())
-        .spawn(move || watcher.run(&told))
-        .map_err(start("the watching thread"))?;
+    let controller = Controller::new(Arc::clone(service), jobs.clone());
+    let controlling = thread::Builder::new()
+        .name("controller".to_owned())
+        .spawn(move || controller.run(&told))
+        .map_err(start("the controller's thread"))?;
     let exporter = Exporter::new(Arc::clone(service));
     let exporting = thread::Builder::new()
         .name("exporter".to_owned())
@@ -160,7 +158,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
             _ = hangup.recv() => {
                 let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Reloading]);
                 if reload(service, &options) {
-                    let _ = messages.send(Message::Reload);
+                    let _ = service.messages.send(Message::Reload);
                 }
                 let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
             }
@@ -172,9 +170,9 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
         }
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-    tracing::info!("ending: last profiles, then the probes go");
+    tracing::info!("shutting down: writing final profiles, then detaching");
     let deadline = Instant::now() + LAST_PROFILES;
-    let _ = messages.send(Message::Stop);
+    let _ = service.messages.send(Message::Stop);
     let _ = jobs.send(Job::Finish { deadline });
     let _ = stop.send(());
     let waited = Arc::clone(service);
@@ -182,7 +180,7 @@ async fn serve(service: &Arc<Service>, options: Options) -> Result<(), DaemonErr
     let ending = tokio::task::spawn_blocking(move || {
         let _ = exporting.join();
         service.engine.stop();
-        let _ = watching.join();
+        let _ = controlling.join();
         service
     });
     tokio::pin!(ending);
@@ -246,7 +244,7 @@ fn reload(service: &Service, options: &Options) -> bool {
     lock(&service.store).configure(store_settings(&new));
     service.pusher.reload(new.push.clone());
     *service.config.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(new);
-    tracing::info!("configuration read again");
+    tracing::info!("configuration reloaded");
     true
 }
 

@@ -6,11 +6,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -22,7 +18,10 @@ use leaktrace_common::signature::Op;
 use super::cost::{Activity, Cost, Price};
 use crate::{
     bpf::usage::{Counting, Usage},
-    daemon::service::lock,
+    daemon::{
+        control::state::{Mode, Settlement},
+        service::lock,
+    },
     model::ProcessKey,
     report::loss::Losses,
     session::{
@@ -41,9 +40,6 @@ const MEASURE: Duration = Duration::from_millis(250);
 const LINGER: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long attaching may: a second or two with large libraries. The first loads the kernel side, too, and the verifier is
-/// slow on an emulated processor.
-const ATTACH_LIMIT: Duration = Duration::from_secs(120);
 
 /// A traced process as of the last measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -61,7 +57,7 @@ pub struct Reading {
 pub struct Readings {
     /// Traced processes.
     pub targets: HashMap<ProcessKey, Reading>,
-    /// What following growth without probes costs in all processes together; `None` while nobody's is followed.
+    /// What growth sampling costs in all processes together; `None` while there is none.
     pub growth: Option<Cost>,
     /// Which measurement it was; 0 before the first.
     pub number: u64,
@@ -73,66 +69,28 @@ pub struct Readings {
     pub withdrawn: HashMap<ProcessKey, String>,
 }
 
+/// Takes the outcome of attaching to a process.
+pub type Attached = Box<dyn FnOnce(Result<(), RecordError>) + Send>;
+/// Takes the last profile's ingredients, if they were asked for and there are any, once the process is released.
+pub type Released = Box<dyn FnOnce(Option<Moment>) + Send>;
+
 enum Command {
-    Trace {
+    Attach {
         key: ProcessKey,
+        mode: Mode,
         interval: u64,
-        reply: Reply<Result<(), RecordError>>,
+        settlement: Settlement,
+        done: Attached,
     },
-    Suspect {
+    Release {
         key: ProcessKey,
-        interval: u64,
-        reply: Reply<Result<(), RecordError>>,
+        last_profile: bool,
+        done: Released,
     },
-    Leave(ProcessKey),
-    Release(ProcessKey, mpsc::Sender<()>),
     Interval(ProcessKey, u64, String),
     Capture(ProcessKey, mpsc::Sender<Option<Moment>>),
     Measure,
     Stop,
-}
-
-/// Where an answer goes for which somebody waits only so long. Either it reaches who asked, or who answers knows that it
-/// did not: nothing takes effect that nobody knows of.
-struct Reply<T> {
-    sender: mpsc::Sender<T>,
-    /// By whoever comes first: the answer, or the end of waiting.
-    is_settled: Arc<AtomicBool>,
-}
-
-/// Who waits for it.
-struct Awaited<T> {
-    receiver: mpsc::Receiver<T>,
-    is_settled: Arc<AtomicBool>,
-}
-
-fn reply<T>() -> (Reply<T>, Awaited<T>) {
-    let (sender, receiver) = mpsc::channel();
-    let is_settled = Arc::new(AtomicBool::new(false));
-    let awaited = Awaited {
-        receiver,
-        is_settled: Arc::clone(&is_settled),
-    };
-    (Reply { sender, is_settled }, awaited)
-}
-
-impl<T> Reply<T> {
-    /// Whether the answer arrives.
-    fn send(self, answer: T) -> bool {
-        !self.is_settled.swap(true, Ordering::AcqRel) && self.sender.send(answer).is_ok()
-    }
-}
-
-impl<T> Awaited<T> {
-    /// The answer; `None` when there is none within `limit`, or never will be.
-    fn wait(self, limit: Duration) -> Option<T> {
-        match self.receiver.recv_timeout(limit) {
-            Ok(answer) => Some(answer),
-            // It was settled at this very moment: the answer is on its way.
-            Err(_) if self.is_settled.swap(true, Ordering::AcqRel) => self.receiver.recv().ok(),
-            Err(_) => None,
-        }
-    }
 }
 
 /// A command that takes longer than this is stuck: all that may take long within one has limits of its own.
@@ -172,8 +130,7 @@ impl Engine {
             let mut work = Work {
                 live: None,
                 idle_since: Instant::now(),
-                keys: HashMap::new(),
-                suspects: HashMap::new(),
+                observed: HashMap::new(),
                 measuring: None,
                 readings: shared,
                 busy: own_busy,
@@ -200,43 +157,28 @@ impl Engine {
         self.busy().filter(|time| *time > STUCK)
     }
 
-    /// Begins to trace a process.
-    ///
-    /// # Errors
-    /// As [`Live::add`]; also when the thread does not answer.
-    pub fn trace(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        self.attach(|reply| Command::Trace { key, interval, reply })
+    /// Begins to observe a process; `done` hears what became of it, unless the settlement was claimed meanwhile: then it is
+    /// undone.
+    pub fn attach(&self, key: ProcessKey, mode: Mode, interval: u64, settlement: Settlement, done: Attached) {
+        let _ = self.commands.send(Command::Attach {
+            key,
+            mode,
+            interval,
+            settlement,
+            done,
+        });
     }
 
-    /// Begins to follow the growth of a process without probes. One that is traced goes on to be.
-    ///
-    /// # Errors
-    /// As [`Live::add_growth`]; also when the thread does not answer.
-    pub fn suspect(&self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        self.attach(|reply| Command::Suspect { key, interval, reply })
+    /// Ends observing a process, if it is; `done` hears of it when nothing is left of that.
+    pub fn release(&self, key: ProcessKey, last_profile: bool, done: Released) {
+        let _ = self.commands.send(Command::Release {
+            key,
+            last_profile,
+            done,
+        });
     }
 
-    fn attach(&self, command: impl FnOnce(Reply<Result<(), RecordError>>) -> Command) -> Result<(), RecordError> {
-        let (reply, answer) = reply();
-        let _ = self.commands.send(command(reply));
-        answer
-            .wait(ATTACH_LIMIT)
-            .unwrap_or(Err(RecordError::NoAnswer(ATTACH_LIMIT)))
-    }
-
-    /// Ends following the growth of a process; one that is traced goes on to be.
-    pub fn leave(&self, key: ProcessKey) {
-        let _ = self.commands.send(Command::Leave(key));
-    }
-
-    /// Ends tracing a process, or following its growth; waits until its probes are gone.
-    pub fn release(&self, key: ProcessKey) {
-        let (reply, answer) = mpsc::channel();
-        let _ = self.commands.send(Command::Release(key, reply));
-        let _ = answer.recv_timeout(ANSWER_LIMIT);
-    }
-
-    /// Changes the distance between samples of a process.
+    /// Changes the sampling interval of a process.
     pub fn set_interval(&self, key: ProcessKey, interval: u64, reason: String) {
         let _ = self.commands.send(Command::Interval(key, interval, reason));
     }
@@ -284,10 +226,8 @@ struct Measuring {
 struct Work {
     live: Option<Live>,
     idle_since: Instant,
-    /// Traced processes.
-    keys: HashMap<u32, ProcessKey>,
-    /// Processes whose growth is followed without probes.
-    suspects: HashMap<u32, ProcessKey>,
+    /// What is in the kernel.
+    observed: HashMap<u32, (ProcessKey, Mode)>,
     measuring: Option<Measuring>,
     readings: Arc<Mutex<Arc<Readings>>>,
     busy: Arc<Busy>,
@@ -300,7 +240,7 @@ impl Work {
             let noticed = self.live.as_ref().map(Live::noticed);
             let measured = self.measuring.as_ref().map(|measuring| measuring.since + MEASURE);
             let due = self.live.as_ref().and_then(Live::due);
-            let unused = (self.live.is_some() && self.is_idle()).then_some(self.idle_since + LINGER);
+            let unused = (self.live.is_some() && self.observed.is_empty()).then_some(self.idle_since + LINGER);
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
@@ -317,8 +257,7 @@ impl Work {
                 () = sleep_until(unused) => self.live = None,
             }
         }
-        let suspects = std::mem::take(&mut self.suspects);
-        for pid in std::mem::take(&mut self.keys).into_keys().chain(suspects.into_keys()) {
+        for pid in std::mem::take(&mut self.observed).into_keys() {
             if let Some(live) = &mut self.live {
                 live.remove(pid);
             }
@@ -341,58 +280,59 @@ impl Work {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Trace { key, interval, reply } => {
-                let result = self.trace(key, interval);
-                self.answer(key, reply, result);
-            }
-            Command::Suspect { key, interval, reply } => {
-                let result = self.suspect(key, interval);
-                self.answer(key, reply, result);
-            }
-            Command::Leave(key) => {
-                if self.suspects.get(&key.pid) == Some(&key) {
+            Command::Attach {
+                key,
+                mode,
+                interval,
+                settlement,
+                done,
+            } => {
+                let result = self.attach(key, mode, interval);
+                if settlement.claim() {
+                    done(result);
+                } else if result.is_ok() {
+                    tracing::warn!("attaching to pid {} took longer than anybody waited: undone", key.pid);
                     self.release(key);
                 }
             }
-            Command::Release(key, reply) => {
+            Command::Release {
+                key,
+                last_profile,
+                done,
+            } => {
+                let moment = if last_profile { self.capture(key) } else { None };
                 self.release(key);
-                let _ = reply.send(());
+                done(moment);
             }
             Command::Interval(key, interval, reason) => {
-                if self.knows(key)
+                if self.mode(key) == Some(Mode::Probes)
                     && let Some(live) = &mut self.live
                 {
                     live.set_interval(key.pid, interval, &reason);
                 }
             }
             Command::Capture(key, reply) => {
-                let moment = if self.knows(key) || self.suspects.get(&key.pid) == Some(&key) {
-                    self.live.as_mut().and_then(|live| live.capture(key.pid))
-                } else {
-                    None
-                };
-                let _ = reply.send(moment);
+                let _ = reply.send(self.capture(key));
             }
             Command::Measure => self.begin_measuring(),
             Command::Stop => {}
         }
     }
 
-    /// Undoes what was done for somebody who waits no longer.
-    fn answer(&mut self, key: ProcessKey, reply: Reply<Result<(), RecordError>>, result: Result<(), RecordError>) {
-        let is_done = result.is_ok();
-        if !reply.send(result) && is_done {
-            tracing::warn!("attaching to pid {} took longer than anybody waited: undone", key.pid);
-            self.release(key);
-        }
+    /// How a process is observed.
+    fn mode(&self, key: ProcessKey) -> Option<Mode> {
+        let (known, mode) = self.observed.get(&key.pid)?;
+        (*known == key).then_some(*mode)
     }
 
-    fn knows(&self, key: ProcessKey) -> bool {
-        self.keys.get(&key.pid) == Some(&key)
+    fn pids(&self, wanted: Mode) -> impl Iterator<Item = u32> {
+        let observed = self.observed.iter();
+        observed.filter_map(move |(pid, (_, mode))| (*mode == wanted).then_some(*pid))
     }
 
-    fn is_idle(&self) -> bool {
-        self.keys.is_empty() && self.suspects.is_empty()
+    fn capture(&mut self, key: ProcessKey) -> Option<Moment> {
+        self.mode(key)?;
+        self.live.as_mut()?.capture(key.pid)
     }
 
     /// The kernel side, loaded if it is not.
@@ -410,51 +350,49 @@ impl Work {
         Ok(self.live.insert(live))
     }
 
-    fn suspect(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        if self.knows(key) {
-            return Ok(());
+    fn attach(&mut self, key: ProcessKey, mode: Mode, interval: u64) -> Result<(), RecordError> {
+        if self.mode(key).is_some_and(|known| known != mode) {
+            // However this ends, it is not observed as before any more.
+            self.forget(key);
         }
-        self.live()?.add_growth(key, interval)?;
-        self.suspects.insert(key.pid, key);
-        Ok(())
-    }
-
-    fn trace(&mut self, key: ProcessKey, interval: u64) -> Result<(), RecordError> {
-        // One whose growth was followed is not any more, whatever comes of this.
-        self.suspects.remove(&key.pid);
-        self.live()?.add(key, interval)?;
-        self.keys.insert(key.pid, key);
-        self.tell(|readings| {
-            readings.withdrawn.remove(&key);
-            readings.targets.insert(
-                key,
-                Reading {
-                    interval,
-                    ..Reading::default()
-                },
-            );
-        });
+        match mode {
+            Mode::Growth => self.live()?.add_growth(key, interval)?,
+            Mode::Probes => self.live()?.add(key, interval)?,
+        }
+        self.observed.insert(key.pid, (key, mode));
+        if mode == Mode::Probes {
+            let reading = Reading {
+                interval,
+                ..Reading::default()
+            };
+            self.tell(|readings| {
+                readings.withdrawn.remove(&key);
+                readings.targets.entry(key).or_insert(reading);
+            });
+        }
         Ok(())
     }
 
     fn release(&mut self, key: ProcessKey) {
-        let suspected = self.suspects.get(&key.pid) == Some(&key);
-        if !self.knows(key) && !suspected {
+        if self.mode(key).is_none() {
             return;
         }
-        self.suspects.remove(&key.pid);
-        self.keys.remove(&key.pid);
         if let Some(live) = &mut self.live {
             live.remove(key.pid);
         }
-        if self.is_idle() {
+        self.forget(key);
+        if self.observed.is_empty() {
             self.idle_since = Instant::now();
         }
-        let followed = !self.suspects.is_empty();
+    }
+
+    fn forget(&mut self, key: ProcessKey) {
+        self.observed.remove(&key.pid);
+        let samples_growth = self.pids(Mode::Growth).next().is_some();
         self.tell(|readings| {
             readings.targets.remove(&key);
             readings.withdrawn.remove(&key);
-            readings.growth = readings.growth.filter(|_| followed);
+            readings.growth = readings.growth.filter(|_| samples_growth);
         });
     }
 
@@ -468,7 +406,7 @@ impl Work {
         };
         let held = live.held();
         let of = |pid: &u32| Some((*pid, (live.usage(*pid)?, held.get(pid).copied().unwrap_or_default())));
-        self.keys.keys().filter_map(of).collect()
+        self.pids(Mode::Probes).filter_map(|pid| of(&pid)).collect()
     }
 
     fn begin_measuring(&mut self) {
@@ -476,9 +414,9 @@ impl Work {
             live.make_room_for_samples();
         }
         if let Some(live) = &self.live {
-            self.suspects.keys().for_each(|pid| live.look_at_pages(*pid));
+            self.pids(Mode::Growth).for_each(|pid| live.look_at_pages(pid));
         }
-        if self.measuring.is_some() || self.is_idle() {
+        if self.measuring.is_some() || self.observed.is_empty() {
             return;
         }
         let counting = Counting::begin()
@@ -504,7 +442,10 @@ impl Work {
         });
         drop(measuring.counting);
         let mut targets = HashMap::new();
-        for (pid, key) in &self.keys {
+        for (pid, (key, mode)) in &self.observed {
+            if *mode != Mode::Probes {
+                continue;
+            }
             let now = usages.get(pid);
             let cost = measuring.before.get(pid).zip(now).map(|(before, now)| {
                 let returns = now.1.returns.saturating_sub(before.1.returns);
@@ -558,7 +499,7 @@ fn price(live: &Live, known: Price) -> Price {
             price
         }
         Err(why) => {
-            tracing::warn!("the price of a trap was not measured, what is usual stands in: {why}");
+            tracing::warn!("could not measure probe overhead; using defaults: {why}");
             Price::default()
         }
     }
@@ -575,42 +516,5 @@ async fn sleep_until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_in_time_arrives() {
-        let (reply, awaited) = reply();
-        assert!(reply.send(7));
-        assert_eq!(awaited.wait(Duration::from_secs(10)), Some(7));
-    }
-
-    #[test]
-    fn who_answers_late_knows_that_nobody_waits() {
-        let (reply, awaited) = reply();
-        assert_eq!(awaited.wait(Duration::ZERO), None);
-        assert!(!reply.send(7));
-    }
-
-    #[test]
-    fn who_never_answers_ends_the_waiting() {
-        let (reply, awaited) = reply::<u8>();
-        drop(reply);
-        assert_eq!(awaited.wait(Duration::from_secs(600)), None);
-    }
-
-    #[test]
-    fn both_sides_agree_however_close_it_is() {
-        for round in 0..2_000 {
-            let (reply, awaited) = reply();
-            let answering = std::thread::spawn(move || reply.send(round));
-            let answer = awaited.wait(Duration::from_nanos(round % 64 * 500));
-            let arrived = answering.join().expect("it does not panic");
-            assert_eq!(arrived, answer.is_some(), "round {round}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Keeps what tracing costs within budgets: first by longer distances between samples, then by detaching.
 //!
-//! Pure: costs in, orders out. A longer distance makes programs cheaper and leaves the traps as they are; where the traps
+//! Pure: costs in, adjustments out. A longer distance makes programs cheaper and leaves the traps as they are; where the traps
 //! alone are beyond the budget, no distance helps.
 
 use super::cost::Cost;
@@ -35,7 +35,7 @@ pub struct Target {
 
 /// What is to be done about a process.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Order {
+pub enum Adjustment {
     /// Another distance between samples.
     Interval {
         /// Of whom.
@@ -69,13 +69,13 @@ fn reason(target: &Target, limit: f64, of: &str) -> String {
     )
 }
 
-/// Why growth is not to be followed without probes any more, if it is not: what that costs in all processes counts
+/// Why growth sampling is to be paused, if it is: what that costs in all processes counts
 /// against the budget of all together, and it is the first to go.
-pub fn forgo_growth(growth: Cost, targets: &[Target], budget: Budget) -> Option<String> {
+pub fn pause_growth_sampling(growth: Cost, targets: &[Target], budget: Budget) -> Option<String> {
     let probes: f64 = targets.iter().map(|target| target.cost.total()).sum();
     (growth.total() + probes > budget.machine).then(|| {
         format!(
-            "{:.0} page faults and calls/s take {} of a CPU to follow growth without probes, probes {}, the budget of all \
+            "{:.0} page faults and calls/s take {} of a CPU for growth sampling, {} for probes, the budget of all \
              together is {}",
             growth.hits,
             percent(growth.total()),
@@ -85,13 +85,13 @@ pub fn forgo_growth(growth: Cost, targets: &[Target], budget: Budget) -> Option<
     })
 }
 
-/// Orders that bring the costs within the budget, or closer to it; to be called again after the next measurement.
+/// Adjustments that bring the costs within the budget, or closer to it; to be called again after the next measurement.
 ///
 /// The cheapest stay: processes are kept, by what their traps take, as long as all of these together fit.
-pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
+pub fn govern(targets: &[Target], budget: Budget) -> Vec<Adjustment> {
     let mut targets = targets.to_vec();
     targets.sort_by(|a, b| a.cost.traps.total_cmp(&b.cost.traps).then(a.key.cmp(&b.key)));
-    let mut orders = Vec::new();
+    let mut adjustments = Vec::new();
     let mut kept = Vec::new();
     let mut traps = 0.0;
     for target in targets {
@@ -104,7 +104,7 @@ pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
             kept.push(target);
             continue;
         };
-        orders.push(Order::Detach {
+        adjustments.push(Adjustment::Detach {
             key: target.key,
             reason: reason(&target, limit, of) + "; a longer distance between samples would not help",
         });
@@ -118,28 +118,28 @@ pub fn govern(targets: &[Target], budget: Budget) -> Vec<Order> {
             (sum > budget.machine).then_some((budget.machine, "of all together"))
         };
         if let Some((limit, of)) = over {
-            orders.push(if target.interval < MAX_INTERVAL {
+            adjustments.push(if target.interval < MAX_INTERVAL {
                 // Programs take time in proportion to samples, roughly; twice the distance halves them.
-                Order::Interval {
+                Adjustment::Interval {
                     key: target.key,
                     interval: (target.interval.max(16) * 2).min(MAX_INTERVAL),
                     reason: reason(target, limit, of),
                 }
             } else {
-                Order::Detach {
+                Adjustment::Detach {
                     key: target.key,
                     reason: reason(target, limit, of) + "; the distance between samples is the longest",
                 }
             });
         } else if total < budget.target * RELAXED && sum < budget.machine * 0.5 && target.interval > target.wanted {
-            orders.push(Order::Interval {
+            adjustments.push(Adjustment::Interval {
                 key: target.key,
                 interval: (target.interval / 2).max(target.wanted),
                 reason: format!("it takes {} of a CPU only", percent(total)),
             });
         }
     }
-    orders
+    adjustments
 }
 
 #[cfg(test)]
@@ -164,11 +164,11 @@ mod tests {
         }
     }
 
-    fn apply(targets: &mut Vec<Target>, orders: Vec<Order>) {
-        for order in orders {
+    fn apply(targets: &mut Vec<Target>, adjustments: Vec<Adjustment>) {
+        for order in adjustments {
             match order {
-                Order::Detach { key, .. } => targets.retain(|target| target.key != key),
-                Order::Interval { key, interval, .. } => {
+                Adjustment::Detach { key, .. } => targets.retain(|target| target.key != key),
+                Adjustment::Interval { key, interval, .. } => {
                     for target in targets.iter_mut().filter(|target| target.key == key) {
                         target.cost.programs *= target.interval as f64 / interval as f64;
                         target.interval = interval;
@@ -192,9 +192,9 @@ mod tests {
             programs: share / 2.0,
         };
         let targets = [target(1, 0.01, 0.01, 64 << 10)];
-        assert_eq!(forgo_growth(growth(0.019), &targets, BUDGET), None);
-        assert_eq!(forgo_growth(growth(0.039), &[], BUDGET), None);
-        let reason = forgo_growth(growth(0.03), &targets, BUDGET);
+        assert_eq!(pause_growth_sampling(growth(0.019), &targets, BUDGET), None);
+        assert_eq!(pause_growth_sampling(growth(0.039), &[], BUDGET), None);
+        let reason = pause_growth_sampling(growth(0.03), &targets, BUDGET);
         let reason = reason.unwrap_or_default();
         assert!(
             reason.contains("20000 page faults") && reason.contains("3.00 % of a CPU") && reason.contains("4.00 %"),
@@ -204,13 +204,16 @@ mod tests {
 
     #[test]
     fn samples_get_rarer_before_anyone_is_detached() {
-        let orders = govern(&[target(1, 0.02, 0.04, 64 << 10)], BUDGET);
+        let adjustments = govern(&[target(1, 0.02, 0.04, 64 << 10)], BUDGET);
         assert!(
-            matches!(orders[..], [Order::Interval { interval: 131_072, .. }]),
-            "{orders:?}"
+            matches!(adjustments[..], [Adjustment::Interval { interval: 131_072, .. }]),
+            "{adjustments:?}"
         );
-        let orders = govern(&[target(1, 0.06, 0.0, 64 << 10)], BUDGET);
-        assert!(matches!(orders[..], [Order::Detach { .. }]), "{orders:?}");
+        let adjustments = govern(&[target(1, 0.06, 0.0, 64 << 10)], BUDGET);
+        assert!(
+            matches!(adjustments[..], [Adjustment::Detach { .. }]),
+            "{adjustments:?}"
+        );
     }
 
     #[test]
@@ -219,11 +222,11 @@ mod tests {
             .map(|pid| target(pid, 0.005 * f64::from(pid), 0.01, 4096))
             .collect();
         for _ in 0..20 {
-            let orders = govern(&targets, BUDGET);
-            if orders.is_empty() {
+            let adjustments = govern(&targets, BUDGET);
+            if adjustments.is_empty() {
                 break;
             }
-            apply(&mut targets, orders);
+            apply(&mut targets, adjustments);
         }
         let sum: f64 = targets.iter().map(|target| target.cost.total()).sum();
         assert!(sum <= BUDGET.machine, "{sum}");
@@ -233,10 +236,10 @@ mod tests {
 
     #[test]
     fn what_became_cheap_gets_its_samples_back() {
-        let orders = govern(&[target(1, 0.001, 0.001, 1 << 20)], BUDGET);
+        let adjustments = govern(&[target(1, 0.001, 0.001, 1 << 20)], BUDGET);
         assert!(
-            matches!(orders[..], [Order::Interval { interval: 524_288, .. }]),
-            "{orders:?}"
+            matches!(adjustments[..], [Adjustment::Interval { interval: 524_288, .. }]),
+            "{adjustments:?}"
         );
         assert_eq!(govern(&[target(1, 0.001, 0.001, 64 << 10)], BUDGET), []);
     }
