@@ -134,53 +134,6 @@ fn two_processes_in_one_recording() -> Result<()> {
     second.exit()
 }
 
-/// A pid that another process gets while the recording goes on is no reason to trace that one.
-#[test]
-fn a_pid_that_another_process_gets() -> Result<()> {
-    let Some(_machine) = machine::exclusive() else {
-        return Ok(());
-    };
-    let mut first = Process::ready(programs::command("malloc_family")?.arg("malloc"))?;
-    let mut second = Process::ready(programs::command("malloc_family")?.arg("calloc"))?;
-    let pid = first.pid();
-    let recording = Recording::attach(pid, &["-p", &second.pid().to_string()])?;
-    let one = first.work()?;
-    first.exit()?;
-    machine::pause();
-    // Somebody else may get it.
-    let mut third = None;
-    for _ in 0..20 {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())?;
-        let process = Process::ready(&mut programs::command("mappings")?)?;
-        if process.pid() == pid {
-            third = Some(process);
-            break;
-        }
-        process.exit()?;
-    }
-    let Some(mut third) = third else {
-        eprintln!("skipped: pid {pid} was not given to another process");
-        return Ok(());
-    };
-    let stranger = third.work()?;
-    let two = second.work()?;
-    let recorded = recording.stop()?;
-    let shown = recorded.profile.shown();
-    let mapped = recorded.profile.mapped_through(&stranger.function);
-    assert_eq!(mapped.bytes, 0, "{shown}");
-    assert_eq!(
-        recorded.profile.outstanding_through("leak_here"),
-        amount(
-            one.leaked_objects + two.leaked_objects,
-            one.leaked_bytes + two.leaked_bytes
-        ),
-        "{shown}"
-    );
-    unharmed(&mut third)?;
-    third.exit()?;
-    second.exit()
-}
-
 /// A process lives until its last thread ends, whether its main thread has left before it is attached to or meanwhile.
 fn main_thread_leaves(when: &str, variables: &[(&str, &str)]) -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
