@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use leaktrace::daemon::{api, backend, http};
+use leaktrace::api;
+use leaktrace::daemon::{backend, http};
 use leaktrace::{export, model, report};
 
 #[path = "../src/daemon/http/tests/fake.rs"]
