@@ -183,7 +183,7 @@ impl Ledger {
                 match kind {
                     HeapKind::Native => of_blocks[index as usize] = rows.len(),
                     HeapKind::Mmap => of_mappings[index as usize] = rows.len(),
-                    HeapKind::Resident | HeapKind::Reserved | HeapKind::Go => {}
+                    _ => {}
                 }
                 rows.push(Row {
                     kind,
