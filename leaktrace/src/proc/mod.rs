@@ -14,6 +14,7 @@ pub mod memory;
 pub mod mounts;
 pub mod pagemap;
 pub mod release;
+pub mod smaps;
 pub mod users;
 pub mod yama;
 

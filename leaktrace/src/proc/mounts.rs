@@ -5,6 +5,7 @@
 //! of a file system: files are held with `O_PATH`, attributes are taken as the kernel has them, and what is mounted is
 //! read from `/proc`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -172,6 +173,22 @@ fn parse(line: &[u8]) -> Option<(u64, u64, FileSystem)> {
 fn by_mount(mounts: &[u8], wanted: u64) -> Option<FileSystem> {
     let mut lines = mounts.split(|byte| *byte == b'\n').filter_map(parse);
     lines.find(|(mount, ..)| *mount == wanted).map(|(.., kind)| kind)
+}
+
+/// Devices of the file systems in memory that a process has mounted.
+pub fn in_memory(pid: u32) -> BTreeSet<u64> {
+    let mounts = read(&living::thread(pid).to_string()).unwrap_or_default();
+    mounts
+        .split(|byte| *byte == b'\n')
+        .filter(|line| {
+            let mut name = line
+                .split(|byte| *byte == b' ')
+                .skip_while(|field| *field != b"-")
+                .skip(1);
+            matches!(name.next(), Some(b"tmpfs" | b"devtmpfs" | b"ramfs"))
+        })
+        .filter_map(|line| parse(line).map(|(_, device, _)| device))
+        .collect()
 }
 
 /// Whether a name of a process may lead through a file system that does not answer. `true` if that is not known.

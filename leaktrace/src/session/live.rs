@@ -4,6 +4,8 @@
 //! they were taken with, and estimates stay unbiased. Invariant: a process that is not traced any more has left nothing
 //! behind, neither in the kernel nor here.
 
+mod launch;
+
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -369,6 +371,17 @@ impl Moment {
     /// Whether the profile has samples of a Go heap.
     pub fn is_go(&self) -> bool {
         self.is_go
+    }
+
+    /// The profile without a Go heap: names every address.
+    pub fn native_profile(&self, symbolizer: &Symbolizer) -> Profile {
+        let subject = Subject {
+            program: &self.program,
+            snapshot: &self.captured.snapshot,
+            notes: self.captured.notes,
+            go: None,
+        };
+        super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer)
     }
 
     /// Makes the profile: names every address, which may take a second, and reads the Go heap of a Go process as of now. Of

@@ -23,3 +23,4 @@ pub mod source;
 pub mod stream;
 pub mod survey;
 pub mod tracer;
+pub mod why;
