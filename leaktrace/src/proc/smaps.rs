@@ -116,7 +116,8 @@ impl Parser {
                 write: mapping.write,
                 execute: mapping.execute,
                 shared: mapping.shared,
-                has_inode: mapping.file.is_some(),
+                // The first segment of System V shared memory has the number 0.
+                has_inode: mapping.file.is_some() || bytes.starts_with(b"/"),
                 device: mapping.file.map_or(0, |file| file.device),
                 name: String::from_utf8_lossy(bytes.get(..MAX_NAME).unwrap_or(bytes)).into_owned(),
                 deleted: mapping.deleted,

@@ -22,14 +22,14 @@
 
 static int file;
 
-static void *touched(void *memory)
+__attribute__((noinline)) static void *touched(void *memory)
 {
 	if (memory == MAP_FAILED)
 		exit(1);
 	return memset(memory, 1, MIB);
 }
 
-static void grow_reserved(void)
+__attribute__((noinline)) static void grow_reserved(void)
 {
 	static char *reserved;
 	static size_t used;
@@ -40,7 +40,7 @@ static void grow_reserved(void)
 	used += MIB;
 }
 
-static void grow_memfd(void)
+__attribute__((noinline)) static void grow_memfd(void)
 {
 	int descriptor = memfd_create("grows", 0);
 	if (ftruncate(descriptor, MIB) != 0)
@@ -49,24 +49,24 @@ static void grow_memfd(void)
 	close(descriptor);
 }
 
-static void grow_sysv(void)
+__attribute__((noinline)) static void grow_sysv(void)
 {
 	int segment = shmget(IPC_PRIVATE, MIB, IPC_CREAT | 0600);
 	touched(shmat(segment, 0, 0));
 	shmctl(segment, IPC_RMID, 0);
 }
 
-static void grow_break(void)
+__attribute__((noinline)) static void grow_break(void)
 {
 	touched(sbrk(MIB));
 }
 
-static void grow_file(void)
+__attribute__((noinline)) static void grow_file(void)
 {
 	touched(mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0));
 }
 
-static void grow_shared(void)
+__attribute__((noinline)) static void grow_shared(void)
 {
 	touched(mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 }

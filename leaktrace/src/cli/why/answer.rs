@@ -184,6 +184,12 @@ pub fn answer(findings: &Findings, command: Option<&str>) -> Answer {
     let verdict = course::judge(&findings.course);
     let (native_sites, outstanding) = of(findings.native.as_ref(), "native", &["native"], seconds);
     let (resident_sites, touched) = of(findings.resident.as_ref(), "resident", &["resident"], seconds);
+    // Of what was touched inside of allocation functions the stack is that of the blocks that are still there.
+    let inside = resident_sites
+        .iter()
+        .filter(|site| site.function == sites::INSIDE)
+        .fold(0i64, |sum, site| sum.saturating_add(site.bytes));
+    let with_stack = touched.saturating_sub(inside).saturating_add(inside.min(outstanding));
     let grown = findings.go.as_ref();
     let (go_sites, _) = of(grown.and_then(|go| go.heap.as_ref()), "go", &["go"], seconds);
     let kinds = rows(before, after, seconds);
@@ -216,7 +222,11 @@ pub fn answer(findings: &Findings, command: Option<&str>) -> Answer {
             .map(|(_, bytes)| *bytes)
             .fold(resident.after, u64::max),
         explained_by_kind: is_growth.then(|| share(resident.growth - unknown)),
-        explained_by_stack: findings.resident.as_ref().filter(|_| is_growth).map(|_| share(touched)),
+        explained_by_stack: findings
+            .resident
+            .as_ref()
+            .filter(|_| is_growth)
+            .map(|_| share(with_stack)),
         native: findings
             .native
             .as_ref()

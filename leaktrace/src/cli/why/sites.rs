@@ -147,6 +147,12 @@ fn frames(profile: &Profile, location: &Location) -> Vec<Frame> {
     frames
 }
 
+/// A frame at the kernel's page for probes, which is the last of the address space: a page was touched inside of an
+/// allocation function whose return is probed, and its callers are known by that probe alone.
+const IN_PROBED_CALL: &str = "[unknown]+0x7fffffffdfff";
+/// What such a stack is shown as.
+pub const INSIDE: &str = "[inside an allocation function: see native]";
+
 /// The program's own frame of a stack, and what called it.
 fn culprit(profile: &Profile, sample: &Sample) -> (Frame, Vec<String>) {
     let mut stack: Vec<Frame> = profile
@@ -155,6 +161,15 @@ fn culprit(profile: &Profile, sample: &Sample) -> (Frame, Vec<String>) {
         .take(MAX_FRAMES)
         .collect();
     let own = stack.iter().position(|frame| !frame.serves()).unwrap_or(0);
+    if stack.iter().any(|frame| frame.function == IN_PROBED_CALL) {
+        let inside = Frame {
+            function: INSIDE.to_owned(),
+            file: String::new(),
+            line: 0,
+            module: String::new(),
+        };
+        return (inside, Vec::new());
+    }
     let callers = stack
         .iter()
         .skip(own + 1)

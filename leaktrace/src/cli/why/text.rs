@@ -127,7 +127,7 @@ fn kinds(text: &mut String, answer: &Answer) {
         let native = answer.native.filter(|_| row.kind == "heap_brk");
         if let Some(held) = native.and_then(|native| native.held_at_least) {
             let free = format!(
-                "of that at least {} is free or fragmented, held by the allocator",
+                "of that at least {} is in no block: free, fragmented, or taken by brk itself",
                 bytes(held)
             );
             let _ = writeln!(text, "{:>34}  {free}", "");

@@ -129,7 +129,7 @@ fn fragmentation_children_goroutines_and_losses_are_told() {
     };
     let text = text(&answer);
     for expected in [
-        "of that at least 70MB is free or fragmented, held by the allocator",
+        "of that at least 70MB is in no block: free, fragmented, or taken by brk itself",
         "BY WHOM: became resident (first touched) meanwhile",
         "load_batch app.c:12",
         "+300          500             main.serve main.go:40",
