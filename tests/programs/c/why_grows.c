@@ -19,6 +19,8 @@
 
 #define MIB (1UL << 20)
 #define STEPS 16
+/* The call before it is one, and stands in stacks. */
+#define NO_JUMP __asm__ volatile("" ::: "memory")
 
 static int file;
 
@@ -26,7 +28,9 @@ __attribute__((noinline)) static void *touched(void *memory)
 {
 	if (memory == MAP_FAILED)
 		exit(1);
-	return memset(memory, 1, MIB);
+	memset(memory, 1, MIB);
+	NO_JUMP;
+	return memory;
 }
 
 __attribute__((noinline)) static void grow_reserved(void)
@@ -59,16 +63,19 @@ __attribute__((noinline)) static void grow_sysv(void)
 __attribute__((noinline)) static void grow_break(void)
 {
 	touched(sbrk(MIB));
+	NO_JUMP;
 }
 
 __attribute__((noinline)) static void grow_file(void)
 {
 	touched(mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0));
+	NO_JUMP;
 }
 
 __attribute__((noinline)) static void grow_shared(void)
 {
 	touched(mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	NO_JUMP;
 }
 
 __attribute__((noinline)) static void *keep_one(size_t size)

@@ -31,7 +31,7 @@ fn heap(header: &[u8; HEADER], at: u64) -> Option<Range> {
     let is_further = base != at && base != 0 && before != 0 && before % HEAP == 0 && before != at;
     let fits = (1..=HEAP).contains(&accessible) && size > 0 && size <= accessible && accessible % 4096 == 0;
     // The arena's own description stands behind the header of its first heap.
-    let behind = (HEADER as u64..=64).contains(&(arena - base)) && arena % 16 == 0;
+    let behind = (HEADER as u64..=64).contains(&(arena - base)) && arena.is_multiple_of(16);
     (fits && behind && (is_first || is_further)).then_some(at..at.checked_add(accessible)?)
 }
 

@@ -305,7 +305,7 @@ fn anonymous(area: &Area, facts: &Facts) -> Kind {
     }
     match facts.runtime {
         Some(Runtime::Jvm) if area.end <= COMPRESSED_END => Kind::JavaHeap,
-        Some(Runtime::V8) if area.start % V8_PAGE == 0 => Kind::V8Heap,
+        Some(Runtime::V8) if area.start.is_multiple_of(V8_PAGE) => Kind::V8Heap,
         _ if facts.only_go => Kind::GoRuntime,
         _ => Kind::Anonymous,
     }
