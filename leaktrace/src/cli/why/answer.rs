@@ -366,7 +366,11 @@ fn next(answer: &Answer, verdict: Verdict, command: Option<&str>) -> String {
             format!("leaktrace why -p {pid} -d 10m")
         }
         _ if stands_out("go_stacks") => format!("leaktrace go goroutines -p {pid}"),
-        _ if stands_out("go_heap") => format!("leaktrace go objects -p {pid}"),
+        // Where the program keeps no profile there are no sampled objects either.
+        _ if stands_out("go_heap") => match answer.sites.iter().any(|site| site.heap == "go") {
+            true => format!("leaktrace go objects -p {pid}"),
+            false => format!("leaktrace go census -p {pid}"),
+        },
         _ if answer.sites.first().is_some_and(|site| site.heap == "native") => {
             format!("leaktrace record -p {pid} -d 2m")
         }
