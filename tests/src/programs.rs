@@ -167,6 +167,7 @@ const RECIPES: &[(&str, Recipe)] = &[
     ("lost_calls", c!["c/lost_calls.c"]),
     ("overload", c!["-pthread", "c/overload.c"]),
     ("churn", c!["-pthread", "c/churn.c"]),
+    ("why_grows", c!["-pthread", "c/why_grows.c"]),
     (
         "no_allocator",
         c!["-static", "-nostdlib", "-fno-stack-protector", "c/no_allocator.c"],

@@ -115,16 +115,18 @@ const RUNTIME_NEUTRAL: &[&str] = &[
 ];
 
 /// Files of those that name Go all the same: kinds of heap have their words in one place, and the walk in userspace follows
-/// the rules that the kernel side has for Go's stacks.
-const NAMING_GO: &[&str] = &["model/heap.rs", "unwind/replay.rs", "unwind/tests/"];
+/// the rules that the kernel side has for Go's stacks. Memory by kind is not behind the seam yet.
+const NAMING_GO: &[&str] = &["model/heap.rs", "unwind/replay.rs", "unwind/tests/", "session/why/"];
 
-/// Who may reach behind the seam of all runtimes: Go itself, and the commands that are about Go.
+/// Who may reach behind the seam of all runtimes: Go itself, the commands that are about Go, memory by kind, and the fuzzer.
 const BEHIND_THE_SEAM: &[&str] = &[
     "runtime/",
     "cli/go.rs",
     "cli/go/",
     "cli/debug/go_read.rs",
     "cli/exit.rs",
+    "session/why/",
+    "fuzzing/go.rs",
 ];
 
 /// A reference that must not be.

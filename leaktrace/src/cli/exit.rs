@@ -62,6 +62,8 @@ pub enum Exit {
     Address = 21,
     /// Calls were made, and all of them were lost.
     AllLost = 22,
+    /// `why`: the memory of the process, or of a child of it, grows.
+    Grows = 23,
     /// Several processes have the name that was asked for.
     Ambiguous = 24,
 }

@@ -27,6 +27,7 @@ pub mod store;
 mod target;
 pub mod terminal;
 mod top;
+mod why;
 
 use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
 
@@ -48,6 +49,8 @@ pub struct Cli {
 enum Command {
     /// Trace a process (or a command) and write a heap profile.
     Record(record::RecordArgs),
+    /// Say why the memory of a process grows, and where.
+    Why(why::WhyArgs),
     /// Print tables and source listings of a profile.
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Record(arguments) => record::run(arguments),
+        Command::Why(arguments) => why::run(&arguments),
         Command::Report(arguments) => report::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Diff(arguments) => diff::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Daemon(arguments) => daemon::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -142,7 +142,7 @@ pub fn read_maps(pid: u32) -> Result<Vec<Mapping>, ProcError> {
 }
 
 /// `START-END PERM OFFSET MAJOR:MINOR INODE [spaces PATH]`
-fn parse_line(line: &[u8]) -> Option<Mapping> {
+pub(super) fn parse_line(line: &[u8]) -> Option<Mapping> {
     let (range, rest) = split_field(line)?;
     let (permissions, rest) = split_field(rest)?;
     let (offset, rest) = split_field(rest)?;

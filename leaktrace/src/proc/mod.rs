@@ -16,6 +16,7 @@ pub mod mounts;
 pub mod pagemap;
 pub mod release;
 pub mod sharing;
+pub mod smaps;
 pub mod users;
 pub mod yama;
 

@@ -5,6 +5,7 @@
 //! of a file system: files are held with `O_PATH`, attributes are taken as the kernel has them, and what is mounted is
 //! read from `/proc`. What overlays lie on is told by [`layers`].
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -210,6 +211,16 @@ impl<'m> Mount<'m> {
 fn by_mount(mounts: &[u8], wanted: u64, machine: &Machine) -> Option<FileSystem> {
     let found = Mount::all(mounts).find(|mount| mount.number == wanted);
     found.map(|mount| mount.kind(machine))
+}
+
+/// Devices of the file systems in memory that a process has mounted.
+pub fn in_memory(pid: u32) -> BTreeSet<u64> {
+    let mounts = read(&living::thread(pid).to_string()).unwrap_or_default();
+    let in_memory = |mount: &Mount<'_>| matches!(mount.name, b"tmpfs" | b"devtmpfs" | b"ramfs");
+    Mount::all(&mounts)
+        .filter(in_memory)
+        .map(|mount| mount.device)
+        .collect()
 }
 
 /// Whether a name of a process may lead through a file system that does not answer. `true` if that is not known.

@@ -4,6 +4,8 @@
 //! they were taken with, and estimates stay unbiased. Invariant: a process that is not traced any more has left nothing
 //! behind, neither in the kernel nor here.
 
+mod launch;
+
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -405,6 +407,17 @@ impl Moment {
     /// Whether the profile has samples of a managed runtime's heap.
     pub fn is_managed(&self) -> bool {
         self.runtime.is_some()
+    }
+
+    /// The profile without a managed heap: names every address.
+    pub fn native_profile(&self, symbolizer: &Symbolizer) -> Profile {
+        let subject = Subject {
+            program: &self.program,
+            snapshot: &self.captured.snapshot,
+            notes: self.captured.notes,
+            managed: None,
+        };
+        super::profile::build(std::slice::from_ref(&subject), &self.context, symbolizer)
     }
 
     /// Makes the profile: names every address, which may take a second, and reads the heap of a managed runtime as of now.

@@ -28,3 +28,4 @@ pub mod stack_memory;
 pub mod stream;
 pub mod survey;
 pub mod tracer;
+pub mod why;
