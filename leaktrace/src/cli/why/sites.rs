@@ -11,6 +11,7 @@ use crate::report::{
     name::base,
     profile::{Location, Profile, Sample},
     prune::prune,
+    support::is_support,
 };
 
 /// Callers that are told.
@@ -51,63 +52,9 @@ struct Frame {
     module: String,
 }
 
-/// Files whose functions allocate for others, by the beginning of their names.
-const SERVANTS: &[&str] = &[
-    "libc.so",
-    "libc-",
-    "ld-linux",
-    "ld-musl",
-    "libpthread",
-    "libstdc++",
-    "libc++",
-    "libgcc_s",
-    "libjemalloc",
-    "libtcmalloc",
-    "libmimalloc",
-    "[vdso]",
-];
-/// Functions that do so in whatever file, by the beginning of their names.
-const SERVANT_FUNCTIONS: &[&str] = &[
-    "std::",
-    "core::",
-    "alloc::",
-    "<alloc::",
-    "<core::",
-    "<std::",
-    "hashbrown::",
-    "__gnu_cxx::",
-    "operator new",
-    "runtime.",
-    "__libc_",
-    "__GI_",
-    "_int_",
-    "__mem",
-];
-/// The same, by their whole names.
-const SERVANT_NAMES: &[&str] = &[
-    "malloc",
-    "calloc",
-    "realloc",
-    "reallocarray",
-    "memalign",
-    "posix_memalign",
-    "aligned_alloc",
-    "mmap",
-    "mmap64",
-    "sbrk",
-    "brk",
-    "memset",
-    "memcpy",
-    "memmove",
-    "sysmalloc",
-];
-
 impl Frame {
     fn serves(&self) -> bool {
-        let of = |list: &[&str], name: &str| list.iter().any(|prefix| name.starts_with(prefix));
-        of(SERVANTS, &self.module)
-            || of(SERVANT_FUNCTIONS, &self.function)
-            || SERVANT_NAMES.contains(&self.function.as_str())
+        is_support(&self.function, &self.file, &self.module)
     }
 }
 
