@@ -120,6 +120,7 @@ fn culprit(profile: &Profile, sample: &Sample) -> (Frame, Vec<String>) {
     let callers = stack
         .iter()
         .skip(own + 1)
+        .filter(|frame| !frame.serves())
         .take(CALLERS)
         .map(|frame| frame.function.clone())
         .collect();
