@@ -27,14 +27,29 @@ pub struct GoArgs {
 #[derive(Subcommand, Debug)]
 enum GoCommand {
     /// Read the heap profile: who allocated what is held.
+    #[command(
+        after_help = "Examples:\n  leaktrace go heap -p 1234                    # who allocated what is held now\n  leaktrace go heap -p 1234 -o heap.pb.gz      # the same for go tool pprof"
+    )]
     Heap(heap::HeapArgs),
     /// Group goroutines by what they do; find those that pile up.
+    #[command(
+        after_help = "Examples:\n  leaktrace go goroutines -p 1234                     # groups by what they do\n  leaktrace go goroutines -p 1234 --leaks --watch 60s  # those that pile up, with the evidence"
+    )]
     Goroutines(goroutines::GoroutinesArgs),
     /// Follow the garbage collector.
+    #[command(
+        after_help = "Examples:\n  leaktrace go gc -p 1234                     # until Ctrl-C, a line for each collection\n  leaktrace go gc -p 1234 --interval 50ms     # looking less often"
+    )]
     Gc(gc::GcArgs),
     /// Count objects, spans and stacks, and say where resident memory goes.
+    #[command(
+        after_help = "Examples:\n  leaktrace go census -p 1234          # spans, objects and stacks, and where resident memory goes\n  leaktrace go census -p 1234 --json   # for a program; sizes in bytes"
+    )]
     Census(census::CensusArgs),
     /// Sampled live objects by allocation site, with their ages.
+    #[command(
+        after_help = "Examples:\n  leaktrace go objects -p 1234         # sampled live objects by allocation site, with their ages\n  leaktrace go objects -p 1234 --watch 1m --min-age 30s  # those that are half a minute old at least"
+    )]
     Objects(objects::ObjectsArgs),
 }
 

@@ -48,26 +48,53 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Trace a process (or a command) and write a heap profile.
+    #[command(
+        after_help = "Examples:\n  leaktrace record -p 1234 -d 60s        # a minute of a running process\n  leaktrace record -- ./server --port 80  # a command, from its first instruction"
+    )]
     Record(record::RecordArgs),
     /// Say why the memory of a process grows, and where.
     Why(why::WhyArgs),
     /// Print tables and source listings of a profile.
+    #[command(
+        after_help = "Examples:\n  leaktrace report app.pb.gz --top 10          # the ten largest sites\n  leaktrace report app.pb.gz --list 'cache_.*'  # source lines of functions, with their bytes"
+    )]
     Report(report::ReportArgs),
     /// Show what grew between two profiles.
+    #[command(
+        after_help = "Examples:\n  leaktrace diff before.pb.gz after.pb.gz           # what grew, largest first\n  leaktrace diff before.pb.gz after.pb.gz -o x.svg  # the same as a flame graph"
+    )]
     Diff(diff::DiffArgs),
     /// Watch every process, trace those that grow, export profiles; with an API and a page.
+    #[command(
+        after_help = "Examples:\n  leaktrace daemon                                        # with the defaults, or /etc/leaktrace.toml\n  leaktrace daemon --check --config ./leaktrace.toml      # what is wrong with a configuration"
+    )]
     Daemon(daemon::DaemonArgs),
     /// List the profiles that the daemon stored.
+    #[command(
+        after_help = "Examples:\n  leaktrace list -p 1234               # those of one process\n  leaktrace list --since 2h --json     # of the last two hours, for a program"
+    )]
     List(store::ListArgs),
     /// Print tables and source listings of a stored profile.
+    #[command(
+        after_help = "Examples:\n  leaktrace show 1234-567-8                # the table of one of them\n  leaktrace show 1234-567-8 --frames all   # with every function"
+    )]
     Show(store::ShowArgs),
     /// Copy a stored profile to a file.
+    #[command(
+        after_help = "Examples:\n  leaktrace fetch 1234-567-8 -o app.pb.gz     # a copy, for go tool pprof\n  leaktrace fetch 1234-567-8                  # to 1234-567-8.pb.gz"
+    )]
     Fetch(store::FetchArgs),
     /// Read what the runtime of a Go process knows: heap, goroutines, collector.
     Go(go::GoArgs),
     /// Watch processes live in the terminal, by what grows.
+    #[command(
+        after_help = "Examples:\n  leaktrace top             # all processes, as the daemon sees them\n  leaktrace top -p 1234     # one process, traced from here"
+    )]
     Top(top::TopArgs),
     /// Say what this kernel, these privileges and a target allow.
+    #[command(
+        after_help = "Examples:\n  leaktrace doctor             # what this kernel and these privileges allow\n  leaktrace doctor -p 1234     # what a recording of this process would do"
+    )]
     Doctor(doctor::DoctorArgs),
     /// Tools for measuring leaktrace itself.
     #[command(hide = true)]
@@ -123,6 +150,50 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("leaktrace: {}", exit::message(&error));
             exit::code(&error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn visit(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let path = format!("{path} {}", sub.get_name());
+            if sub.has_subcommands() {
+                visit(sub, &path, found);
+            } else {
+                let text = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                found.push((path, text));
+            }
+        }
+    }
+
+    #[test]
+    fn each_command_has_two_examples_that_it_understands() {
+        let mut found = Vec::new();
+        visit(&Cli::command(), "leaktrace", &mut found);
+        assert!(found.len() > 10);
+        for (path, text) in found {
+            let examples: Vec<&str> = text
+                .lines()
+                .filter(|line| line.trim().starts_with("leaktrace "))
+                .collect();
+            assert!(examples.len() >= 2, "{path}: {text}");
+            for example in examples {
+                let line = example.split("  #").next().unwrap_or(example).trim();
+                assert!(line.starts_with(&path), "{path}: {line}");
+                let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+                let parsed = Cli::try_parse_from(words);
+                assert!(
+                    parsed.is_ok(),
+                    "{line}: {:?}",
+                    parsed.err().map(|error| error.to_string())
+                );
+            }
         }
     }
 }
