@@ -13,7 +13,7 @@ use std::{
 use super::{
     backend::{Failure, Snapshot},
     config::Config,
-    control::{self, Candidate, Command, Control, state::State},
+    control::{self, Command, Control, plan::Candidate, state::State},
     exporter::Job,
     own::{self, Excess, Keeper, Own},
     reply::Reply,

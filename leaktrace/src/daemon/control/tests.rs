@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{plan::Candidate, *};
+use crate::monitor::growth::Growth;
 
 fn settings() -> Settings {
     Settings {
