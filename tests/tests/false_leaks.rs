@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use leaktrace_tests::profile::Amount;
+use leaktrace_tests::profile::{Amount, Sample};
 use leaktrace_tests::scenario::{amount, assert_exact, record, record_program};
 use leaktrace_tests::{machine, programs};
 
@@ -78,14 +78,23 @@ fn none_from_a_ring_buffer_that_is_too_small() -> Result<()> {
         "nothing of the planted leak was recorded:\n{}",
         profile.shown()
     );
+    let outstanding = profile.outstanding();
     ensure!(
-        leaked.objects <= amount(truth.leaked_objects, 0).objects,
+        outstanding.objects <= amount(truth.leaked_objects, 0).objects,
         "more than was leaked:\n{}",
         profile.shown()
     );
+    // Where it was not noticed whether code had changed, code has no names: a stack of the leak is none of another's then.
+    let unnamed = |sample: &&Sample| sample.names().iter().all(|name| name.starts_with("[unknown]"));
+    let unnamed: i64 = profile
+        .heap()
+        .filter(unnamed)
+        .map(|sample| sample.inuse().objects)
+        .sum();
+    ensure!(unnamed == 0 || profile.loss("notice_lost") > 0, "{}", profile.shown());
     assert_eq!(
-        profile.outstanding(),
-        leaked,
+        outstanding.objects,
+        leaked.objects + unnamed,
         "something that was freed is shown as outstanding:\n{}",
         profile.shown()
     );

@@ -14,6 +14,7 @@ use leaktrace_common::config::{
 
 use super::{
     grace::GracePeriod,
+    requirements::with_causes,
     sampled::SampledBlocks,
     tables::{ArrayFull, MappedArray},
 };
@@ -25,7 +26,7 @@ pub enum ProcessTableError {
     #[error("{MAX_PROCESSES} processes are traced already, and no more can be at once")]
     Full(#[from] ArrayFull),
     /// The kernel refused.
-    #[error("failed to enter pid {pid} in BPF map `SLOTS`: {cause}")]
+    #[error("failed to enter pid {pid} in BPF map `SLOTS`: {}", with_causes(cause))]
     Slots {
         /// Process.
         pid: u32,
