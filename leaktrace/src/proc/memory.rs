@@ -61,6 +61,9 @@ pub fn is_same_memory(one: u32, other: u32) -> io::Result<bool> {
     Ok(order == 0)
 }
 
+/// So many pieces are read in the order that they are asked for.
+pub const MAX_ORDERED: usize = 8;
+
 /// One piece of memory to read.
 #[derive(Debug)]
 pub struct ReadRequest<'a> {
@@ -80,7 +83,8 @@ pub trait MemoryReader {
     /// [`MemoryError::Unmapped`] when not all of it can be read; the buffer's content is then unspecified.
     fn read(&self, address: ProcessAddress, buffer: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// Reads many pieces; one that is not mapped is left with `filled: false` and does not stop the others.
+    /// Reads many pieces; one that is not mapped is left with `filled: false` and does not stop the others. More than
+    /// [`MAX_ORDERED`] are read in any order, so what has to be read behind something else takes another call.
     ///
     /// # Errors
     /// [`MemoryError::Process`] when the process is gone or out of reach.
@@ -221,6 +225,12 @@ impl MemoryReader for ProcessMemory {
 
     /// Pieces that lie close to each other are read as one.
     fn read_many(&self, requests: &mut [ReadRequest<'_>]) -> Result<(), MemoryError> {
+        if requests.len() <= MAX_ORDERED {
+            for request in requests {
+                request.filled = self.transfer(request.address, request.buffer)? == request.buffer.len();
+            }
+            return Ok(());
+        }
         let mut order: Vec<usize> = (0..requests.len()).collect();
         order.sort_unstable_by_key(|index| requests[*index].address);
         let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
 //! All goroutines of a process with their stacks, while they run on.
 //!
-//! A goroutine and its stack are read in one call, and the goroutine again behind the stack; only where both copies
-//! agree did it not run in between, and the stack is whole. Others are tried again and, if they never settle, kept
+//! Goroutines are read, then their stacks, then the goroutines again; only where both copies agree did one not run in
+//! between, and its stack is whole. Others are tried again and, if they never settle, kept
 //! without a stack and counted. Memory is bounded: goroutines are read in groups, and a group's stacks are dropped once
 //! they are unwound.
 
@@ -14,7 +14,7 @@ use crate::runtime::go::locate::Globals;
 use crate::runtime::go::offsets::Layout;
 use crate::runtime::go::pclntab::PclnTable;
 
-/// Goroutines read together: each takes three vectors.
+/// Goroutines read together.
 const GROUP: usize = BATCH / 3;
 /// Most bytes of one stack that are read; deeper ones are cut (and say so).
 const MAX_STACK: usize = 256 << 10;
@@ -354,26 +354,28 @@ impl<M: MemoryReader> Reader<'_, M> {
         snapshot: &mut GoroutineSnapshot,
     ) -> Result<(), GoroutineError> {
         let size = self.layout.g.size.offset;
-        let mut ranges = Vec::with_capacity(pending.len() * 3);
-        for &(address, key) in pending {
-            let whole = Range { address, len: size };
-            ranges.extend([
-                whole,
-                Range {
-                    address: key.sp,
-                    len: stack_len(&key),
-                },
-                whole,
-            ]);
-        }
-        let mut bytes = Vec::new();
-        let filled = self.memory.read_ranges(&ranges, &mut bytes)?;
+        let wholes: Vec<Range> = pending
+            .iter()
+            .map(|&(address, _)| Range { address, len: size })
+            .collect();
+        let stacks: Vec<Range> = pending
+            .iter()
+            .map(|(_, key)| Range {
+                address: key.sp,
+                len: stack_len(key),
+            })
+            .collect();
+        // Three calls: within one the order is not told.
+        let (mut before, mut bytes, mut after) = (Vec::new(), Vec::new(), Vec::new());
+        let first_filled = self.memory.read_ranges(&wholes, &mut before)?;
+        let stack_filled = self.memory.read_ranges(&stacks, &mut bytes)?;
+        let second_filled = self.memory.read_ranges(&wholes, &mut after)?;
         let mut rest = bytes.as_slice();
-        for (&(address, expected), filled) in pending.iter().zip(filled.chunks_exact(3)) {
-            let (before, tail) = rest.split_at(size);
-            let (stack, tail) = tail.split_at(stack_len(&expected));
-            let (after, tail) = tail.split_at(size);
-            rest = tail;
+        for (index, &(address, expected)) in pending.iter().enumerate() {
+            let (before, after) = (&before[index * size..][..size], &after[index * size..][..size]);
+            let (stack, behind) = rest.split_at(stack_len(&expected));
+            rest = behind;
+            let filled = [first_filled[index], stack_filled[index], second_filled[index]];
             if !filled[0] || !filled[2] {
                 snapshot.unreadable += 1;
                 continue;
