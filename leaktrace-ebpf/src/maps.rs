@@ -229,6 +229,11 @@ pub fn note_exec(pid: u32) {
         // SAFETY: the one writer adds to an aligned word of a map value.
         unsafe { (*slot).execs += 1 };
     }
+    // Userspace takes the old program's samples out in a moment. Until then they count against nobody: the new program would
+    // have room for none.
+    if let Some(process) = process_by_pid(pid) {
+        note_held(process, (held(process.held) as i64).wrapping_neg());
+    }
 }
 
 /// The process with this pid, if it is traced.

@@ -54,10 +54,9 @@ impl SampledBlocks {
     }
 
     /// Takes out blocks of a process whose frees will not be seen, but keeps those that were taken in the program that it
-    /// runs now, if it still does. Looks at the whole set once, some milliseconds.
+    /// runs now, if it still does. Looks at the whole set once, some milliseconds. They are counted no more since the exec.
     pub fn forget_earlier(&mut self, process: &Process, still_running: u32) {
-        let count = self.take_out(process.pid, Some(still_running));
-        self.count_out(process, count);
+        self.take_out(process.pid, Some(still_running));
     }
 
     fn take_out(&mut self, pid: u32, still_running: Option<u32>) -> u64 {
