@@ -16,6 +16,9 @@ use crate::runtime::go::pclntab::PclnTable;
 
 /// Goroutines read together.
 const GROUP: usize = BATCH / 3;
+/// Goroutines whose stacks are read between two reads of them: the fewer, the shorter is the time in which one may run, come
+/// back to where it was, and leave a stack of two moments.
+const SETTLED: usize = 16;
 /// Most bytes of one stack that are read; deeper ones are cut (and say so).
 const MAX_STACK: usize = 256 << 10;
 /// Most bytes of stacks that are held at a time.
@@ -297,7 +300,7 @@ impl<M: MemoryReader> Reader<'_, M> {
             let mut rest = pending.as_slice();
             while !rest.is_empty() {
                 let mut total = 0;
-                let take = rest.iter().take_while(|(_, key)| {
+                let take = rest.iter().take(SETTLED).take_while(|(_, key)| {
                     let fits = total == 0 || total + stack_len(key) <= MAX_GROUP_BYTES;
                     total += stack_len(key);
                     fits
@@ -398,8 +401,15 @@ impl<M: MemoryReader> Reader<'_, M> {
             };
             let mut goroutine = self.goroutine(address, after, state);
             if state == StackState::Complete {
+                let frames = self.frames;
                 let skip = (second.sp - expected.sp) as usize;
                 self.unwind(&mut goroutine, &second, stack.get(skip..).unwrap_or_default());
+                if goroutine.state == StackState::Incomplete && !last {
+                    // It may have run and come back to the same place.
+                    self.frames = frames;
+                    again.push((address, second));
+                    continue;
+                }
             }
             snapshot.unsettled += u64::from(state == StackState::Unsettled);
             snapshot.incomplete += u64::from(matches!(
