@@ -459,6 +459,9 @@ mod tests {
             eprintln!("skipped: loading the kernel side needs root");
             return;
         }
+        let _alone = super::super::KERNEL_SIDE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let live = Live::start(1 << 20).expect("the kernel side");
         // Its answer shows that it runs.
         live.losses();

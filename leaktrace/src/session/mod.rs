@@ -29,3 +29,7 @@ pub mod stream;
 pub mod survey;
 pub mod tracer;
 pub mod why;
+
+/// Held by tests that load the kernel side: threads are counted by their names, in the whole process.
+#[cfg(test)]
+static KERNEL_SIDE: std::sync::Mutex<()> = std::sync::Mutex::new(());

@@ -422,6 +422,9 @@ mod tests {
             eprintln!("skipped: loading the kernel side needs root");
             return;
         }
+        let _alone = super::super::KERNEL_SIDE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let passed = run().expect("a recording works here");
         assert_eq!(passed.calls, 4 * CALLS);
         assert_eq!(passed.growth_problem, None);

@@ -125,12 +125,18 @@ fn facts(pid: u32, smaps: &Smaps, go: Option<&GoProcess>, notes: &mut Vec<String
 
 #[cfg(test)]
 mod tests {
+    use memmap2::{Advice, MmapMut};
+
     use super::*;
 
     #[test]
     fn this_process_is_told_apart() {
         let pid = std::process::id();
-        let memory = vec![1u8; 32 << 20];
+        // Mapped by itself: an allocator may have that much to spare in an arena, after other tests. Memory that a child does
+        // not get is joined with no neighbour.
+        let mut memory = MmapMut::map_anon(32 << 20).expect("memory");
+        memory.advise(Advice::DontFork).expect("it is ours");
+        memory.fill(1);
         let snapshot = Snapshot::take(pid, None).expect("our own");
         drop(memory);
         assert!(snapshot.split.total() > 32 << 20 && snapshot.page_tables > 0);
