@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use hashbrown::HashMap;
 
 use super::name::{base, fit, printable};
-use super::profile::{Profile, Sample};
+use super::profile::{Location, Profile, Sample};
 use super::support::is_support;
 use super::table::header;
 use super::unit::{Scale, common, label, percentage};
@@ -55,11 +55,19 @@ pub struct Sites {
     pub total: i64,
 }
 
-/// One function of a stack, as it is shown.
-struct Frame {
-    name: String,
-    place: String,
-    is_support: bool,
+/// One function of a stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Its name, or what stands for one.
+    pub function: String,
+    /// Source file; empty when unknown.
+    pub file: String,
+    /// Line in it; 0 when unknown.
+    pub line: i64,
+    /// Path of the program or library; empty when unknown.
+    pub module: String,
+    /// It is none of the program's own.
+    pub is_support: bool,
 }
 
 #[derive(Default)]
@@ -76,15 +84,17 @@ impl Sites {
     /// Where the profile has no such sample type (see [`Profile::sample_type`]).
     pub fn new(profile: &Profile, sample_type: usize) -> Self {
         let objects = objects(profile, sample_type);
-        let frames: Vec<Vec<Frame>> = (0..profile.locations.len())
-            .map(|location| frames(profile, location))
+        let places: Vec<Vec<Place>> = profile
+            .locations
+            .iter()
+            .map(|location| places(profile, location))
             .collect();
         let mut sites: HashMap<String, Weights> = HashMap::new();
         let mut total = 0i64;
         for sample in profile.samples.iter().filter(|sample| sample.values[sample_type] != 0) {
             let weight = sample.values[sample_type];
             total = total.saturating_add(weight.saturating_abs());
-            let (name, callers) = place(sample, &frames);
+            let (name, callers) = shown(sample, &places);
             let site = sites.entry(name).or_default();
             site.weight = site.weight.saturating_add(weight);
             if let Some(objects) = objects {
@@ -129,52 +139,54 @@ fn objects(profile: &Profile, sample_type: usize) -> Option<usize> {
 }
 
 /// The functions of a location, innermost first.
-fn frames(profile: &Profile, index: usize) -> Vec<Frame> {
-    let location = &profile.locations[index];
-    let mapping = location.mapping.and_then(|id| profile.mappings.get(id.index()));
-    let module = mapping.map_or("", |mapping| mapping.file.as_str());
-    let names = profile.names(location);
+pub fn places(profile: &Profile, location: &Location) -> Vec<Place> {
+    let module = profile.mapping(location).map_or("", |mapping| mapping.file.as_str());
+    let names = profile.names(location).enumerate();
     names
-        .enumerate()
         .map(|(depth, name)| {
             let line = location.lines.get(depth);
             let file = line.map_or("", |line| profile.function(line).file.as_str());
-            let place = match line {
-                Some(line) if !file.is_empty() && line.line > 0 => format!("{}:{}", base(file), line.line),
-                _ => String::new(),
-            };
-            Frame {
+            Place {
                 is_support: is_support(&name, file, module),
-                name: name.into_owned(),
-                place,
+                function: name.into_owned(),
+                file: file.to_owned(),
+                line: line.map_or(0, |line| line.line),
+                module: module.to_owned(),
             }
         })
         .collect()
 }
 
-/// The site of a sample, and its callers: support and what calls itself is passed over.
-fn place(sample: &Sample, frames: &[Vec<Frame>]) -> (String, Vec<String>) {
-    let stack = || sample.locations.iter().flat_map(|location| &frames[location.index()]);
-    let own = stack().position(|frame| !frame.is_support);
-    let at = own.unwrap_or(0);
-    let Some(site) = stack().nth(at) else {
-        return ("[no stack]".to_owned(), Vec::new());
-    };
+/// The site of a stack, innermost first, and its callers: support and what calls itself is passed over. `None` for an empty
+/// one.
+pub fn own<'p>(stack: impl Iterator<Item = &'p Place> + Clone) -> Option<(&'p Place, Vec<String>)> {
+    let at = stack.clone().position(|place| !place.is_support).unwrap_or(0);
+    let mut rest = stack.skip(at);
+    let site = rest.next()?;
     let mut callers: Vec<String> = Vec::new();
-    let mut last = site.name.as_str();
-    for frame in stack().skip(at + 1).filter(|frame| !frame.is_support) {
+    let mut last = site.function.as_str();
+    for place in rest.filter(|place| !place.is_support) {
         if callers.len() == CALLERS {
             break;
         }
-        if frame.name != last {
-            callers.push(frame.name.clone());
+        if place.function != last {
+            callers.push(place.function.clone());
         }
-        last = &frame.name;
+        last = &place.function;
     }
-    let name = if site.place.is_empty() {
-        site.name.clone()
+    Some((site, callers))
+}
+
+/// The site of a sample as it is shown, and its callers.
+fn shown(sample: &Sample, places: &[Vec<Place>]) -> (String, Vec<String>) {
+    let stack = sample.locations.iter().flat_map(|location| &places[location.index()]);
+    let Some((site, callers)) = own(stack) else {
+        return ("[no stack]".to_owned(), Vec::new());
+    };
+    let name = if site.file.is_empty() || site.line <= 0 {
+        site.function.clone()
     } else {
-        format!("{} ({})", site.name, site.place)
+        format!("{} ({}:{})", site.function, base(&site.file), site.line)
     };
     (name, callers)
 }

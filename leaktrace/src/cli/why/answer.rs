@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::sites::{self, Site};
 use crate::{
+    model::HeapKind,
     report::{loss::Losses, profile::Profile},
     session::why::{
         course::{self, Verdict},
@@ -182,8 +183,8 @@ pub fn answer(findings: &Findings, command: Option<&str>) -> Answer {
     let (before, after) = (&findings.before, &findings.after);
     let resident = Change::new(before.split.total(), after.split.total(), seconds);
     let verdict = course::judge(&findings.course);
-    let (native_sites, outstanding) = of(findings.native.as_ref(), "native", &["native"], seconds);
-    let (resident_sites, touched) = of(findings.resident.as_ref(), "resident", &["resident"], seconds);
+    let (native_sites, outstanding) = of(findings.native.as_ref(), HeapKind::Native, seconds);
+    let (resident_sites, touched) = of(findings.resident.as_ref(), HeapKind::Resident, seconds);
     // Of what was touched inside of allocation functions the stack is that of the blocks that are still there.
     let inside = resident_sites
         .iter()
@@ -191,7 +192,7 @@ pub fn answer(findings: &Findings, command: Option<&str>) -> Answer {
         .fold(0i64, |sum, site| sum.saturating_add(site.bytes));
     let with_stack = touched.saturating_sub(inside).saturating_add(inside.min(outstanding));
     let grown = findings.go.as_ref();
-    let (go_sites, _) = of(grown.and_then(|go| go.heap.as_ref()), "go", &["go"], seconds);
+    let (go_sites, _) = of(grown.and_then(|go| go.heap.as_ref()), HeapKind::Go, seconds);
     let kinds = rows(before, after, seconds);
     let is_growth = resident.growth >= WORTH;
     let share = |part: i64| (part as f64 / resident.growth as f64).clamp(0.0, 1.0);
@@ -248,8 +249,8 @@ pub fn answer(findings: &Findings, command: Option<&str>) -> Answer {
     answer
 }
 
-fn of(profile: Option<&Profile>, heap: &str, labels: &[&str], seconds: f64) -> (Vec<Site>, i64) {
-    profile.map_or_else(Default::default, |profile| sites::sites(profile, heap, labels, seconds))
+fn of(profile: Option<&Profile>, kind: HeapKind, seconds: f64) -> (Vec<Site>, i64) {
+    profile.map_or_else(Default::default, |profile| sites::sites(profile, kind, seconds))
 }
 
 /// Rows of both moments, the one that grew most first.
@@ -367,11 +368,15 @@ fn next(answer: &Answer, verdict: Verdict, command: Option<&str>) -> String {
         }
         _ if stands_out("go_stacks") => format!("leaktrace go goroutines -p {pid}"),
         // Where the program keeps no profile there are no sampled objects either.
-        _ if stands_out("go_heap") => match answer.sites.iter().any(|site| site.heap == "go") {
+        _ if stands_out("go_heap") => match answer.sites.iter().any(|site| site.heap == HeapKind::Go.name()) {
             true => format!("leaktrace go objects -p {pid}"),
             false => format!("leaktrace go census -p {pid}"),
         },
-        _ if answer.sites.first().is_some_and(|site| site.heap == "native") => {
+        _ if answer
+            .sites
+            .first()
+            .is_some_and(|site| site.heap == HeapKind::Native.name()) =>
+        {
             format!("leaktrace record -p {pid} -d 2m")
         }
         _ => format!("leaktrace why -p {pid} -d 10m"),

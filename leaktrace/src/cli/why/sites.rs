@@ -7,15 +7,16 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::report::{
-    name::base,
-    profile::{Location, Profile, Sample},
-    prune::prune,
-    support::is_support,
+use crate::{
+    model::HeapKind,
+    report::{
+        name::base,
+        profile::{Profile, Sample},
+        prune::prune,
+        sites::{Place, own, places},
+    },
 };
 
-/// Callers that are told.
-const CALLERS: usize = 2;
 /// Frames of a stack that are looked at.
 const MAX_FRAMES: usize = 64;
 
@@ -43,57 +44,6 @@ pub struct Site {
     pub per_minute: i64,
 }
 
-/// One frame of a stack.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Frame {
-    function: String,
-    file: String,
-    line: i64,
-    module: String,
-}
-
-impl Frame {
-    fn serves(&self) -> bool {
-        is_support(&self.function, &self.file, &self.module)
-    }
-}
-
-fn frames(profile: &Profile, location: &Location) -> Vec<Frame> {
-    let module = profile
-        .mapping(location)
-        .map_or_else(String::new, |mapping| base(&mapping.file).to_owned());
-    let named = location.lines.iter().map(|line| {
-        let function = profile.function(line);
-        let name = match function.name.as_str() {
-            "" => format!("[{module}]"),
-            name => name.to_owned(),
-        };
-        (name, function.file.to_string(), line.line)
-    });
-    let mut frames: Vec<Frame> = named
-        .map(|(function, file, line)| Frame {
-            function,
-            file,
-            line,
-            module: module.clone(),
-        })
-        .collect();
-    if frames.is_empty() {
-        let name = if module.is_empty() {
-            "<unknown>".to_owned()
-        } else {
-            format!("[{module}]")
-        };
-        frames.push(Frame {
-            function: name,
-            file: String::new(),
-            line: 0,
-            module,
-        });
-    }
-    frames
-}
-
 /// A frame at the kernel's page for probes, which is the last of the address space: a page was touched inside of an
 /// allocation function whose return is probed, and its callers are known by that probe alone.
 const IN_PROBED_CALL: &str = "[unknown]+0x7fffffffdfff";
@@ -101,35 +51,24 @@ const IN_PROBED_CALL: &str = "[unknown]+0x7fffffffdfff";
 pub const INSIDE: &str = "[inside an allocation function: see native]";
 
 /// The program's own frame of a stack, and what called it.
-fn culprit(profile: &Profile, sample: &Sample) -> (Frame, Vec<String>) {
-    let mut stack: Vec<Frame> = profile
+fn culprit(profile: &Profile, sample: &Sample) -> (Place, Vec<String>) {
+    let stack: Vec<Place> = profile
         .stack(sample)
-        .flat_map(|location| frames(profile, location))
+        .flat_map(|location| places(profile, location))
         .take(MAX_FRAMES)
         .collect();
-    let own = stack.iter().position(|frame| !frame.serves()).unwrap_or(0);
-    if stack.iter().any(|frame| frame.function == IN_PROBED_CALL) {
-        let inside = Frame {
+    if stack.iter().any(|place| place.function == IN_PROBED_CALL) {
+        let inside = Place {
             function: INSIDE.to_owned(),
-            file: String::new(),
-            line: 0,
-            module: String::new(),
+            ..Place::default()
         };
         return (inside, Vec::new());
     }
-    let callers = stack
-        .iter()
-        .skip(own + 1)
-        .filter(|frame| !frame.serves())
-        .take(CALLERS)
-        .map(|frame| frame.function.clone())
-        .collect();
-    (stack.swap_remove(own), callers)
+    own(stack.iter()).map_or_else(Default::default, |(place, callers)| (place.clone(), callers))
 }
 
-/// Sites of a profile whose samples' label `heap` is one of `labels`, those with the most bytes first, and the bytes of
-/// all of them.
-pub fn sites(profile: &Profile, heap: &str, labels: &[&str], seconds: f64) -> (Vec<Site>, i64) {
+/// Sites of a profile's samples of this kind or of none, those with the most bytes first, and the bytes of all of them.
+pub fn sites(profile: &Profile, kind: HeapKind, seconds: f64) -> (Vec<Site>, i64) {
     let mut profile = profile.clone();
     // With an expression that is none all frames stay.
     let _ = prune(&mut profile);
@@ -137,11 +76,11 @@ pub fn sites(profile: &Profile, heap: &str, labels: &[&str], seconds: f64) -> (V
     let (Some(space), Some(objects)) = (position("inuse_space"), position("inuse_objects")) else {
         return (Vec::new(), 0);
     };
-    let mut sums: HashMap<(Frame, Vec<String>), (i64, i64)> = HashMap::new();
+    let mut sums: HashMap<(Place, Vec<String>), (i64, i64)> = HashMap::new();
     let mut total = 0i64;
     for sample in &profile.samples {
-        let label = sample.labels.iter().find(|label| label.key.as_str() == "heap");
-        if label.is_some_and(|label| !labels.contains(&label.value.as_str())) || sample.values[space] == 0 {
+        let is_labelled = sample.labels.iter().any(|label| label.key == HeapKind::LABEL);
+        if is_labelled && sample.heap() != Some(kind) || sample.values[space] == 0 {
             continue;
         }
         total = total.saturating_add(sample.values[space]);
@@ -152,12 +91,12 @@ pub fn sites(profile: &Profile, heap: &str, labels: &[&str], seconds: f64) -> (V
     let mut sites: Vec<Site> = sums
         .into_iter()
         .filter(|(_, (bytes, _))| *bytes > 0)
-        .map(|((frame, callers), (bytes, objects))| Site {
-            heap: heap.to_owned(),
-            function: frame.function,
-            file: frame.file,
-            line: frame.line,
-            module: frame.module,
+        .map(|((place, callers), (bytes, objects))| Site {
+            heap: kind.name().to_owned(),
+            function: place.function,
+            file: place.file,
+            line: place.line,
+            module: base(&place.module).to_owned(),
             callers,
             bytes,
             objects,
@@ -208,18 +147,18 @@ mod tests {
             &[line("std::vector::push_back", 1), line("keep", 12)],
         );
         let main = builder.location(Some(program), 0x30, &[line("main", 40)]);
-        let label = |value: &str| {
-            vec![TextLabel {
-                key: "heap".into(),
-                value: value.into(),
-            }]
-        };
-        builder.sample(vec![memset, keep, main], &[0, 0, 3, 300], label("resident"), Vec::new());
-        builder.sample(vec![keep, main], &[0, 0, 1, 100], label("resident"), Vec::new());
-        builder.sample(vec![keep, main], &[9, 900, 0, 0], label("asked"), Vec::new());
-        builder.sample(vec![memset], &[0, 0, 1, 50], label("resident"), Vec::new());
+        let label = |kind| vec![TextLabel::heap(kind)];
+        builder.sample(
+            vec![memset, keep, main],
+            &[0, 0, 3, 300],
+            label(HeapKind::Resident),
+            Vec::new(),
+        );
+        builder.sample(vec![keep, main], &[0, 0, 1, 100], label(HeapKind::Resident), Vec::new());
+        builder.sample(vec![keep, main], &[9, 900, 0, 0], label(HeapKind::Reserved), Vec::new());
+        builder.sample(vec![memset], &[0, 0, 1, 50], label(HeapKind::Resident), Vec::new());
         let profile = builder.finish();
-        let (found, total) = sites(&profile, "resident", &["resident"], 30.0);
+        let (found, total) = sites(&profile, HeapKind::Resident, 30.0);
         assert_eq!(total, 450);
         let shown: Vec<String> = found
             .iter()

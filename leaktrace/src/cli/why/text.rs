@@ -8,9 +8,12 @@ use super::{
     answer::{Answer, Row, WORTH, worst_child},
     sites::Site,
 };
-use crate::report::{
-    name::{base, fit, printable},
-    unit::{Scale, label},
+use crate::{
+    model::HeapKind,
+    report::{
+        name::{base, fit, printable},
+        unit::{Scale, label},
+    },
 };
 
 /// Rows of kinds, and sites of each sort.
@@ -166,12 +169,12 @@ fn line(text: &mut String, row: &Row) {
 }
 
 fn code(text: &mut String, answer: &Answer) {
-    let of = |heap: &'static str| answer.sites.iter().filter(move |site| site.heap == heap);
-    let sum = |heap| of(heap).fold(0i64, |sum, site| sum.saturating_add(site.bytes));
+    let of = |kind: HeapKind| answer.sites.iter().filter(move |site| site.heap == kind.name());
+    let sum = |kind| of(kind).fold(0i64, |sum, site| sum.saturating_add(site.bytes));
     if answer.native.is_some() {
-        list(text, "allocated meanwhile and not freed (native)", of("native"));
+        list(text, "allocated meanwhile and not freed (native)", of(HeapKind::Native));
     }
-    list(text, "growth of the Go heap", of("go"));
+    list(text, "growth of the Go heap", of(HeapKind::Go));
     if !answer.goroutines.is_empty() {
         let _ = writeln!(text, "\n{:>10} {:>12}             GOROUTINES STARTED BY", "MORE", "NOW");
     }
@@ -186,9 +189,13 @@ fn code(text: &mut String, answer: &Answer) {
             fit(&function, FUNCTION)
         );
     }
-    let explained = (sum("native").saturating_add(sum("go"))) as f64;
+    let explained = (sum(HeapKind::Native).saturating_add(sum(HeapKind::Go))) as f64;
     if answer.resident.growth >= WORTH && explained < answer.resident.growth as f64 * EXPLAINS {
-        list(text, "became resident (first touched) meanwhile", of("resident"));
+        list(
+            text,
+            "became resident (first touched) meanwhile",
+            of(HeapKind::Resident),
+        );
     }
 }
 
