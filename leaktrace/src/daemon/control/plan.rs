@@ -3,7 +3,7 @@
 //! Part of the table's owner: it reads states and asks for changes; it changes none by itself. Invariant: a user with many
 //! growing processes keeps no other user out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{
     Control, RETRY_AFTER, for_people,
@@ -47,10 +47,21 @@ struct Wanted<'a> {
     reason: String,
 }
 
-/// Whose turn it is: the first process of the user who has fewest.
-fn next_of_all_users(wanted: &[Wanted<'_>], users: &BTreeMap<u32, Vec<ProcessKey>>) -> Option<usize> {
-    let count = |wanted: &Wanted<'_>| users.get(&wanted.candidate.uid).map_or(0, Vec::len);
-    (0..wanted.len()).min_by_key(|index| count(&wanted[*index]))
+/// What is wanted, by user; those of one in order of their rank, with their places among all.
+type Queues<'a> = BTreeMap<u32, VecDeque<(usize, Wanted<'a>)>>;
+
+/// Takes whose turn it is: the first of the user who has fewest, of several such the one who ranks first.
+fn next_of_all_users<'a>(queues: &mut Queues<'a>, users: &BTreeMap<u32, Vec<ProcessKey>>) -> Option<Wanted<'a>> {
+    let place = |uid: &u32, queue: &VecDeque<(usize, Wanted<'_>)>| {
+        let (place, _) = queue.front()?;
+        Some((users.get(uid).map_or(0, Vec::len), *place))
+    };
+    let (_, uid) = queues
+        .iter()
+        .filter_map(|(uid, queue)| Some((place(uid, queue)?, *uid)))
+        .min()?;
+    let (_, next) = queues.get_mut(&uid)?.pop_front()?;
+    Some(next)
 }
 
 impl Control {
@@ -104,8 +115,14 @@ impl Control {
         let limit = self.settings.max_processes;
         let mut users = self.probed_by_user(candidates);
         let mut room = limit.saturating_sub(self.count(Mode::Probes));
-        while let Some(index) = next_of_all_users(&wanted, &users) {
-            let next = wanted.remove(index);
+        let mut queues = Queues::new();
+        for (place, wanted) in wanted.into_iter().enumerate() {
+            queues
+                .entry(wanted.candidate.uid)
+                .or_default()
+                .push_back((place, wanted));
+        }
+        while let Some(next) = next_of_all_users(&mut queues, &users) {
             let (key, uid) = (next.candidate.key, next.candidate.uid);
             if room > 0 {
                 room -= 1;
