@@ -81,6 +81,16 @@ impl Toolchain {
         Ok(found)
     }
 
+    /// The newest of those that every machine has.
+    ///
+    /// # Errors
+    /// As [`all`](Self::all).
+    pub fn newest() -> Result<Self> {
+        let mut all = Self::all()?;
+        all.retain(|toolchain| MANDATORY.contains(&toolchain.minor));
+        all.pop().context("no Go")
+    }
+
     /// `go`, with a clean environment of its own.
     pub fn command(&self) -> Command {
         let mut command = Command::new(self.root.join("bin/go"));

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use leaktrace_tests::daemon::{Daemon, Home};
-use leaktrace_tests::golang::{Form, MANDATORY, Toolchain};
+use leaktrace_tests::golang::{Form, Toolchain};
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::recording::{Answer, leaktrace, run};
 use leaktrace_tests::scenario::unharmed;
@@ -437,11 +437,7 @@ fn the_daemon_and_top_say_the_same_of_a_process() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let toolchains = Toolchain::all()?;
-    let newest = toolchains
-        .iter()
-        .rfind(|toolchain| MANDATORY.contains(&toolchain.minor));
-    let program = newest.context("no Go")?.build("small", Form::Pure)?;
+    let program = Toolchain::newest()?.build("small", Form::Pure)?;
     let gopher = Process::ready(&mut Command::new(program))?;
     let leaky = leaky(4000)?;
     let home = Home::new("growth_time = \"40s\"\n\n[trace]\nauto = false")?;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use leaktrace_tests::daemon::Home;
-use leaktrace_tests::golang::{Form, MANDATORY, Toolchain};
+use leaktrace_tests::golang::{Form, Toolchain};
 use leaktrace_tests::machine;
 use leaktrace_tests::process::{PATIENCE, Process};
 use leaktrace_tests::profile::Profile;
@@ -26,11 +26,7 @@ fn the_last_profile_has_the_go_heap_of_the_one_before() -> Result<()> {
     let Some(_machine) = machine::exclusive() else {
         return Ok(());
     };
-    let toolchains = Toolchain::all()?;
-    let newest = toolchains
-        .iter()
-        .rfind(|toolchain| MANDATORY.contains(&toolchain.minor));
-    let program = newest.context("no Go")?.build("cgocache", Form::Cgo)?;
+    let program = Toolchain::newest()?.build("cgocache", Form::Cgo)?;
     let mut target = Process::spawn(&mut Command::new(program))?;
     target.wait_for("that it is ready", |line| line.starts_with("ready"), PATIENCE)?;
     let pid = target.pid();

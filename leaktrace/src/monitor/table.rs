@@ -16,6 +16,7 @@ use crate::{
     api,
     model::{ProcessKey, page_size},
     proc::{
+        find,
         footprint::{self, Footprint},
         identity, living,
     },
@@ -63,7 +64,7 @@ pub enum Scope {
 impl Scope {
     fn pids(&self) -> Vec<u32> {
         match self {
-            Self::Machine => pids(),
+            Self::Machine => find::pids().collect(),
             Self::Only(keys) => keys.iter().map(|key| key.pid).collect(),
         }
     }
@@ -368,15 +369,4 @@ impl Watched {
 fn executable(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{}/exe", living::thread(pid))).ok()?;
     Some(path.to_string_lossy().into_owned())
-}
-
-/// Pids that `/proc` lists.
-fn pids() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
 }

@@ -1,9 +1,8 @@
 //! Processes that use one memory: `clone` with `CLONE_VM` and without `CLONE_THREAD` makes such, and so does `vfork` until
 //! the child runs another program. What one of them frees, another may have allocated.
 
-use std::fs;
-
 use super::{
+    find,
     identity::{self, Stat},
     living,
     memory::is_same_memory,
@@ -20,12 +19,9 @@ pub fn sharers(pid: u32) -> Vec<u32> {
     let Ok(own) = identity::read_stat(living::thread(pid)) else {
         return Vec::new();
     };
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let may_share = |other: &Stat| other.stack_start == own.stack_start && !other.kernel_thread;
-    pids.filter(|other| *other != pid)
+    find::pids()
+        .filter(|other| *other != pid)
         .take(MAX_LOOKED_AT)
         .filter(|other| identity::read_stat(*other).is_ok_and(|other| may_share(&other)))
         .filter(|other| is_same_memory(own.key.pid, *other).unwrap_or(false))
